@@ -1,0 +1,419 @@
+"""Settings: a recipe that every silo shares and hashes, and what each side keeps to itself.
+
+Whatever can change a score or the threshold is in the recipe; the rest is the silo's business.
+No torch here: reading a configuration takes milliseconds.
+"""
+
+import hashlib
+import json
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from clues.errors import ConfigError
+
+BUILT_IN = "built-in"
+Fraction = float
+ARMS = ("mixed", "random", "clues", "oracle")
+
+
+class Settings(BaseModel):
+    """Frozen; an unknown key is an error; input never shows in an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class ModelSettings(Settings):
+    """Base model: `built-in`, a local folder or a hub name.
+
+    `weights_sha256` is filled in for weights on disk, so that the recipe's hash speaks of them
+    and not of where they lie.
+    """
+
+    name: str = BUILT_IN
+    weights_sha256: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    trust_remote_code: bool = False
+
+
+class LoraSettings(Settings):
+    """Adapter shape, as in PEFT."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 16.0
+    dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+
+
+class TokenSettings(Settings):
+    """From text to token ids and loss mask."""
+
+    template: Literal["auto", "chat", "alpaca"] = "auto"
+    max_length: PositiveInt = 2048
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    loss_on: Literal["assistant", "last"] = "assistant"
+
+
+class TrainSettings(Settings):
+    """The training whose dynamics are scored. `steps` (per silo) wins over `epochs`."""
+
+    epochs: PositiveFloat = 3.0
+    steps: PositiveInt | None = None
+    rounds: PositiveInt = 8
+    aggregation: Literal["ffa", "svd", "factors"] = "ffa"
+    checkpoints: PositiveInt = 4
+    learning_rate: PositiveFloat = 2e-5
+    warmup: float = Field(default=0.03, ge=0.0, le=1.0)
+    batch_size: PositiveInt = 16
+    weight_decay: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _rounds_hold_checkpoints(self) -> "TrainSettings":
+        if self.checkpoints > self.rounds:
+            raise ValueError("checkpoints must not exceed rounds")
+        return self
+
+
+class PublicFile(Settings):
+    """A public file and the hash of its bytes."""
+
+    path: Path
+    weight: PositiveFloat = 1.0
+    sha256: str | None = None
+
+
+class PublicSet(Settings):
+    """Public rows of one domain: named validation sets and one anchor set."""
+
+    validation: dict[str, PublicFile]
+    anchor: PublicFile
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """Accept a bare path for either set."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("validation"), (str, Path)):
+            value["validation"] = {"validation": {"path": value["validation"]}}
+        elif isinstance(value.get("validation"), dict):
+            value["validation"] = {
+                name: {"path": entry} if isinstance(entry, (str, Path)) else entry
+                for name, entry in value["validation"].items()
+            }
+        if isinstance(value.get("anchor"), (str, Path)):
+            value["anchor"] = {"path": value["anchor"]}
+        return value
+
+
+class ScoreSettings(Settings):
+    """How a row is scored."""
+
+    method: Literal["influence", "perplexity"] = "influence"
+    form: Literal["sgd", "adam"] = "adam"
+    trajectory: Literal["local", "crossfit", "global"] = "global"
+    layers: tuple[NonNegativeInt, ...] | Literal["all", "first", "last"] = "all"
+    also: tuple[Literal["perplexity"], ...] = ()
+
+
+class ThresholdSettings(Settings):
+    """How anchor scores become one threshold."""
+
+    rule: Literal["anchor_mean", "anchor_quantile", "ratio", "preset", "mixture"] = (
+        "anchor_quantile"
+    )
+    quantile: float = Field(default=0.05, gt=0.0, lt=1.0)
+    ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
+    preset: float | None = None
+    units: Literal["anchor", "raw"] = "anchor"
+    bootstrap: PositiveInt = 1000
+    confidence: float = Field(default=0.9, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _preset_has_a_number(self) -> "ThresholdSettings":
+        if self.rule == "preset" and self.preset is None:
+            raise ValueError("rule preset needs a number in threshold.preset")
+        return self
+
+
+class Recipe(Settings):
+    """All settings that can change a score or the threshold."""
+
+    seed: NonNegativeInt = 42
+    model: ModelSettings = ModelSettings()
+    lora: LoraSettings = LoraSettings()
+    tokens: TokenSettings = TokenSettings()
+    train: TrainSettings = TrainSettings()
+    public: dict[str, PublicSet]
+    score: ScoreSettings = ScoreSettings()
+    threshold: ThresholdSettings = ThresholdSettings()
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the SHA-256 of the recipe; where a file lies does not count."""
+        content = self.model_dump(mode="json")
+        for public in content["public"].values():
+            for entry in [public["anchor"], *public["validation"].values()]:
+                del entry["path"]
+        if content["model"]["weights_sha256"]:
+            del content["model"]["name"]
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class CombineSettings(Settings):
+    """How the kept rows become one adapter.
+
+    Every arm and every silo takes `rounds * local_steps` steps, whatever the method.
+    """
+
+    method: Literal["fedavg", "average", "task_arithmetic", "ties", "dare"] = "fedavg"
+    aggregation: Literal["ffa", "svd", "factors"] = "ffa"
+    rounds: PositiveInt = 20
+    local_steps: PositiveInt = 10
+    learning_rate: PositiveFloat | None = None
+    density: float = Field(default=0.2, gt=0.0, le=1.0)
+    scale: PositiveFloat = 1.0
+
+
+class EvaluateSettings(Settings):
+    """What the joint models are measured on. All of it is public."""
+
+    heldout: Path | None = None
+    tasks: tuple[Path, ...] = ()
+    arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
+
+
+class SiloSettings(Settings):
+    """One owner of private rows. Never leaves the silo."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    data: str
+    domain: str
+    schema_name: str | None = Field(default=None, alias="schema")
+    labels: str | None = None
+    share_diagnostics: bool = False
+    min_kept: PositiveInt = 5
+    model_path: str | None = None
+
+
+class RunConfig(Settings):
+    """A whole run, as `clues run` reads it."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    recipe: Recipe
+    combine: CombineSettings = CombineSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    silos: tuple[SiloSettings, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _silos_fit(self) -> "RunConfig":
+        names = [silo.name for silo in self.silos]
+        if len(set(names)) < len(names):
+            raise ValueError("two silos have the same name")
+        for silo in self.silos:
+            if silo.domain not in self.recipe.public:
+                known = ", ".join(sorted(self.recipe.public))
+                raise ValueError(
+                    f"silo {silo.name} names domain {silo.domain!r}, which has no public set; "
+                    f"recipe.public lists: {known}"
+                )
+        return self
+
+
+def built_in_folder() -> Path:
+    """Folder of the base model that ships with the package."""
+    return Path(str(files("clues") / "assets" / "base"))
+
+
+def weights_sha256(name: str) -> str | None:
+    """Hash of a base model on disk: weights, configuration, tokenizer. None for a hub name."""
+    folder = built_in_folder() if name == BUILT_IN else Path(name)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        with file.open("rb") as opened:
+            digest.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def derived_seed(seed: int, *parts: object) -> int:
+    """A seed for one use, independent of the seeds of all other uses."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a run's YAML and its silo files, and fill in the hashes of the public files.
+
+    Paths are relative to the file that names them.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key (with a suggestion), a value out of range,
+            a missing file, or a public file whose bytes do not match its `sha256`.
+    """
+    path = Path(path)
+    content = _read_yaml(path)
+    silos = content.get("silos")
+    if isinstance(silos, list):
+        content["silos"] = [_silo_content(entry, path) for entry in silos]
+    config = validate(RunConfig, content, where=path.name)
+    base = path.parent
+    public = {
+        domain: PublicSet(
+            validation={n: _hashed(f, base, path) for n, f in entry.validation.items()},
+            anchor=_hashed(entry.anchor, base, path),
+        )
+        for domain, entry in config.recipe.public.items()
+    }
+    model = config.recipe.model
+    if (base / model.name).is_dir():
+        model = model.model_copy(update={"name": str((base / model.name).resolve())})
+    found = weights_sha256(model.name)
+    if found and model.weights_sha256 not in (None, found):
+        raise ConfigError(
+            f"{path.name}: the weights of {model.name} have changed since this config was "
+            "written. Restore them or remove recipe.model.weights_sha256."
+        )
+    model = model.model_copy(update={"weights_sha256": found or model.weights_sha256})
+    heldout = config.evaluate.heldout
+    evaluate = config.evaluate.model_copy(
+        update={
+            "heldout": _existing(heldout, base, path) if heldout else None,
+            "tasks": tuple(_existing(task, base, path) for task in config.evaluate.tasks),
+        }
+    )
+    recipe = config.recipe.model_copy(update={"public": public, "model": model})
+    return config.model_copy(update={"recipe": recipe, "evaluate": evaluate})
+
+
+def validate(model: type[Model], content: Any, *, where: str) -> Model:
+    """Build a settings object, or say which key is wrong and what was probably meant.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = error.errors(include_input=False, include_url=False, include_context=False)
+    lines = [f"{where}: {_describe(model, problem)}" for problem in problems]
+    raise ConfigError("\n".join(lines))
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """Return settings as YAML that can be read again."""
+    content = config.model_dump(mode="json", by_alias=True)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _describe(model: type[BaseModel], problem: Any) -> str:
+    keys = [str(part) for part in problem["loc"]]
+    dotted = ".".join(keys) or "the file"
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {dotted}.{hint}"
+    if problem["type"] == "missing":
+        return f"{dotted} is missing."
+    return f"{dotted}: {problem['msg'].removeprefix('Value error, ')}."
+
+
+def _known_keys(model: type[BaseModel], parents: list[str]) -> list[str]:
+    """Keys allowed under a dotted path, found by walking the annotations."""
+    models: list[Any] = [model]
+    for key in parents:
+        following: list[Any] = []
+        for candidate in models:
+            field = getattr(candidate, "model_fields", {}).get(key)
+            inner = [field.annotation] if field else [candidate]
+            following += _models_within(inner)
+        models = following or models
+    return [f.alias or name for m in models for name, f in getattr(m, "model_fields", {}).items()]
+
+
+def _models_within(annotations: list[Any]) -> list[Any]:
+    found: list[Any] = []
+    for annotation in annotations:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        found += _models_within(list(getattr(annotation, "__args__", ())))
+    return found
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: there is no such file. Write one with a `recipe` and `silos`."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ConfigError(f"{path.name}{line}: not valid YAML: {problem}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name}: expected keys such as recipe and silos at the top.")
+    return content
+
+
+def _silo_content(entry: Any, config_path: Path) -> Any:
+    """Return a silo's settings with its data path made independent of the working folder."""
+    if isinstance(entry, str):
+        source = config_path.parent / entry
+        content: Any = _read_yaml(source)
+        validate(SiloSettings, content, where=source.name)
+    else:
+        source, content = config_path, entry
+    if isinstance(content, dict) and isinstance(content.get("data"), str):
+        local = source.parent / content["data"]
+        # A name that is no file may still be a data set on a hub; reading it decides.
+        if local.exists() or local.suffix:
+            content = {**content, "data": str(local.resolve())}
+    return content
+
+
+def _existing(file: Path, base: Path, config_path: Path) -> Path:
+    resolved = (base / file).resolve()
+    if not resolved.exists():
+        near = [p.name for p in resolved.parent.glob("*")] if resolved.parent.is_dir() else []
+        close = get_close_matches(resolved.name, near, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{config_path.name}: {file}: there is no such file.{hint}")
+    return resolved
+
+
+def _hashed(file: PublicFile, base: Path, config_path: Path) -> PublicFile:
+    resolved = _existing(file.path, base, config_path)
+    if not resolved.is_file():
+        raise ConfigError(f"{config_path.name}: {file.path}: a public set must be one file.")
+    found = hashlib.sha256(resolved.read_bytes()).hexdigest()
+    if file.sha256 not in (None, found):
+        raise ConfigError(
+            f"{config_path.name}: {file.path} has changed: its sha256 starts with {found[:12]}, "
+            f"the config says {str(file.sha256)[:12]}. Restore the file or remove the hash."
+        )
+    return file.model_copy(update={"path": resolved, "sha256": found})

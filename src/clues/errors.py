@@ -1,0 +1,47 @@
+"""Errors that users meet. Each says what was found, where, and what to do; none shows a row."""
+
+
+class CluesError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+    exit_code = 1
+
+
+class UsageError(CluesError):
+    """A verb was called with something it cannot use."""
+
+    exit_code = 2
+
+
+class ConfigError(CluesError):
+    """A configuration file or value cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(CluesError):
+    """A data file, a row or a model folder cannot be used."""
+
+    exit_code = 3
+
+
+class RecipeMismatchError(CluesError):
+    """Two things that must come from one recipe come from two."""
+
+    exit_code = 4
+
+
+class DegenerateSelectionError(DataError):
+    """A selection keeps no row, or every row."""
+
+
+class LedgerError(CluesError):
+    """The record of what left a silo is broken or contradicts itself."""
+
+    exit_code = 5
+
+
+class NumericsError(CluesError):
+    """A number is NaN or infinite where a finite one is needed."""
+
+    exit_code = 6

@@ -1,0 +1,60 @@
+"""Progress bars where there is a terminal, plain lines where there is none."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+Advance = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """Where long steps report to."""
+
+    def task(self, description: str, total: int) -> AbstractContextManager[Advance]:
+        """Open a step of `total` parts; what it yields is called with the parts finished."""
+        ...
+
+
+class Silent:
+    """Reports nothing."""
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        """Ignore what is reported."""
+        yield lambda _: None
+
+
+class Terminal:
+    """A bar for the step under way; where output is no terminal, a line per slow step."""
+
+    SLOW_S = 2.0
+
+    def __init__(self, console: Console) -> None:
+        """Write to this console, which should be the error stream."""
+        self.console = console
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        """Show one step."""
+        if not self.console.is_terminal:
+            started = time.perf_counter()
+            yield lambda _: None
+            seconds = time.perf_counter() - started
+            if seconds >= self.SLOW_S:
+                self.console.print(f"{description}: {seconds:.0f} s", highlight=False)
+            return
+        with RichProgress(
+            TextColumn("{task.description:<34}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        ) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda n: bar.advance(task, n)

@@ -1,0 +1,90 @@
+"""Where a run's files go, and which of its stages are finished.
+
+A finished stage has a marker with the hash of its inputs and its result. A rerun with the same
+inputs takes the result; other inputs make it run again.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clues.atomic import atomic_write_bytes
+from clues.errors import DataError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def coordinator(self) -> Path:
+        """The coordinator's folder."""
+        return self.root / "coordinator"
+
+    def silo(self, name: str) -> Path:
+        """A silo's folder."""
+        return self.root / "silos" / name
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger of all messages."""
+        return self.root / "ledger.jsonl"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Markers of one run's finished stages."""
+
+    folder: Path
+
+    def run(
+        self, name: str, inputs: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return a stage's result, from its marker if it finished with the same inputs.
+
+        The result must be plain JSON; it gains `seconds`, measured when it really ran.
+        """
+        marker = self.folder / f"{name}.json"
+        key = hash_of(inputs)
+        done = self._read(marker)
+        if done and done.get("inputs") == key:
+            return done["result"]
+        started = time.perf_counter()
+        result = compute()
+        result = {**result, "seconds": round(time.perf_counter() - started, 3)}
+        write_json(marker, {"stage": name, "inputs": key, "result": result})
+        return result
+
+    def finished(self) -> tuple[str, ...]:
+        """Names of stages that have a marker."""
+        return tuple(sorted(p.stem for p in self.folder.glob("*.json")))
+
+    @staticmethod
+    def _read(marker: Path) -> dict[str, Any] | None:
+        if not marker.exists():
+            return None
+        try:
+            return json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            raise DataError(
+                f"{marker}: not readable. Remove it, and the stage runs again."
+            ) from None
+
+
+def hash_of(content: Any) -> str:
+    """SHA-256 of plain JSON values."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON beside and rename; NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    atomic_write_bytes(path, text.encode())
