@@ -1,0 +1,373 @@
+"""Containers: how rows lie in the bytes of a file, and how some of them are written back.
+
+No exception that carries row text (a JSON error holds the document) may become the cause or
+the context of ours. So errors are raised after the `except` block, never inside it.
+"""
+
+import bisect
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clues.errors import DataError
+
+_N_SHOWN = 5
+BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one source as they were stored. Text stays out of `repr`.
+
+    Attributes:
+        container: what it was read from and will be written as: jsonl, json or csv, each
+            also with `.gz`; parquet, arrow, arrow-stream.
+        columns: names in order of first sight.
+        n_rows: how many rows.
+        parts: where each file's rows begin: (index of its first row, file).
+        numbers: the line (`unit` line) or row (`unit` row) of each row in its file, from 1.
+        unit: what `numbers` count.
+        records: the rows as objects; empty where `arrow` is set.
+        raw: the bytes of each row (jsonl, csv).
+        head: bytes before the first row: a byte order mark, a csv header.
+        wrapper: the object around the list of rows and the key of that list (json).
+        indent: indentation of the file (json).
+        arrow: the rows of parquet and arrow.
+        named_by_row: the names are the first row of a csv, which may be no header.
+    """
+
+    container: str
+    columns: tuple[str, ...]
+    n_rows: int
+    parts: tuple[tuple[int, Path], ...]
+    numbers: Sequence[int] = field(repr=False)
+    unit: str = "line"
+    records: Sequence[dict[str, Any]] = field(default=(), repr=False)
+    raw: Sequence[bytes] = field(default=(), repr=False)
+    head: bytes = field(default=b"", repr=False)
+    wrapper: tuple[dict[str, Any], str] | None = field(default=None, repr=False)
+    indent: str | None = None
+    arrow: Any = field(default=None, repr=False)
+    named_by_row: bool = False
+
+    def read(self, columns: Sequence[str]) -> Sequence[dict[str, Any]]:
+        """Rows as objects; of parquet and arrow only these columns are decoded."""
+        return self.records if self.arrow is None else self.arrow.select(columns).to_pylist()
+
+    def place(self, row: int) -> str:
+        """Where a row lies, such as `line 3` or, among several files, `b.jsonl line 3`."""
+        part = bisect.bisect_right(self.parts, row, key=lambda start: start[0]) - 1
+        place = f"{self.unit} {self.numbers[row]}"
+        return place if len(self.parts) == 1 else f"{self.parts[part][1].name} {place}"
+
+
+def bad_rows(path: str | Path, reasons: Sequence[tuple[str, str]]) -> DataError:
+    """Make one error of many bad rows: the count, then the first few as (place, reason)."""
+    shown = "; ".join(f"{place}: {reason}" for place, reason in reasons[:_N_SHOWN])
+    more = "; ..." if len(reasons) > _N_SHOWN else ""
+    rows = "1 bad row" if len(reasons) == 1 else f"{len(reasons)} bad rows"
+    return DataError(f"{path}: {rows}; {shown}{more}. Mend or remove them and read again.")
+
+
+def keeps_schema(schema: Any) -> bool:
+    """Whether parquet gives this pyarrow schema back as it is."""
+    sink = io.BytesIO()
+    try:
+        pq.write_table(schema.empty_table(), sink)
+    except pa.ArrowException:
+        return False
+    return pq.read_schema(io.BytesIO(sink.getvalue())).equals(schema)
+
+
+def arrow_table(path: Path, rows: Any, container: str) -> Table:
+    """Wrap a pyarrow table after checking its content and its column names."""
+    columns = tuple(rows.column_names)
+    _refuse_equal_names(path, columns)
+    try:
+        rows.validate(full=True)
+        broken = False
+    except pa.ArrowException:
+        broken = True
+    if broken:
+        raise DataError(f"{path}: holds broken values, such as text that is not UTF-8.")
+    numbers = range(1, rows.num_rows + 1)
+    return Table(container, columns, rows.num_rows, ((0, path),), numbers, "row", arrow=rows)
+
+
+def parse_json(text: str) -> tuple[Any, str | None]:
+    """Parse JSON; returns (value, None), or (None, reason) without any of the text."""
+    try:
+        return json.loads(text), None
+    except json.JSONDecodeError as error:
+        at = f"character {error.colno}"
+        return None, f"not valid JSON ({at if error.lineno == 1 else f'line {error.lineno}, {at}'})"
+    except (ValueError, RecursionError):
+        return None, "not readable JSON (a number too long or brackets too deep)"
+
+
+def write_table(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
+    """Write the rows at `indices`, in that order, in the container of the table."""
+    write = _WRITERS[table.container.removesuffix(".gz")]
+    if not table.container.endswith(".gz"):
+        write(table, indices, sink)
+        return
+    # No name and no time in the gzip header: the same rows give the same bytes.
+    with gzip.GzipFile(filename="", mode="wb", fileobj=sink, mtime=0) as packed:
+        write(table, indices, packed)  # pyright: ignore[reportArgumentType]  # a BinaryIO in use
+
+
+def decode(path: Path, data: bytes) -> str:
+    """Decode UTF-8 with or without a byte order mark; an error gives the offset and the line."""
+    try:
+        return data.removeprefix(BOM).decode()
+    except UnicodeDecodeError as error:
+        at = error.start + (len(BOM) if data.startswith(BOM) else 0)
+    line = data.count(b"\n", 0, at) + 1
+    raise DataError(
+        f"{path} line {line}: not UTF-8 at byte offset {at}. Save the file as UTF-8, "
+        "for example with: iconv -f WINDOWS-1252 -t UTF-8"
+    )
+
+
+def _read_jsonl(path: Path, data: bytes) -> Table:
+    decode(path, data)
+    numbers: list[int] = []
+    raw: list[bytes] = []
+    records: list[dict[str, Any]] = []
+    bad: list[tuple[str, str]] = []
+    for number, line in enumerate(io.BytesIO(data.removeprefix(BOM)), start=1):
+        if not line.strip():
+            continue
+        value, problem = parse_json(line.decode())
+        if problem is None and not isinstance(value, dict):
+            problem = f"not a JSON object but {kind_of(value)}"
+        if problem is not None:
+            bad.append((f"line {number}", problem))
+            continue
+        numbers.append(number)
+        raw.append(line)
+        records.append(value)
+    if bad:
+        raise bad_rows(path, bad)
+    head = BOM if data.startswith(BOM) else b""
+    return Table(
+        "jsonl",
+        _keys(records),
+        len(raw),
+        ((0, path),),
+        numbers,
+        records=records,
+        raw=raw,
+        head=head,
+    )
+
+
+def _read_json(path: Path, data: bytes) -> Table:
+    text = decode(path, data)
+    value, problem = parse_json(text)
+    if problem is not None:
+        raise DataError(f"{path}: {problem}. Mend the file, or write one object a line as .jsonl.")
+    wrapper = None
+    if isinstance(value, dict):
+        lists = [key for key, part in value.items() if isinstance(part, list)]
+        if len(lists) != 1:
+            raise DataError(
+                f"{path}: the object holds {len(lists)} lists, so its rows cannot be found. "
+                "Give a list of objects, or an object with one list."
+            )
+        wrapper, value = (value, lists[0]), value[lists[0]]
+    if not isinstance(value, list):
+        raise DataError(f"{path}: is JSON but neither a list nor an object with one list.")
+    bad = [
+        (f"row {number}", f"not a JSON object but {kind_of(row)}")
+        for number, row in enumerate(value, start=1)
+        if not isinstance(row, dict)
+    ]
+    if bad:
+        raise bad_rows(path, bad)
+    first, _, rest = text.strip().partition("\n")
+    indent = rest[: -len(rest.lstrip())] if first.strip() in ("[", "{") else ""
+    numbers = range(1, len(value) + 1)
+    return Table(
+        "json",
+        _keys(value),
+        len(value),
+        ((0, path),),
+        numbers,
+        "row",
+        records=value,
+        wrapper=wrapper,
+        indent=indent or None,
+    )
+
+
+def _read_csv(path: Path, data: bytes) -> Table:
+    decode(path, data)
+    lines = io.BytesIO(data.removeprefix(BOM)).readlines()
+    text = [line.decode() for line in lines]
+    numbers: list[int] = []
+    raw: list[bytes] = []
+    records: list[dict[str, Any]] = []
+    bad: list[tuple[str, str]] = []
+    with _long_cells():
+        reader = csv.reader(text, delimiter=_delimiter(path, text), strict=True)
+        columns = next(cells for cells in reader if cells)
+        _refuse_equal_names(path, columns)
+        n_head = start = reader.line_num
+        for cells in _cells(reader):
+            if cells is None:
+                bad.append((f"line {start + 1}", "a quote is not closed or not doubled"))
+            elif cells and len(cells) != len(columns):
+                bad.append((f"line {start + 1}", f"{len(cells)} cells for {len(columns)} columns"))
+            elif cells:
+                numbers.append(start + 1)
+                raw.append(b"".join(lines[start : reader.line_num]))
+                records.append(dict(zip(columns, cells, strict=True)))
+            start = reader.line_num
+    if bad:
+        raise bad_rows(path, bad)
+    head = (BOM if data.startswith(BOM) else b"") + b"".join(lines[:n_head])
+    return Table(
+        "csv",
+        tuple(columns),
+        len(raw),
+        ((0, path),),
+        numbers,
+        records=records,
+        raw=raw,
+        head=head,
+        named_by_row=True,
+    )
+
+
+def _cells(reader: Any) -> Iterator[list[str] | None]:
+    """Rows of a csv reader, [] for an empty line and None for one that cannot be read."""
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:
+            cells = None
+        yield cells
+
+
+def _delimiter(path: Path, text: list[str]) -> str:
+    """Take the delimiter that gives the first line the most columns."""
+    n_columns: dict[str, int] = {}
+    for delimiter in ",;\t|":
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        header = next((cells for cells in _cells(reader) if cells != []), None)
+        if header is not None:
+            n_columns[delimiter] = len(header)
+    if not n_columns:
+        raise DataError(f"{path} line 1: the header has a quote that is not closed.")
+    return max(n_columns, key=lambda delimiter: n_columns[delimiter])
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    # The csv module refuses cells over 128 KiB; a clinical note can be longer.
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _arrow_reader(container: str, load: Callable[[Any], Any]) -> Callable[[Path, bytes], Table]:
+    def read(path: Path, data: bytes) -> Table:
+        try:
+            rows = load(pa.BufferReader(data))
+        except (pa.ArrowException, OSError):
+            rows = None
+        if rows is None:
+            raise DataError(f"{path}: {container} data is cut off or damaged. Copy it again.")
+        return arrow_table(path, rows, container)
+
+    return read
+
+
+def _refuse_equal_names(path: Path, columns: Sequence[str]) -> None:
+    # Positions, not names: the first line of a csv without a header is a row.
+    twice = [str(i + 1) for i, name in enumerate(columns) if name in columns[:i]]
+    if twice:
+        raise DataError(f"{path}: column {', '.join(twice)} has the name of an earlier column.")
+
+
+def _keys(records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(key for record in records for key in record))
+
+
+def kind_of(value: Any) -> str:
+    """Say what a value is in words for a message, never the value."""
+    names = {str: "text", dict: "an object", list: "a list", bool: "a truth value"}
+    names |= {int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _write_lines(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
+    end = b"\r\n" if any(line.endswith(b"\r\n") for line in table.raw) else b"\n"
+    sink.write(table.head)
+    for position, row in enumerate(indices, start=1):
+        line = table.raw[row]
+        sink.write(line)
+        # The last line of a file may have no end; it needs one when another row follows.
+        if position < len(indices) and not line.endswith(b"\n"):
+            sink.write(end)
+
+
+def _write_json(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
+    rows: Any = [table.records[row] for row in indices]
+    if table.wrapper is not None:
+        outer, key = table.wrapper
+        rows = outer | {key: rows}
+    try:
+        data = json.dumps(rows, ensure_ascii=False, indent=table.indent).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
+        data = json.dumps(rows, indent=table.indent).encode()
+    sink.write(data + b"\n")
+
+
+def _write_parquet(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
+    pq.write_table(_take(table, indices), sink)
+
+
+def _write_arrow(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
+    rows = _take(table, indices)
+    new = pa.ipc.new_stream if table.container == "arrow-stream" else pa.ipc.new_file
+    with new(sink, rows.schema) as writer:
+        writer.write_table(rows)
+
+
+def _take(table: Table, indices: Sequence[int]) -> Any:
+    return table.arrow.take(pa.array(indices, type=pa.int64()))
+
+
+READERS: dict[str, Callable[[Path, bytes], Table]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "parquet": _arrow_reader("parquet", lambda source: pq.ParquetFile(source).read()),
+    "arrow": _arrow_reader("arrow", lambda source: pa.ipc.open_file(source).read_all()),
+    "arrow-stream": _arrow_reader(
+        "arrow-stream", lambda source: pa.ipc.open_stream(source).read_all()
+    ),
+}
+_WRITERS: dict[str, Callable[[Table, Sequence[int], BinaryIO], None]] = {
+    "jsonl": _write_lines,
+    "csv": _write_lines,
+    "json": _write_json,
+    "parquet": _write_parquet,
+    "arrow": _write_arrow,
+    "arrow-stream": _write_arrow,
+}

@@ -1,0 +1,215 @@
+"""Text to token ids and loss mask; the same function serves training, scoring and evaluation.
+
+T tokens of a row. `mask_T` is True where the token belongs to a response and is predicted.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clues.config import TokenSettings
+from clues.data.samples import Message, Sample
+from clues.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HEADERS = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response:\n"}
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row as the model sees it.
+
+    Attributes:
+        row: zero-based position in the user's file.
+        id: content id of the sample.
+        ids: T token ids, exactly one beginning-of-text token where the tokenizer uses one.
+        mask: T booleans, True on response tokens.
+        truncated: whether tokens were cut at the end.
+    """
+
+    row: int
+    id: str
+    ids: tuple[int, ...] = field(repr=False)
+    mask: tuple[bool, ...] = field(repr=False)
+    truncated: bool = False
+
+    @property
+    def n_response_tokens(self) -> int:
+        """Number of tokens that carry loss."""
+        return sum(self.mask)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the rendered text that is wholly prompt or wholly response."""
+
+    text: str = field(repr=False)
+    is_response: bool
+    ends_text: bool = False
+
+
+class RowEncoder:
+    """Turns samples into token ids and masks under one recipe."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TokenSettings) -> None:
+        """Choose the template.
+
+        Raises:
+            ConfigError: the recipe asks for a chat template and the tokenizer has none.
+        """
+        self.tokenizer: Any = tokenizer
+        self.settings = settings
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if settings.template == "chat" and not has_template:
+            raise ConfigError(
+                "recipe.tokens.template is chat, but this model's tokenizer has no chat "
+                "template. Set it to alpaca or auto."
+            )
+        self.template = "chat" if has_template and settings.template != "alpaca" else "alpaca"
+
+    def encode(self, sample: Sample) -> EncodedRow:
+        """Return token ids and mask of one sample, cut at `max_length`.
+
+        Raises:
+            DataError: no response token is left, or the chat template cannot be split.
+        """
+        ids: list[int] = []
+        mask: list[bool] = []
+        for segment in self.segments(sample):
+            piece = self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
+            if segment.ends_text:
+                piece = [*piece, self.tokenizer.eos_token_id]
+            ids += piece
+            mask += [segment.is_response] * len(piece)
+        first = self.tokenizer.bos_token_id
+        # Templates may write the first token themselves: two of them would change every score.
+        if first is not None and self._adds_bos() and ids[:1] != [first]:
+            ids, mask = [first, *ids], [False, *mask]
+        truncated = len(ids) > self.settings.max_length
+        ids, mask = ids[: self.settings.max_length], mask[: self.settings.max_length]
+        # The first token of a text has nothing before it that could predict it.
+        if mask:
+            mask[0] = False
+        if not any(mask):
+            raise DataError(
+                f"row {sample.row + 1}: no response token left"
+                f"{' after truncation' if truncated else ''} at "
+                f"{self.settings.max_length} tokens. Raise recipe.tokens.max_length or set "
+                "overlong: drop."
+            )
+        return EncodedRow(sample.row, sample.id, tuple(ids), tuple(mask), truncated)
+
+    def segments(self, sample: Sample) -> list[Segment]:
+        """Split the rendered text into prompt and response pieces, in order."""
+        if self.template == "chat":
+            return list(self._chat_segments(sample))
+        return list(self._alpaca_segments(sample.messages))
+
+    def _alpaca_segments(self, messages: Sequence[Message]) -> Iterator[Segment]:
+        """Headed turns; tokenising prompt and response apart keeps the mask exact."""
+        for index, message in enumerate(messages):
+            gap = "" if index == 0 or messages[index - 1].role == "assistant" else "\n\n"
+            yield Segment(gap + HEADERS[message.role], is_response=False)
+            if message.role != "assistant":
+                yield Segment(message.content, is_response=False)
+                continue
+            counts = self.settings.loss_on == "assistant" or index == len(messages) - 1
+            has_end = self.tokenizer.eos_token_id is not None
+            yield Segment(message.content, is_response=counts, ends_text=has_end)
+
+    def _chat_segments(self, sample: Sample) -> Iterator[Segment]:
+        """Render growing prefixes; what the response turn adds is the response."""
+        done = ""
+        turns = [{"role": m.role, "content": m.content} for m in sample.messages]
+        for index, message in enumerate(sample.messages):
+            if message.role != "assistant":
+                continue
+            if self.settings.loss_on == "last" and index < len(turns) - 1:
+                continue
+            prefix = self._render(turns[:index], header=True)
+            full = self._render(turns[: index + 1], header=False)
+            if not (prefix.startswith(done) and full.startswith(prefix)):
+                raise DataError(
+                    f"row {sample.row + 1}: this model's chat template rewrites earlier turns, "
+                    "so the response cannot be told from the prompt. Set "
+                    "recipe.tokens.loss_on: last or template: alpaca."
+                )
+            yield Segment(prefix[len(done) :], is_response=False)
+            response, tail = self._split_after_end(full[len(prefix) :])
+            yield Segment(response, is_response=True)
+            if tail:
+                yield Segment(tail, is_response=False)
+            done = full
+
+    def _split_after_end(self, text: str) -> tuple[str, str]:
+        """Cut white space that a template writes after the end-of-turn token."""
+        stripped = text.rstrip()
+        return stripped, text[len(stripped) :]
+
+    def _render(self, turns: list[dict[str, str]], *, header: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=header
+        )
+
+    def _adds_bos(self) -> bool:
+        return self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows ready for the model, and those that are not, by reason."""
+
+    rows: tuple[EncodedRow, ...]
+    dropped: dict[int, str]
+
+
+def encode_rows(samples: Iterable[Sample], encoder: RowEncoder, *, where: str) -> EncodedRows:
+    """Encode all samples under the recipe's rule for rows that are too long.
+
+    Raises:
+        DataError: a row loses its whole response and the rule is not `drop`, or the rule is
+            `error` and a row is too long, or nothing is left.
+    """
+    kept: list[EncodedRow] = []
+    dropped: dict[int, str] = {}
+    limit, rule = encoder.settings.max_length, encoder.settings.overlong
+    for sample in samples:
+        try:
+            encoded = encoder.encode(sample)
+        except DataError as error:
+            if rule == "drop" and "after truncation" in str(error):
+                dropped[sample.row] = f"longer than {limit} tokens"
+                continue
+            raise DataError(f"{where} {error}") from None
+        if encoded.truncated and rule == "error":
+            raise DataError(
+                f"{where} row {sample.row + 1}: longer than {limit} tokens. Raise "
+                "recipe.tokens.max_length or set overlong: drop or truncate."
+            )
+        if encoded.truncated and rule == "drop":
+            dropped[sample.row] = f"longer than {limit} tokens"
+            continue
+        kept.append(encoded)
+    if not kept:
+        raise DataError(
+            f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length."
+        )
+    return EncodedRows(tuple(kept), dropped)
+
+
+def token_budget_batches(
+    lengths: Sequence[int], *, budget: int, max_rows: int = 256
+) -> Iterator[list[int]]:
+    """Yield index batches of rows of similar length, each at most `budget` padded tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    batch: list[int] = []
+    for index in order:
+        # Rows come longest first, so the first row of a batch sets its padded width.
+        if batch and (len(batch) == max_rows or (len(batch) + 1) * lengths[batch[0]] > budget):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
