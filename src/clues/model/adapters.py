@@ -1,0 +1,276 @@
+"""Base model and LoRA: load, name, save, and checkpoints with their optimiser state by name.
+
+An adapter's state is a dictionary from PEFT's saved name, such as
+`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, to a float32 tensor.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from clues.atomic import atomic_write_bytes
+from clues.config import BUILT_IN, LoraSettings, ModelSettings, built_in_folder
+from clues.errors import ConfigError, DataError, NumericsError
+
+AdapterState = dict[str, Tensor]
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An adapter saved in training.
+
+    Attributes:
+        step: optimiser steps taken so far.
+        learning_rate: the rate of the last of these steps, not the peak.
+        adapter: trained and frozen LoRA weights.
+        second_moment: bias-corrected running mean of the squared gradient, by the same names;
+            only for weights that train. Empty where no optimiser ran.
+    """
+
+    step: int
+    learning_rate: float
+    adapter: AdapterState
+    second_moment: AdapterState
+
+
+def model_folder(settings: ModelSettings) -> str:
+    """Return what `from_pretrained` should open: a local folder, or a hub name as it is.
+
+    Raises:
+        DataError: a local folder without a configuration or without weights.
+    """
+    if settings.name == BUILT_IN:
+        return str(built_in_folder())
+    folder = Path(settings.name)
+    if not folder.is_dir():
+        if folder.is_absolute() or settings.name.startswith("."):
+            raise DataError(f"{settings.name}: there is no such model folder.")
+        return settings.name
+    if not (folder / "config.json").exists():
+        raise DataError(f"{folder}: no config.json, so this is not a model folder.")
+    # Pickled weights could run code; safetensors cannot.
+    if not any((folder / name).exists() for name in WEIGHTS):
+        raise DataError(f"{folder}: no model.safetensors. Fetch the weights in that format.")
+    return str(folder)
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """Load the base model's tokenizer.
+
+    Raises:
+        DataError: it cannot be found.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            model_folder(settings),
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{settings.name}: no tokenizer can be loaded ({_first_line(error)})"
+        ) from error
+
+
+class LoraModel:
+    """A frozen base model with one LoRA adapter whose weights can be exchanged."""
+
+    def __init__(
+        self, base: Any, settings: LoraSettings, *, seed: int, device: str | None = None
+    ) -> None:
+        """Attach a new adapter; the seed is set before it exists.
+
+        Raises:
+            ConfigError: a target module is not in the model.
+        """
+        self.settings = settings
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        targets = settings.target_modules
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
+            lora_dropout=settings.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type=TaskType.CAUSAL_LM,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                self.peft: PeftModel = get_peft_model(base, config)  # pyright: ignore[reportAttributeAccessIssue]
+            except ValueError:
+                names = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if n})
+                raise ConfigError(
+                    f"recipe.lora.target_modules: {targets} not found in this model. "
+                    f"It has: {', '.join(names)}."
+                ) from None
+        for parameter in self.parameters().values():
+            # fp16 and bf16 adapters flush small gradients to zero.
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+        self.peft.to(self.device)
+        self.initial = self.state()
+
+    @classmethod
+    def load(
+        cls, model: ModelSettings, lora: LoraSettings, *, seed: int, device: str | None = None
+    ) -> "LoraModel":
+        """Load a base model and attach a new adapter.
+
+        Raises:
+            DataError: the base model cannot be found or has no weights.
+        """
+        try:
+            base = AutoModelForCausalLM.from_pretrained(
+                model_folder(model),
+                revision=model.revision,
+                dtype=getattr(torch, model.dtype),
+                trust_remote_code=model.trust_remote_code,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DataError(
+                f"{model.name}: no model can be loaded ({_first_line(error)})"
+            ) from error
+        return cls(base, lora, seed=seed, device=device)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Adapter weights by their saved names, in the model's order."""
+        return {
+            name.replace(".default", ""): parameter
+            for name, parameter in self.peft.named_parameters()
+            if ".lora_A." in name or ".lora_B." in name
+        }
+
+    def state(self) -> AdapterState:
+        """A copy of the adapter's weights, on the CPU."""
+        return {
+            name: p.detach().to("cpu", copy=True).contiguous()
+            for name, p in self.parameters().items()
+        }
+
+    @torch.no_grad()
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Exchange the adapter's weights.
+
+        Raises:
+            DataError: a name or a shape differs.
+            NumericsError: a weight is not finite.
+        """
+        parameters = self.parameters()
+        check_state(state, like=self.initial)
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+    def freeze_a(self, *, frozen: bool) -> None:
+        """Train B alone (FFA-LoRA), so that averaging B averages the models exactly."""
+        for name, parameter in self.parameters().items():
+            parameter.requires_grad_(not (frozen and ".lora_A." in name))
+
+    @property
+    def scaling(self) -> float:
+        """Factor in front of B A, as PEFT applies it."""
+        return self.settings.alpha / self.settings.rank
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Any]:
+        """No dropout inside; the former mode comes back after."""
+        was_training = self.peft.training
+        self.peft.eval()
+        try:
+            yield self.peft
+        finally:
+            self.peft.train(was_training)
+
+    def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """Write an adapter folder that plain PEFT opens, whatever the rank of `state`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        ranks = {t.shape[0] for name, t in state.items() if ".lora_A." in name}
+        assert len(ranks) == 1, "one rank for every module"
+        rank = ranks.pop()
+        config = self.peft.peft_config["default"].to_dict()
+        # Our states hold B and A for the recipe's scaling; alpha keeps it at another rank.
+        config.update(r=rank, lora_alpha=self.scaling * rank, inference_mode=True)
+        text = json.dumps(config, indent=2, default=_as_list, sort_keys=True)
+        atomic_write_bytes(folder / "adapter_config.json", text.encode())
+        write_tensors(folder / "adapter_model.safetensors", state)
+
+
+def check_state(state: Mapping[str, Tensor], *, like: Mapping[str, Tensor]) -> None:
+    """Compare an adapter with the one expected.
+
+    Raises:
+        DataError: a name or a shape differs.
+        NumericsError: a weight is not finite.
+    """
+    if set(state) != set(like):
+        odd = sorted(set(state) ^ set(like))
+        raise DataError(f"adapter: {len(odd)} weights differ by name, for example {odd[0]}.")
+    for name, tensor in state.items():
+        if tensor.shape != like[name].shape:
+            raise DataError(
+                f"adapter: {name} has shape {tuple(tensor.shape)}, "
+                f"expected {tuple(like[name].shape)}."
+            )
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(
+                f"adapter: {name} is not finite. Lower the learning rate and train again."
+            )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """Write safetensors beside and rename."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    atomic_write_bytes(path, save(contiguous, metadata=metadata or None))
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write adapter, optimiser state and step; the step file comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "adapter.safetensors", checkpoint.adapter)
+    write_tensors(folder / "second_moment.safetensors", checkpoint.second_moment)
+    state = {"step": checkpoint.step, "learning_rate": checkpoint.learning_rate}
+    atomic_write_bytes(folder / "state.json", json.dumps(state).encode())
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint that `save_checkpoint` wrote.
+
+    Raises:
+        DataError: a part is missing or unreadable.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return Checkpoint(
+            step=int(state["step"]),
+            learning_rate=float(state["learning_rate"]),
+            adapter=load_file(folder / "adapter.safetensors"),
+            second_moment=load_file(folder / "second_moment.safetensors"),
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise DataError(
+            f"{folder}: unreadable checkpoint ({_first_line(error)}). Train again."
+        ) from None
+
+
+def without_optimizer(checkpoint: Checkpoint) -> Checkpoint:
+    """Drop the optimiser state, for forms that do not use it."""
+    return replace(checkpoint, second_moment={})
+
+
+def _as_list(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,209 @@
+"""Local fine-tuning: the Trainer of transformers, our loss, checkpoints with optimiser state."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from clues.config import TrainSettings
+from clues.data.tokens import EncodedRow
+from clues.errors import NumericsError
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.loss import make_batch, row_losses
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a whole training, of which one call may run a part.
+
+    Attributes:
+        peak: highest rate.
+        warmup: share of `total_steps` in which the rate rises linearly.
+        total_steps: after the warm-up the rate falls linearly, to reach zero here.
+    """
+
+    peak: float
+    warmup: float
+    total_steps: int
+
+    def factor(self, step: int) -> float:
+        """Share of the peak used by the zero-based step."""
+        n_warmup = math.ceil(self.warmup * self.total_steps)
+        if step < n_warmup:
+            return (step + 1) / n_warmup
+        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - n_warmup))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves behind."""
+
+    adapter: AdapterState
+    checkpoints: tuple[Checkpoint, ...]
+    mean_loss: float
+
+
+def train(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    *,
+    start: AdapterState,
+    settings: TrainSettings,
+    schedule: Schedule,
+    n_steps: int,
+    seed: int,
+    scratch: str,
+    first_step: int = 0,
+    checkpoint_at: Sequence[int] = (),
+    on_step: Callable[[], None] | None = None,
+) -> Trained:
+    """Run `n_steps` AdamW steps on `rows`, from the adapter `start` and a fresh optimiser.
+
+    The loss of a batch is the mean over its rows of each row's mean response-token loss, so its
+    gradient is the mean of the per-sample gradients that scoring works with.
+
+    Args:
+        model: is left with the trained adapter.
+        rows: training rows; all of them are used before any is used again.
+        start: adapter to begin from.
+        settings: batch size and weight decay.
+        schedule: learning rate, counted from `first_step`.
+        n_steps: optimiser steps to take now.
+        seed: fixes dropout and the order of rows.
+        scratch: folder that the Trainer may use; nothing is kept there.
+        first_step: steps of the schedule that earlier calls have taken.
+        checkpoint_at: one-based steps of this call after which to save.
+        on_step: called after every step, for a progress bar.
+
+    Raises:
+        NumericsError: the loss of a step is not finite; nothing is returned then.
+    """
+    model.set_state(start)
+    set_seed(seed)
+    recorder = _Recorder(model, schedule, first_step, frozenset(checkpoint_at), on_step)
+    trainer = _RowLossTrainer(
+        model=model.peft,
+        args=TrainingArguments(
+            output_dir=scratch,
+            max_steps=n_steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=schedule.peak,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=1.0,
+            seed=seed,
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=list(rows),  # pyright: ignore[reportArgumentType]
+        data_collator=list,
+        callbacks=[recorder],
+    )
+    trainer.schedule, trainer.first_step = schedule, first_step
+    trainer.pop_callback(_printer())
+    recorder.trainer = trainer
+    trainer.train()
+    return Trained(model.state(), tuple(recorder.checkpoints), trainer.mean_loss())
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+class _RowLossTrainer(Trainer):
+    """The Trainer with our loss and our schedule."""
+
+    schedule: Schedule
+    first_step: int = 0
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Tell the Trainer that our loss is a mean over the rows of a batch."""
+        super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.loss_sum, self.n_losses = 0.0, 0
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Mean over rows of the mean response-token loss."""
+        assert not return_outputs
+        losses_N = row_losses(model, make_batch(inputs, device=self.args.device))
+        loss = losses_N.mean()
+        if not torch.isfinite(loss):
+            n_bad = int((~torch.isfinite(losses_N)).sum())
+            raise NumericsError(
+                f"step {self.first_step + self.state.global_step + 1}: the loss of {n_bad} of "
+                f"{len(losses_N)} rows is not finite. Lower the learning rate, or use float32."
+            )
+        self.loss_sum += float(loss.detach())
+        self.n_losses += 1
+        return loss
+
+    def mean_loss(self) -> float:
+        """Mean loss of the batches seen, in nats."""
+        return self.loss_sum / max(1, self.n_losses)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Continue the schedule where earlier calls left it."""
+        chosen: Any = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(
+            chosen, lambda step: self.schedule.factor(self.first_step + step)
+        )
+        return self.lr_scheduler
+
+
+class _Recorder(TrainerCallback):
+    """Keeps checkpoints in memory, optimiser state matched to weights by name."""
+
+    def __init__(
+        self,
+        model: LoraModel,
+        schedule: Schedule,
+        first_step: int,
+        checkpoint_at: frozenset[int],
+        on_step: Callable[[], None] | None,
+    ) -> None:
+        self.model, self.schedule, self.first_step = model, schedule, first_step
+        self.checkpoint_at, self.on_step = checkpoint_at, on_step
+        self.checkpoints: list[Checkpoint] = []
+        self.trainer: Trainer | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save after the steps asked for."""
+        if self.on_step:
+            self.on_step()
+        if state.global_step in self.checkpoint_at:
+            step = self.first_step + state.global_step
+            rate = self.schedule.peak * self.schedule.factor(step - 1)
+            moment = self._second_moment()
+            self.checkpoints.append(Checkpoint(step, rate, self.model.state(), moment))
+
+    def _second_moment(self) -> AdapterState:
+        assert self.trainer is not None
+        optimizer: Any = self.trainer.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        beta2 = optimizer.param_groups[0]["betas"][1]
+        moments: AdapterState = {}
+        for name, parameter in self.model.parameters().items():
+            if not parameter.requires_grad:
+                continue
+            state = optimizer.state[parameter]
+            correction = 1 - beta2 ** int(state["step"])
+            moments[name] = (state["exp_avg_sq"].detach().cpu() / correction).contiguous()
+        return moments

@@ -1,0 +1,1 @@
+"""Scores of rows; higher is better, always."""

@@ -1,0 +1,139 @@
+"""The direction: validation gradient at a checkpoint, plain or preconditioned.
+
+P LoRA parameters that train; a direction is kept as a dictionary by weight name.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from clues.config import ScoreSettings
+from clues.data.tokens import EncodedRow, token_budget_batches
+from clues.errors import ConfigError, DataError, NumericsError
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.loss import make_batch, row_losses
+
+TOKEN_BUDGET = 4096
+ADAM_EPS = 1e-8
+BLOCK = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
+
+
+def validation_direction(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    checkpoint: Checkpoint,
+    *,
+    form: Literal["sgd", "adam"],
+    weights: Sequence[str],
+) -> AdapterState:
+    """Direction that a row's gradient is multiplied with at one checkpoint.
+
+    g = mean over rows of the gradient of the row's mean response-token loss
+    sgd:  direction = g
+    adam: direction = g / (sqrt(v_hat) + 1e-8), v_hat the bias-corrected second moment
+
+    Args:
+        model: its adapter is set to the checkpoint's.
+        rows: validation rows.
+        checkpoint: adapter and, for adam, optimiser state matched by name.
+        form: see above.
+        weights: names of the LoRA weights that count.
+
+    Raises:
+        DataError: form adam and the checkpoint has no second moment for a weight.
+        NumericsError: the gradient is NaN or infinite.
+
+    Source: Pruthi et al. 2020, arXiv 2002.08484; the preconditioner as in arXiv 2402.04333,
+    but on the direction alone, so that a score stays linear in the row's gradient.
+    """
+    gradient = mean_gradient(model, rows, checkpoint.adapter, weights=weights)
+    if form == "sgd":
+        return gradient
+    missing = [name for name in gradient if name not in checkpoint.second_moment]
+    if missing:
+        raise DataError(
+            f"checkpoint at step {checkpoint.step}: no optimiser state for {missing[0]} and "
+            f"{len(missing) - 1} more. Train again, or set recipe.score.form: sgd."
+        )
+    return {
+        name: g / (checkpoint.second_moment[name].to(g).sqrt() + ADAM_EPS)
+        for name, g in gradient.items()
+    }
+
+
+def mean_gradient(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    adapter: AdapterState,
+    *,
+    weights: Sequence[str],
+) -> AdapterState:
+    """Mean over rows of the gradient of each row's mean response-token loss."""
+    model.set_state(adapter)
+    parameters = model.parameters()
+    wanted = [parameters[name] for name in weights]
+    total = [torch.zeros_like(p) for p in wanted]
+    lengths = [len(row.ids) for row in rows]
+    with model.evaluating() as peft, trainable(parameters.values(), only=wanted):
+        for batch in token_budget_batches(lengths, budget=TOKEN_BUDGET):
+            losses_N = row_losses(peft, make_batch([rows[i] for i in batch], device=model.device))
+            gradients = torch.autograd.grad(losses_N.sum() / len(rows), wanted)
+            for sum_, gradient in zip(total, gradients, strict=True):
+                sum_ += gradient
+    if not all(torch.isfinite(t).all() for t in total):
+        raise NumericsError(
+            "the validation gradient is not finite. Lower recipe.train.learning_rate, or use "
+            "recipe.model.dtype: float32."
+        )
+    return {name: t.detach().cpu() for name, t in zip(weights, total, strict=True)}
+
+
+def scored_weights(model: LoraModel, settings: ScoreSettings, *, frozen_a: bool) -> list[str]:
+    """Names of the LoRA weights whose gradients count.
+
+    Args:
+        model: its parameters are listed, not read.
+        settings: which blocks.
+        frozen_a: whether training leaves every A as it is; then only B counts.
+
+    Raises:
+        ConfigError: a block that the model does not have.
+    """
+    names = [n for n in model.parameters() if not (frozen_a and ".lora_A." in n)]
+    blocks = {n: int(found[1]) for n in names if (found := BLOCK.search(n))}
+    known = sorted(set(blocks.values()))
+    if settings.layers == "all":
+        return names
+    if not known:
+        raise ConfigError("recipe.score.layers: this model has no numbered blocks; use all.")
+    if settings.layers == "first":
+        wanted = {known[0]}
+    elif settings.layers == "last":
+        wanted = {known[-1]}
+    else:
+        wanted = set(settings.layers)
+    if not wanted <= set(known):
+        raise ConfigError(
+            f"recipe.score.layers: block {min(wanted - set(known))} does not exist; LoRA is on "
+            f"blocks {known[0]} to {known[-1]}."
+        )
+    return [n for n in names if blocks.get(n) in wanted]
+
+
+@contextmanager
+def trainable(
+    parameters: Iterable[torch.nn.Parameter], *, only: Sequence[torch.nn.Parameter]
+) -> Iterator[None]:
+    """Inside, gradients flow into `only`; after, every flag is as before."""
+    before = [(p, p.requires_grad) for p in parameters]
+    chosen = {id(p) for p in only}
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in chosen)
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,157 @@
+"""The CLUES score of rows at one checkpoint, by a side branch.
+
+N rows in a batch, T tokens, K directions, R rank, I and O features in and out of a linear layer.
+
+A row's gradient is never formed. For a direction v = (vA, vB) and a LoRA layer
+y = W x + s B A x, the layer's output is given a side branch
+
+    y_n + alpha_n * s * (B vA x_n + vB A x_n),    alpha = 0
+
+Then d loss_n / d alpha_n = < gradient of loss_n, v >, one number a row, from one backward pass
+through activations. alpha is zero, so the forward pass is unchanged.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clues.data.tokens import EncodedRow, token_budget_batches
+from clues.errors import NumericsError
+from clues.model.adapters import AdapterState, LoraModel
+from clues.model.loss import make_batch, row_losses
+from clues.scoring.direction import TOKEN_BUDGET, trainable
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """Scores at one checkpoint, before the learning rate.
+
+    Attributes:
+        products: (rows, K) inner products of each row's gradient with each direction.
+        losses: (rows,) mean response-token loss in nats.
+    """
+
+    products: np.ndarray
+    losses: np.ndarray
+
+
+def influence_scores(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    *,
+    adapter: AdapterState,
+    directions: Sequence[AdapterState],
+    token_budget: int = TOKEN_BUDGET,
+    on_rows: Callable[[int], None] | None = None,
+) -> RowScores:
+    """Inner product of every row's gradient with every direction.
+
+    products[n, k] = < d loss_n / d adapter, directions[k] >
+
+    To first order, learning_rate * products[n, k] is the drop in mean validation loss, in nats,
+    from one step on row n alone. Positive helps, negative hurts.
+
+    Args:
+        model: its adapter is set to `adapter`.
+        rows: rows to score; batch size, padding and order change nothing.
+        adapter: the checkpoint's weights.
+        directions: one a validation set, by weight name; absent weights count as zero.
+        token_budget: padded tokens a batch.
+        on_rows: called with the number of rows finished, for a progress bar.
+
+    Raises:
+        NumericsError: a score or a loss is not finite.
+
+    Source: Pruthi et al. 2020, arXiv 2002.08484 (TracInCP); CLUES, arXiv 2507.03004.
+    """
+    model.set_state(adapter)
+    products = np.zeros((len(rows), len(directions)))
+    losses = np.zeros(len(rows))
+    lengths = [len(row.ids) for row in rows]
+    parameters = model.parameters().values()
+    with model.evaluating() as peft, trainable(parameters, only=()):
+        for batch in token_budget_batches(lengths, budget=token_budget):
+            with _side_branches(model, directions, n_rows=len(batch)) as alpha_NK:
+                batch_rows = [rows[i] for i in batch]
+                losses_N = row_losses(peft, make_batch(batch_rows, device=model.device))
+                # The rows' losses are independent, so the gradient of their sum is per row.
+                (gradient_NK,) = torch.autograd.grad(losses_N.sum(), alpha_NK)
+            products[batch] = gradient_NK.double().cpu().numpy()
+            losses[batch] = losses_N.detach().double().cpu().numpy()
+            if on_rows:
+                on_rows(len(batch))
+    n_bad = int((~np.isfinite(products).all(axis=1) | ~np.isfinite(losses)).sum())
+    if n_bad:
+        raise NumericsError(
+            f"{n_bad} of {len(rows)} scores are not finite. Lower recipe.train.learning_rate or "
+            "score in float32."
+        )
+    return RowScores(products, losses)
+
+
+@contextmanager
+def _side_branches(
+    model: LoraModel, directions: Sequence[AdapterState], *, n_rows: int
+) -> Iterator[Tensor]:
+    """Hang a side branch on every LoRA layer that a direction touches."""
+    parameters = model.parameters()
+    modules = dict(model.peft.named_modules())
+    dtype = next(iter(parameters.values())).dtype
+    alpha_NK = torch.zeros(
+        n_rows, len(directions), dtype=dtype, device=model.device, requires_grad=True
+    )
+    touched = {name.rsplit(".lora_", 1)[0] for d in directions for name in d}
+    hooks = []
+    try:
+        for name in sorted(touched):
+            names = (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
+            branch = _Branch(
+                alpha_NK,
+                parameters[names[0]].detach(),
+                parameters[names[1]].detach(),
+                _stack(directions, names[0], like=parameters[names[0]]),
+                _stack(directions, names[1], like=parameters[names[1]]),
+                model.scaling,
+            )
+            hooks.append(modules[name].register_forward_hook(branch))
+        yield alpha_NK
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _stack(directions: Sequence[Mapping[str, Tensor]], name: str, *, like: Tensor) -> Tensor | None:
+    if not any(name in d for d in directions):
+        return None
+    zero = torch.zeros_like(like)
+    return torch.stack([d[name].to(like) if name in d else zero for d in directions])
+
+
+@dataclass(frozen=True)
+class _Branch:
+    alpha_NK: Tensor
+    a_RI: Tensor
+    b_OR: Tensor
+    va_KRI: Tensor | None
+    vb_KOR: Tensor | None
+    scaling: float
+
+    def __call__(self, _: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # At alpha = 0 the branch passes no gradient on to x, so it needs no graph of its own.
+        with torch.no_grad():
+            x_NTI = inputs[0].to(self.a_RI.dtype)
+            branch_KNTO = torch.zeros((), dtype=self.a_RI.dtype, device=x_NTI.device)
+            if self.va_KRI is not None:
+                down = torch.einsum("nti,kri->kntr", x_NTI, self.va_KRI)
+                branch_KNTO = branch_KNTO + down @ self.b_OR.T
+            if self.vb_KOR is not None:
+                down = x_NTI @ self.a_RI.T
+                branch_KNTO = branch_KNTO + torch.einsum("ntr,kor->knto", down, self.vb_KOR)
+            branch_KNTO = branch_KNTO * self.scaling
+        side_NTO = torch.einsum("nk,knto->nto", self.alpha_NK, branch_KNTO)
+        return output + side_NTO.to(output.dtype)

@@ -1,0 +1,78 @@
+"""Scores of a silo's rows, in one parquet file that names its recipe."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clues.atomic import atomic_write_bytes
+from clues.errors import DataError
+
+FIXED = ("row", "id", "fold", "n_tokens", "n_response_tokens")
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """What is known of every scored row.
+
+    Attributes:
+        recipe_hash: recipe the rows were scored under.
+        row: zero-based positions in the silo's file.
+        id: content ids.
+        fold: which fold's checkpoints scored the row; 0 unless cross-fitted.
+        n_tokens: length with the prompt.
+        n_response_tokens: length of what carries loss.
+        raw: by validation set, the sum over checkpoints of learning rate times inner product.
+        parts: by `checkpoint/validation set`, the terms of that sum; and by
+            `checkpoint/loss` the row's loss there, by `base/loss` its loss before training.
+    """
+
+    recipe_hash: str
+    row: np.ndarray
+    id: tuple[str, ...]
+    fold: np.ndarray
+    n_tokens: np.ndarray
+    n_response_tokens: np.ndarray
+    raw: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray]
+
+    def write(self, path: Path) -> None:
+        """Write parquet beside and rename."""
+        columns = {name: getattr(self, name) for name in FIXED}
+        columns["id"] = list(self.id)
+        columns |= {f"raw/{name}": values for name, values in self.raw.items()}
+        columns |= {f"part/{name}": values for name, values in self.parts.items()}
+        table = pa.table(columns)
+        meta = json.dumps({"recipe_hash": self.recipe_hash, "version": 1})
+        buffer = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({"clues": meta}), buffer)
+        atomic_write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> "ScoreTable":
+        """Read what `write` wrote.
+
+        Raises:
+            DataError: the file is missing or is no score table.
+        """
+        try:
+            table = pq.read_table(path)
+            meta = json.loads((table.schema.metadata or {})[b"clues"])
+            columns = {n: table[n].to_numpy() for n in table.column_names if n != "id"}
+            return cls(
+                recipe_hash=meta["recipe_hash"],
+                id=tuple(table["id"].to_pylist()),
+                **{n: columns[n] for n in FIXED if n != "id"},
+                raw={n[4:]: v for n, v in columns.items() if n.startswith("raw/")},
+                parts={n[5:]: v for n, v in columns.items() if n.startswith("part/")},
+            )
+        except FileNotFoundError:
+            raise DataError(
+                f"{path.name}: there are no scores yet. Score the silo first."
+            ) from None
+        except (OSError, KeyError, ValueError, pa.ArrowException):
+            raise DataError(f"{path.name}: not a score table. Score the silo again.") from None
