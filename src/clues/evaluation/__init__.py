@@ -1,0 +1,1 @@
+"""What may read labels: detection, knowledge, comparison of arms."""

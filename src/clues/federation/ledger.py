@@ -1,0 +1,129 @@
+"""A hash-chained record of every message: who, what kind, how many bytes, which hash."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clues.errors import LedgerError
+
+START = "0" * 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One message.
+
+    Attributes:
+        n: position in the ledger, from zero.
+        time: UTC, ISO 8601.
+        silo: the silo it came from or went to.
+        direction: `out` leaves the silo, `in` enters it.
+        kind: message kind.
+        n_bytes: length of the message.
+        sha256: of the message.
+        previous: chain value of the entry before.
+        chain: SHA-256 over all fields above.
+    """
+
+    n: int
+    time: str
+    silo: str
+    direction: str
+    kind: str
+    n_bytes: int
+    sha256: str
+    previous: str
+    chain: str
+
+    def expected_chain(self) -> str:
+        """Return the chain value that the other fields imply."""
+        content = {k: v for k, v in asdict(self).items() if k != "chain"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Ledger:
+    """Appends to one file; every entry is on disk before the message goes."""
+
+    def __init__(self, path: Path) -> None:
+        """Continue the file if there is one.
+
+        Raises:
+            LedgerError: the file's chain is broken.
+        """
+        self.path = path
+        if path.exists():
+            data = path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            if whole != data:
+                # A killed run can leave half a line: that message was never sent.
+                path.write_bytes(whole)
+        entries = verify(path) if path.exists() else []
+        self.n_entries = len(entries)
+        self.last = entries[-1].chain if entries else START
+
+    def record(self, silo: str, direction: str, kind: str, message: bytes) -> Entry:
+        """Append one entry and force it to the disk."""
+        content: dict[str, Any] = {
+            "n": self.n_entries,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "silo": silo,
+            "direction": direction,
+            "kind": kind,
+            "n_bytes": len(message),
+            "sha256": hashlib.sha256(message).hexdigest(),
+            "previous": self.last,
+        }
+        entry = Entry(**content, chain="")
+        entry = Entry(**content, chain=entry.expected_chain())
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.n_entries, self.last = self.n_entries + 1, entry.chain
+        return entry
+
+
+def verify(path: Path) -> list[Entry]:
+    """Read a ledger and check its chain.
+
+    Raises:
+        LedgerError: it is missing or unreadable, or an entry was changed, dropped or moved.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise LedgerError(f"{path}: there is no readable ledger here.") from None
+    entries: list[Entry] = []
+    previous = START
+    for number, line in enumerate(lines):
+        try:
+            entry = Entry(**json.loads(line))
+        except (ValueError, TypeError):
+            raise LedgerError(f"{path.name} line {number + 1}: not a ledger entry.") from None
+        whole = entry.n == number and entry.previous == previous
+        if not whole or entry.chain != entry.expected_chain():
+            raise LedgerError(
+                f"{path.name} line {number + 1}: the chain breaks here: an entry was changed, "
+                "dropped or moved. Do not trust this ledger; compare it with the other side's."
+            )
+        previous = entry.chain
+        entries.append(entry)
+    return entries
+
+
+def summary(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Messages and bytes by silo, direction and kind."""
+    totals: dict[tuple[str, str, str], list[int]] = {}
+    for entry in entries:
+        total = totals.setdefault((entry.silo, entry.direction, entry.kind), [0, 0])
+        total[0] += 1
+        total[1] += entry.n_bytes
+    return [
+        {"silo": silo, "direction": direction, "kind": kind, "messages": n, "bytes": n_bytes}
+        for (silo, direction, kind), (n, n_bytes) in sorted(totals.items())
+    ]

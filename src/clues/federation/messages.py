@@ -1,0 +1,266 @@
+"""Everything that may cross the wall, and nothing else.
+
+A message is one safetensors file: tensors, and a JSON header in its metadata. No pickle. Each
+type says in `reveals` what the receiver learns about a silo's rows.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from clues.errors import DataError, NumericsError
+
+MAX_HEADER_BYTES = 64_000_000
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """What every message carries."""
+
+    kind: ClassVar[str]
+    reveals: ClassVar[str]
+    tensor_fields: ClassVar[tuple[str, ...]] = ()
+
+    recipe_hash: str
+
+    def to_bytes(self) -> bytes:
+        """Return the message as safetensors bytes; equal messages give equal bytes."""
+        header: dict[str, Any] = {"kind": self.kind}
+        tensors: Tensors = {}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if spec.name in self.tensor_fields:
+                for name, tensor in value.items():
+                    tensors[f"{spec.name}|{name}"] = tensor.detach().cpu().contiguous()
+            else:
+                header[spec.name] = value
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return save(tensors or {"empty": torch.zeros(0)}, metadata={"clues": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelloRequest(Envelope):
+    """The recipe and the public rows, from the coordinator to every silo."""
+
+    kind: ClassVar[str] = "hello"
+    reveals: ClassVar[str] = "nothing: recipe and public rows, from the coordinator"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("public_files",)
+    recipe: dict[str, Any]
+    public_files: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelloReply(Envelope):
+    """A silo is there, with so many rows."""
+
+    kind: ClassVar[str] = "hello-reply"
+    reveals: ClassVar[str] = "number of rows rounded to tens, domain, versions, a keyed data token"
+    silo: str
+    domain: str
+    n_rows: int
+    data_token: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest(Envelope):
+    """Train on all rows: a round of the global trajectory, or the silo's own trajectory."""
+
+    kind: ClassVar[str] = "train"
+    reveals: ClassVar[str] = "nothing: a joint adapter, from the coordinator"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
+    round: int
+    adapter: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply(Envelope):
+    """The silo's adapter after one round, or nothing where its trajectory stays inside."""
+
+    kind: ClassVar[str] = "train-reply"
+    reveals: ClassVar[str] = "adapter weights and squared-gradient means of one round"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "second_moment")
+    weight: int
+    learning_rate: float
+    adapter: Tensors = field(repr=False)
+    second_moment: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest(Envelope):
+    """Score all rows; on the global trajectory, at these checkpoints with these directions.
+
+    `checkpoints` and `directions` are keyed `index|weight` and `index/set|weight`.
+    """
+
+    kind: ClassVar[str] = "score"
+    reveals: ClassVar[str] = "nothing: joint checkpoints and public directions"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("checkpoints", "directions")
+    learning_rates: list[float]
+    anchor_scores: dict[str, list[float]]
+    checkpoints: Tensors = field(repr=False)
+    directions: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReply(Envelope):
+    """Scores of the public anchors on the silo's own checkpoints, by group and validation set."""
+
+    kind: ClassVar[str] = "score-reply"
+    reveals: ClassVar[str] = (
+        "scores of public anchor rows on the silo's checkpoints; for rule mixture one cut"
+    )
+    anchor_scores: dict[str, dict[str, list[float]]]
+    proposal: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectRequest(Envelope):
+    """The one threshold."""
+
+    kind: ClassVar[str] = "select"
+    reveals: ClassVar[str] = "nothing: one threshold, from the coordinator"
+    threshold: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectReply(Envelope):
+    """How many rows are above the threshold."""
+
+    kind: ClassVar[str] = "select-reply"
+    reveals: ClassVar[str] = "number of kept rows rounded to tens"
+    n_kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest(Envelope):
+    """Train on an arm's rows: one federated round, or a whole one-shot training."""
+
+    kind: ClassVar[str] = "fit"
+    reveals: ClassVar[str] = "nothing: a joint adapter, from the coordinator"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
+    arm: str
+    round: int
+    combine: dict[str, Any]
+    selection_token: str
+    adapter: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReply(Envelope):
+    """The silo's adapter after the round; a silo without rows for the arm sends none."""
+
+    kind: ClassVar[str] = "fit-reply"
+    reveals: ClassVar[str] = "adapter weights of one round, number of rows rounded to tens"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
+    weight: int
+    adapter: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest(Envelope):
+    """Ask for exact counts and, where labels exist, how good the selection is."""
+
+    kind: ClassVar[str] = "evaluate"
+    reveals: ClassVar[str] = "nothing"
+    selection_token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply(Envelope):
+    """Diagnostics of an experiment; empty unless the silo's settings share them."""
+
+    kind: ClassVar[str] = "evaluate-reply"
+    reveals: ClassVar[str] = "exact counts and detection figures, only if share_diagnostics is on"
+    diagnostics: dict[str, Any]
+
+
+REQUESTS: dict[str, type[Envelope]] = {
+    cls.kind: cls
+    for cls in (
+        HelloRequest,
+        TrainRequest,
+        ScoreRequest,
+        SelectRequest,
+        FitRequest,
+        EvaluateRequest,
+    )
+}
+REPLIES: dict[str, type[Envelope]] = {
+    cls.kind: cls
+    for cls in (HelloReply, TrainReply, ScoreReply, SelectReply, FitReply, EvaluateReply)
+}
+
+
+def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: str) -> Any:
+    """Read and validate a message before anything uses it.
+
+    Raises:
+        DataError: not a message, of a kind that may not come here, or a field is missing, odd
+            or of another type.
+        NumericsError: a tensor or a number is not finite.
+    """
+    try:
+        n_header = int.from_bytes(data[:8], "little")
+        if n_header > MAX_HEADER_BYTES:
+            raise ValueError
+        outer = json.loads(data[8 : 8 + n_header])
+        header = json.loads(outer["__metadata__"]["clues"])
+        tensors = {name: tensor for name, tensor in load(data).items() if name != "empty"}
+        kind = header.pop("kind")
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        raise DataError(f"{sender}: what arrived is not a message of this program.") from None
+    if kind not in allowed:
+        raise DataError(f"{sender}: a message of kind {str(kind)[:40]!r} may not come here.")
+    cls = allowed[kind]
+    content: dict[str, Any] = {name: {} for name in cls.tensor_fields}
+    for full, tensor in tensors.items():
+        owner, _, name = full.partition("|")
+        if owner not in content:
+            raise DataError(f"{sender}: {kind} carries an unexpected tensor.")
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(f"{sender}: {kind} carries a tensor that is not finite: {name}.")
+        content[owner][name] = tensor
+    specs = {s.name: s for s in fields(cls) if s.name not in cls.tensor_fields}
+    if set(header) != set(specs):
+        odd = sorted(set(header) ^ set(specs))
+        raise DataError(f"{sender}: {kind} lacks or adds field {odd[0][:40]!r}.")
+    for name, spec in specs.items():
+        # `float | None` has no origin but parts; `dict[str, str]` has dict as its origin.
+        wanted: Any = get_origin(spec.type) or spec.type
+        wanted = (int, *get_args(spec.type)) if wanted is UnionType else (wanted,)
+        if not isinstance(header[name], wanted) or isinstance(header[name], bool):
+            raise DataError(f"{sender}: {kind}.{name} has the wrong type.")
+        _check_finite(header[name], f"{sender}: {kind}.{name}")
+    return cls(**header, **content)
+
+
+def token_of(data: bytes) -> str:
+    """SHA-256 of a message, as the ledger and the caches name it."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def round_count(n: int) -> int:
+    """Number of rows as it may leave a silo: to the nearest ten, at least ten if not zero."""
+    return 0 if n == 0 else max(10, 10 * round(n / 10))
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NumericsError(f"{where} is not finite.")
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_finite(item, where)
+    elif isinstance(value, list):
+        for item in value:
+            _check_finite(item, where)

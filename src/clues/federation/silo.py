@@ -1,0 +1,571 @@
+"""The private side: train, score, select, fit, evaluate. Rows and their scores never leave it.
+
+A silo answers bytes with bytes and keeps everything on its own disk, so that it can be a new
+process for every message. An answered request is answered again from the outbox.
+"""
+
+import csv
+import hmac
+import io
+import json
+import secrets
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clues.atomic import atomic_write_bytes
+from clues.config import (
+    CombineSettings,
+    Recipe,
+    SiloSettings,
+    derived_seed,
+    validate,
+    weights_sha256,
+)
+from clues.data.formats import RowFile, read_rows, write_rows
+from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
+from clues.errors import DataError, RecipeMismatchError
+from clues.evaluation.detection import detection, ranking, read_labels
+from clues.federation.messages import (
+    REQUESTS,
+    Envelope,
+    EvaluateReply,
+    EvaluateRequest,
+    FitReply,
+    FitRequest,
+    HelloReply,
+    HelloRequest,
+    ScoreReply,
+    ScoreRequest,
+    SelectReply,
+    SelectRequest,
+    TrainReply,
+    TrainRequest,
+    from_bytes,
+    round_count,
+    token_of,
+)
+from clues.federation.trajectory import (
+    checkpoint_steps,
+    fold_of,
+    group_names,
+    n_train_steps,
+    score_rows,
+)
+from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint, save_checkpoint
+from clues.model.training import Schedule, train
+from clues.progress import Progress
+from clues.rundir import hash_of, write_json
+from clues.scoring.direction import scored_weights, validation_direction
+from clues.scoring.perplexity import mean_losses
+from clues.scoring.table import ScoreTable
+from clues.selection import Selection, Threshold, Units, anchor_units, mixture_cut, select
+
+LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
+PACKAGES = ("torch", "transformers", "peft")
+
+
+class Silo:
+    """One owner of private rows."""
+
+    def __init__(
+        self,
+        settings: SiloSettings,
+        folder: Path,
+        *,
+        load_model: LoadModel,
+        progress: Progress,
+        allow_degenerate: bool = False,
+    ) -> None:
+        """Nothing is read before the first message.
+
+        Args:
+            settings: name, data, domain; never leave this object.
+            folder: the silo's own folder of the run.
+            load_model: base model with a new adapter, and its encoder, for a recipe.
+            progress: where long steps report to.
+            allow_degenerate: accept a threshold that keeps nothing or everything.
+        """
+        self.settings, self.folder = settings, folder
+        self.private, self.outbox = folder / "private", folder / "outbox"
+        self.load_model, self.progress = load_model, progress
+        self.allow_degenerate = allow_degenerate
+        self._memory: dict[str, Any] = {}
+
+    def answer(self, data: bytes) -> bytes:
+        """Answer one request; a request answered before gets the very same bytes.
+
+        Raises:
+            CluesError: the request or the silo's data cannot be used. Nothing is sent then.
+        """
+        request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
+        self.private.mkdir(parents=True, exist_ok=True)
+        self.outbox.mkdir(parents=True, exist_ok=True)
+        token = hash_of([token_of(data), self._data_token(), self.allow_degenerate])[:24]
+        stored = self.outbox / f"{request.kind}-{token}.clues"
+        if stored.exists():
+            return stored.read_bytes()
+        if not isinstance(request, HelloRequest) and request.recipe_hash != self._recipe().hash:
+            raise RecipeMismatchError(
+                f"silo {self.settings.name} works under recipe {self._recipe().hash}; a "
+                f"{request.kind} request came for {request.recipe_hash}. Start again with hello."
+            )
+        handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
+            HelloRequest: self._hello,
+            TrainRequest: self._train,
+            ScoreRequest: self._score,
+            SelectRequest: self._select,
+            FitRequest: self._fit,
+            EvaluateRequest: self._evaluate,
+        }
+        reply = handlers[type(request)](request).to_bytes()
+        if isinstance(request, (TrainRequest, FitRequest)):
+            # Adapters of earlier rounds are in the coordinator's hands; only the last may be
+            # asked for again.
+            for old in self.outbox.glob(f"{request.kind}-*.clues"):
+                old.unlink()
+        atomic_write_bytes(stored, reply)
+        return reply
+
+    # --- the six answers
+
+    def _hello(self, request: HelloRequest) -> HelloReply:
+        recipe = validate(Recipe, request.recipe, where="the coordinator's recipe")
+        if recipe.hash != request.recipe_hash:
+            raise RecipeMismatchError("the coordinator's recipe does not have the hash it claims.")
+        if self.settings.domain not in recipe.public:
+            raise DataError(
+                f"silo {self.settings.name}: domain {self.settings.domain!r} has no public set "
+                f"in the recipe, which lists: {', '.join(sorted(recipe.public))}."
+            )
+        own = self._own_model(recipe)
+        mine = weights_sha256(own.model.name)
+        if mine != recipe.model.weights_sha256:
+            raise RecipeMismatchError(
+                f"silo {self.settings.name}: the base model here is not the one of the recipe "
+                f"({str(mine)[:12]}, expected {str(recipe.model.weights_sha256)[:12]}). Fetch "
+                "the same weights, or set model_path in the silo file."
+            )
+        public = self.private / "public"
+        public.mkdir(exist_ok=True)
+        for name, content in request.public_files.items():
+            payload = bytes(content.numpy())
+            if token_of(payload) != name.split(".")[0] or Path(name).name != name:
+                raise DataError("the coordinator's public rows do not have the hash they claim.")
+            atomic_write_bytes(public / name, payload)
+        write_json(self.private / "recipe.json", own.model_dump(mode="json"))
+        self._memory.clear()
+        n_rows = len(self._encoded().rows)
+        return HelloReply(
+            recipe_hash=recipe.hash,
+            silo=self.settings.name,
+            domain=self.settings.domain,
+            n_rows=round_count(n_rows),
+            data_token=self._data_token(),
+            versions={name: version(name) for name in PACKAGES},
+        )
+
+    def _train(self, request: TrainRequest) -> TrainReply:
+        recipe, rows = self._recipe(), self._encoded().rows
+        if recipe.score.trajectory != "global":
+            self._train_inside(request)
+            return TrainReply(
+                recipe_hash=recipe.hash, weight=0, learning_rate=0.0, adapter={}, second_moment={}
+            )
+        model = self._model()
+        model.freeze_a(frozen=recipe.train.aggregation == "ffa")
+        n_steps = n_train_steps(recipe.train, len(rows))
+        per_round = max(1, n_steps // recipe.train.rounds)
+        trained = self._run_training(
+            rows,
+            f"round {request.round + 1}",
+            start=request.adapter,
+            schedule=Schedule(
+                recipe.train.learning_rate, recipe.train.warmup, per_round * recipe.train.rounds
+            ),
+            n_steps=per_round,
+            first_step=request.round * per_round,
+            seed=derived_seed(recipe.seed, "train", self.settings.name, request.round),
+            checkpoint_at=(per_round,),
+        )
+        last = trained.checkpoints[-1]
+        return TrainReply(
+            recipe_hash=recipe.hash,
+            weight=round_count(len(rows)),
+            learning_rate=last.learning_rate,
+            adapter=last.adapter,
+            second_moment=last.second_moment if recipe.score.form == "adam" else {},
+        )
+
+    def _train_inside(self, request: TrainRequest) -> None:
+        """Train the silo's own trajectory, one for every fold; checkpoints stay here."""
+        recipe, rows = self._recipe(), self._encoded().rows
+        self._model().freeze_a(frozen=False)
+        for fold in range(len(group_names(recipe, self.settings.name, self.settings.domain))):
+            folder = self.private / "checkpoints" / recipe.hash / f"fold-{fold}"
+            if (folder / "done").exists():
+                continue
+            chosen = [
+                r for r in rows if recipe.score.trajectory == "local" or fold_of(r, recipe) != fold
+            ]
+            if not chosen:
+                raise DataError(f"silo {self.settings.name}: too few rows to cross-fit.")
+            n_steps = n_train_steps(recipe.train, len(chosen))
+            trained = self._run_training(
+                chosen,
+                f"fold {fold + 1}" if recipe.score.trajectory == "crossfit" else "own trajectory",
+                start=request.adapter,
+                schedule=Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps),
+                n_steps=n_steps,
+                first_step=0,
+                seed=derived_seed(recipe.seed, "train", self.settings.name, fold),
+                checkpoint_at=checkpoint_steps(n_steps, recipe.train.checkpoints),
+            )
+            for number, checkpoint in enumerate(trained.checkpoints):
+                save_checkpoint(checkpoint, folder / f"checkpoint-{number}")
+            atomic_write_bytes(folder / "done", b"")
+
+    def _score(self, request: ScoreRequest) -> ScoreReply:
+        recipe, encoded = self._recipe(), self._encoded()
+        groups = group_names(recipe, self.settings.name, self.settings.domain)
+        model, rows = self._model(), list(encoded.rows)
+        frozen = recipe.score.trajectory == "global" and recipe.train.aggregation == "ffa"
+        weights = scored_weights(model, recipe.score, frozen_a=frozen)
+        raw: dict[str, np.ndarray] = {}
+        parts: dict[str, np.ndarray] = {
+            "base/loss": mean_losses(model, rows, adapter=model.initial)
+        }
+        fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
+        anchors: dict[str, dict[str, list[float]]] = {}
+        for number, group in enumerate(groups):
+            members = np.flatnonzero(fold == number)
+            if not len(members):
+                raise DataError(f"silo {self.settings.name}: too few rows to cross-fit.")
+            if recipe.score.trajectory == "global":
+                checkpoints, directions = _sent_trajectory(request)
+                anchor_scores = {k: np.array(v) for k, v in request.anchor_scores.items()}
+            else:
+                checkpoints = self._own_checkpoints(recipe, number)
+                directions = [self._directions(model, recipe, c, weights) for c in checkpoints]
+                anchor_scores = score_rows(
+                    model, self._public("anchor"), checkpoints, directions
+                ).raw
+                anchors[group] = {k: [float(x) for x in v] for k, v in anchor_scores.items()}
+            with self.progress.task(
+                f"{self.settings.name}: score", len(members) * len(checkpoints)
+            ) as advance:
+                scored = score_rows(
+                    model, [rows[i] for i in members], checkpoints, directions, on_rows=advance
+                )
+            if recipe.score.method == "perplexity":
+                scored = scored.with_perplexity()
+            for target, source in ((raw, scored.raw), (parts, scored.parts)):
+                for name, values in source.items():
+                    target.setdefault(name, np.zeros(len(rows)))[members] = values
+            self._memory.setdefault("anchor_scores", {})[group] = anchor_scores
+        ScoreTable(
+            recipe_hash=recipe.hash,
+            row=np.array([r.row for r in rows]),
+            id=tuple(r.id for r in rows),
+            fold=fold,
+            n_tokens=np.array([len(r.ids) for r in rows]),
+            n_response_tokens=np.array([r.n_response_tokens for r in rows]),
+            raw=raw,
+            parts=parts,
+        ).write(self.private / "scores.parquet")
+        proposal = self._proposal(recipe, groups, raw, fold)
+        return ScoreReply(recipe_hash=recipe.hash, anchor_scores=anchors, proposal=proposal)
+
+    def _select(self, request: SelectRequest) -> SelectReply:
+        threshold = Threshold.from_json(request.threshold)
+        selection = self.select(threshold)
+        self._write_selection(selection, threshold)
+        return SelectReply(
+            recipe_hash=selection.recipe_hash, n_kept=round_count(len(selection.kept))
+        )
+
+    def _fit(self, request: FitRequest) -> FitReply:
+        recipe = self._recipe()
+        combine = validate(CombineSettings, request.combine, where="the fit request")
+        rows = self.arm_rows(request.arm)
+        if not rows:
+            return FitReply(recipe_hash=recipe.hash, weight=0, adapter={})
+        once = combine.method != "fedavg"
+        n_steps = combine.local_steps * (combine.rounds if once else 1)
+        self._model().freeze_a(frozen=not once and combine.aggregation == "ffa")
+        peak = combine.learning_rate or recipe.train.learning_rate
+        trained = self._run_training(
+            rows,
+            f"{request.arm}, round {request.round + 1}",
+            start=request.adapter,
+            schedule=Schedule(peak, recipe.train.warmup, combine.local_steps * combine.rounds),
+            n_steps=n_steps,
+            first_step=request.round * n_steps,
+            # The same seed for every arm: arms differ by their rows alone.
+            seed=derived_seed(recipe.seed, "fit", self.settings.name, request.round),
+        )
+        return FitReply(
+            recipe_hash=recipe.hash, weight=round_count(len(rows)), adapter=trained.adapter
+        )
+
+    def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
+        recipe = self._recipe()
+        if not self.settings.share_diagnostics:
+            return EvaluateReply(recipe_hash=recipe.hash, diagnostics={})
+        return EvaluateReply(recipe_hash=recipe.hash, diagnostics=self.diagnostics())
+
+    # --- what the silo itself may look at
+
+    def select(self, threshold: Threshold) -> Selection:
+        """Decide about every row under a threshold, and write nothing.
+
+        Raises:
+            RecipeMismatchError: the scores come from another recipe.
+            DegenerateSelectionError: nothing, everything or too few rows would be kept.
+        """
+        table, encoded = self._scores(), self._encoded()
+        samples = {s.row: s.id for s in self._rows().samples}
+        return select(
+            list(zip(table.row.tolist(), table.id, strict=True)),
+            self._in_units(table, threshold),
+            threshold,
+            recipe_hash=table.recipe_hash,
+            dropped={row: (samples[row], why) for row, why in encoded.dropped.items()},
+            where=f"silo {self.settings.name}",
+            min_kept=self.settings.min_kept,
+            allow_degenerate=self.allow_degenerate,
+        )
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Exact counts, and detection figures where the silo names a column of labels."""
+        threshold = Threshold.from_json(json.loads((self.private / "threshold.json").read_text()))
+        table, kept = self._scores(), set(self._kept())
+        units = next(u for g, u in threshold.units.items() if g in self._groups())
+        figures: dict[str, Any] = {
+            "rows": len(table.row),
+            "kept": len(kept),
+            "threshold": None
+            if threshold.value is None
+            else threshold.value * units.spread + units.location,
+        }
+        labels = read_labels(self._rows(), self.settings.labels)
+        if labels is None:
+            return figures
+        scored = [labels[row] for row in table.row]
+        figures["clean"] = sum(label is None for label in scored)
+        figures |= detection(scored, np.array([row in kept for row in table.row]))
+        losses = [
+            v for name, v in table.parts.items() if name.endswith("/loss") and name != "base/loss"
+        ]
+        methods = {
+            "influence": self._in_units(table, threshold),
+            "perplexity": -table.parts["base/loss"],
+            "perplexity, trained": -np.mean(losses, axis=0),
+            "length": table.n_response_tokens.astype(float),
+        }
+        figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
+        figures["auc"] = figures["detection"]["influence"]["auc"]
+        for kind in sorted({x for x in scored if x}):
+            mask = np.array([x == kind for x in scored])
+            dropped = np.array([row not in kept for row in table.row])
+            figures.setdefault("dropped_by_kind", {})[kind] = float(dropped[mask].mean())
+        return figures
+
+    def arm_rows(self, arm: str) -> list[EncodedRow]:
+        """Rows that an arm trains on: all, the kept, as many at random, or the clean ones.
+
+        Raises:
+            DataError: arm oracle and the silo names no column of labels.
+        """
+        rows = list(self._encoded().rows)
+        if arm == "mixed":
+            return rows
+        kept = set(self._kept())
+        if arm == "random":
+            seed = derived_seed(self._recipe().seed, "random", self.settings.name)
+            rng = np.random.default_rng(seed)
+            kept = {rows[i].row for i in rng.choice(len(rows), len(kept), replace=False)}
+        if arm == "oracle":
+            labels = read_labels(self._rows(), self.settings.labels)
+            if labels is None:
+                raise DataError(
+                    f"silo {self.settings.name}: arm oracle needs labels. Name their column in "
+                    "the silo file, or leave the arm out of evaluate.arms."
+                )
+            kept = {row for row, label in enumerate(labels) if label is None}
+        return [row for row in rows if row.row in kept]
+
+    # --- helpers
+
+    def _run_training(
+        self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
+    ) -> Any:
+        with self.progress.task(f"{self.settings.name}: {what}", how["n_steps"]) as advance:
+            return train(
+                self._model(),
+                rows,
+                settings=self._recipe().train,
+                scratch=str(self.private / "scratch"),
+                on_step=lambda: advance(1),
+                **how,
+            )
+
+    def _directions(
+        self, model: LoraModel, recipe: Recipe, checkpoint: Checkpoint, weights: list[str]
+    ) -> dict[str, Any]:
+        public = recipe.public[self.settings.domain]
+        return {
+            name: validation_direction(
+                model, self._public(name), checkpoint, form=recipe.score.form, weights=weights
+            )
+            for name in public.validation
+        }
+
+    def _proposal(
+        self, recipe: Recipe, groups: list[str], raw: dict[str, np.ndarray], fold: np.ndarray
+    ) -> float | None:
+        if recipe.threshold.rule != "mixture":
+            return None
+        public = recipe.public[self.settings.domain]
+        weights = {name: file.weight for name, file in public.validation.items()}
+        scores = np.zeros(len(fold))
+        for number, group in enumerate(groups):
+            anchors = self._memory["anchor_scores"][group]
+            units = anchor_units(anchors, weights, kind=recipe.threshold.units)
+            members = fold == number
+            scores[members] = units.apply({k: v[members] for k, v in raw.items()})
+        return mixture_cut(scores, seed=derived_seed(recipe.seed, "mixture", self.settings.name))
+
+    def _in_units(self, table: ScoreTable, threshold: Threshold) -> np.ndarray:
+        scores = np.zeros(len(table.row))
+        for number, group in enumerate(self._groups()):
+            units: Units | None = threshold.units.get(group)
+            if units is None:
+                raise RecipeMismatchError(
+                    f"silo {self.settings.name}: the threshold has no units for group {group}."
+                )
+            members = table.fold == number
+            scores[members] = units.apply({k: v[members] for k, v in table.raw.items()})
+        return scores
+
+    def _write_selection(self, selection: Selection, threshold: Threshold) -> None:
+        rows = self._rows()
+        write_rows(rows, selection.kept, self.private / f"kept{rows.suffix}")
+        write_rows(rows, selection.dropped, self.private / f"dropped{rows.suffix}")
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["row", "id", "score", "kept", "reason"])
+        for d in selection.decisions:
+            writer.writerow([d.row + 1, d.id, d.score, int(d.kept), d.reason])
+        atomic_write_bytes(self.private / "decisions.csv", buffer.getvalue().encode())
+        write_json(self.private / "threshold.json", threshold.to_json())
+        # The last file of a selection: what reads it finds the others whole.
+        write_json(self.private / "kept.json", list(selection.kept))
+
+    def _kept(self) -> list[int]:
+        path = self.private / "kept.json"
+        if not path.exists():
+            raise DataError(f"silo {self.settings.name}: nothing is selected yet.")
+        return json.loads(path.read_text())
+
+    def _scores(self) -> ScoreTable:
+        return ScoreTable.read(self.private / "scores.parquet")
+
+    def _groups(self) -> list[str]:
+        return group_names(self._recipe(), self.settings.name, self.settings.domain)
+
+    def _own_checkpoints(self, recipe: Recipe, fold: int) -> list[Checkpoint]:
+        folder = self.private / "checkpoints" / recipe.hash / f"fold-{fold}"
+        if not (folder / "done").exists():
+            raise DataError(
+                f"silo {self.settings.name}: there are no checkpoints yet. Train first."
+            )
+        found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+        return [load_checkpoint(path) for path in found]
+
+    def _own_model(self, recipe: Recipe) -> Recipe:
+        """The recipe with the base model where this silo keeps it."""
+        if self.settings.model_path is None:
+            return recipe
+        model = recipe.model.model_copy(update={"name": self.settings.model_path})
+        return recipe.model_copy(update={"model": model})
+
+    def _recipe(self) -> Recipe:
+        if "recipe" not in self._memory:
+            path = self.private / "recipe.json"
+            if not path.exists():
+                raise RecipeMismatchError(f"silo {self.settings.name}: no recipe yet; hello first.")
+            content = json.loads(path.read_text())
+            self._memory["recipe"] = validate(Recipe, content, where="the stored recipe")
+        return self._memory["recipe"]
+
+    def _model(self) -> LoraModel:
+        if "model" not in self._memory:
+            self._memory["model"], self._memory["encoder"] = self.load_model(self._recipe())
+        return self._memory["model"]
+
+    def _encoder(self) -> RowEncoder:
+        self._model()
+        return self._memory["encoder"]
+
+    def _rows(self) -> RowFile:
+        if "rows" not in self._memory:
+            self._memory["rows"] = read_rows(self.settings.data, schema=self.settings.schema_name)
+        return self._memory["rows"]
+
+    def _encoded(self) -> EncodedRows:
+        if "encoded" not in self._memory:
+            rows = self._rows()
+            self._memory["encoded"] = encode_rows(
+                rows.samples, self._encoder(), where=f"silo {self.settings.name}"
+            )
+        return self._memory["encoded"]
+
+    def _public(self, name: str) -> list[EncodedRow]:
+        public = self._recipe().public[self.settings.domain]
+        file = public.anchor if name == "anchor" else public.validation[name]
+        path = next((self.private / "public").glob(f"{file.sha256}.*"))
+        encoded = encode_rows(read_rows(path).samples, self._encoder(), where=f"public set {name}")
+        return list(encoded.rows)
+
+    def _data_token(self) -> str:
+        """Changes when the rows change, and tells nobody without the silo's key what they are."""
+        if "data_token" not in self._memory:
+            key_file = self.private / "data.key"
+            if not key_file.exists():
+                atomic_write_bytes(key_file, secrets.token_bytes(32))
+            ids = "".join(sample.id for sample in self._rows().samples)
+            key = key_file.read_bytes()
+            self._memory["data_token"] = hmac.new(key, ids.encode(), "sha256").hexdigest()[:16]
+        return self._memory["data_token"]
+
+    def clean_scratch(self) -> None:
+        """Remove what the Trainer left."""
+        shutil.rmtree(self.private / "scratch", ignore_errors=True)
+
+
+def _sent_trajectory(request: ScoreRequest) -> tuple[list[Checkpoint], list[dict[str, Any]]]:
+    """Take the checkpoints and directions of the global trajectory out of their message."""
+    checkpoints: list[Checkpoint] = []
+    directions: list[dict[str, Any]] = []
+    for index, rate in enumerate(request.learning_rates):
+        prefix = f"{index}|"
+        adapter = {
+            name[len(prefix) :]: t
+            for name, t in request.checkpoints.items()
+            if name.startswith(prefix)
+        }
+        checkpoints.append(Checkpoint(index, rate, adapter, {}))
+        sets: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in request.directions.items():
+            where, _, weight = name.partition("|")
+            number, _, set_name = where.partition("/")
+            if number == str(index):
+                sets.setdefault(set_name, {})[weight] = tensor
+        directions.append(sets)
+    return checkpoints, directions

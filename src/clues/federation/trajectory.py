@@ -1,0 +1,91 @@
+"""Whose checkpoints a row is scored on, and the sum of its scores along them.
+
+Both sides of the wall use this: the silo for its rows, the coordinator for the public anchors.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clues.config import Recipe, TrainSettings
+from clues.data.tokens import EncodedRow
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.scoring.influence import influence_scores
+
+N_FOLDS = 2
+
+
+@dataclass(frozen=True)
+class TrajectoryScores:
+    """Scores of rows along a trajectory.
+
+    Attributes:
+        raw: by validation set, sum over checkpoints of learning rate times inner product.
+        parts: the terms of that sum as `checkpoint/set`, and `checkpoint/loss`.
+    """
+
+    raw: dict[str, np.ndarray]
+    parts: dict[str, np.ndarray]
+
+    def with_perplexity(self) -> "TrajectoryScores":
+        """Replace the scores by minus the mean loss over checkpoints, for every set."""
+        losses = [v for name, v in self.parts.items() if name.endswith("/loss")]
+        return replace(self, raw={name: -np.mean(losses, axis=0) for name in self.raw})
+
+
+def score_rows(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    checkpoints: Sequence[Checkpoint],
+    directions: Sequence[Mapping[str, AdapterState]],
+    *,
+    on_rows: Callable[[int], None] | None = None,
+) -> TrajectoryScores:
+    """Score rows along a trajectory.
+
+    raw[set][n] = sum_t learning_rate[t] * < gradient of row n at t, direction[t][set] >
+
+    Source: CLUES, arXiv 2507.03004; the trace of its accumulated inner products is this sum.
+    """
+    raw: dict[str, np.ndarray] = {}
+    parts: dict[str, np.ndarray] = {}
+    for index, (checkpoint, sets) in enumerate(zip(checkpoints, directions, strict=True)):
+        found = influence_scores(
+            model, rows, adapter=checkpoint.adapter, directions=list(sets.values()), on_rows=on_rows
+        )
+        parts[f"{index}/loss"] = found.losses
+        for k, name in enumerate(sets):
+            term = checkpoint.learning_rate * found.products[:, k]
+            parts[f"{index}/{name}"] = term
+            raw[name] = raw.get(name, np.zeros(len(rows))) + term
+    return TrajectoryScores(raw, parts)
+
+
+def group_names(recipe: Recipe, silo: str, domain: str) -> list[str]:
+    """Groups that a silo's rows fall into: same checkpoints, same anchors, same units."""
+    if recipe.score.trajectory == "global":
+        return [f"domain {domain}"]
+    if recipe.score.trajectory == "local":
+        return [f"silo {silo}"]
+    return [f"silo {silo}, fold {n + 1}" for n in range(N_FOLDS)]
+
+
+def fold_of(row: EncodedRow, recipe: Recipe) -> int:
+    """Fold whose checkpoints have not seen the row; equal text always falls into one fold."""
+    return (int(row.id, 16) + recipe.seed) % N_FOLDS
+
+
+def n_train_steps(settings: TrainSettings, n_rows: int) -> int:
+    """Optimiser steps of one silo."""
+    if settings.steps is not None:
+        return settings.steps
+    return max(1, math.ceil(settings.epochs * n_rows / settings.batch_size))
+
+
+def checkpoint_steps(n_steps: int, n_checkpoints: int) -> tuple[int, ...]:
+    """One-based steps after which to save, evenly spread, the last one included."""
+    return tuple(
+        sorted({max(1, round(n_steps * (i + 1) / n_checkpoints)) for i in range(n_checkpoints)})
+    )

@@ -1,0 +1,51 @@
+"""The two tables of a run on a terminal, readable at 80 columns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
+
+from clues.report.shared import Table, arms_table, need, silos_table, threshold_pairs
+
+
+def print_table(results: Mapping[str, Any], console: Console) -> None:
+    """Print the arms, the silos and the threshold, with the roundings of the shared page.
+
+    Raises:
+        DataError: a key that every run has is missing.
+    """
+    for title, table in (("Arms", arms_table(results)), ("Silos", silos_table(results))):
+        console.print(_grid(title, table))
+        console.print(Text(table.note, style="dim"))
+        console.print()
+    pairs = threshold_pairs(need(results, "threshold", "results"))
+    console.print(Text("Threshold  " + ", ".join(f"{key.lower()} {text}" for key, text in pairs)))
+
+
+def _grid(title: str, table: Table) -> Grid:
+    grid = Grid(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    # The silos' own cuts would leave no room for names at 80 columns.
+    shown = [n for n, column in enumerate(table.columns) if column.key != "threshold"]
+    for column in (table.columns[n] for n in shown):
+        # Only names may wrap: half a number is a wrong number.
+        grid.add_column(
+            Text(column.short),
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            overflow="fold",
+        )
+    for row in table.rows:
+        # Text, not str: a name such as "[red]" is a name and not a style.
+        style = "bold" if title == "Arms" and row[0] == "clues" else ""
+        grid.add_row(*(Text(row[n]) for n in shown), style=style)
+    return grid

@@ -1,0 +1,348 @@
+"""From anchor scores to one threshold, and from the threshold to a decision per row.
+
+No torch here. A *group* is a set of rows and anchors that were scored on the same checkpoints:
+a domain on the global trajectory, a silo on its own, a fold of a silo when cross-fitted.
+Scores of different groups compare only in units of each group's anchors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clues.config import ThresholdSettings
+from clues.errors import (
+    ConfigError,
+    DataError,
+    DegenerateSelectionError,
+    NumericsError,
+    RecipeMismatchError,
+)
+
+Array = NDArray[np.float64]
+MIN_ANCHORS = 5
+NORMAL_IQR = 1.349  # interquartile range of a standard normal distribution
+
+
+@dataclass(frozen=True)
+class Units:
+    """How a group's raw scores become comparable.
+
+    combined = sum over validation sets of weight * raw / scale
+    score = (combined - location) / spread
+    """
+
+    weights: dict[str, float]
+    scales: dict[str, float]
+    location: float
+    spread: float
+
+    def apply(self, raw: Mapping[str, Array]) -> Array:
+        """Return scores in these units from raw scores by validation set.
+
+        Raises:
+            DataError: a validation set is missing.
+        """
+        missing = set(self.weights) - set(raw)
+        if missing:
+            raise DataError(f"no scores for validation set {sorted(missing)[0]}. Score again.")
+        return (combine(raw, self.weights, self.scales) - self.location) / self.spread
+
+
+def combine(
+    raw: Mapping[str, Array], weights: Mapping[str, float], scales: Mapping[str, float]
+) -> Array:
+    """Weighted sum over validation sets, each divided by its own scale."""
+    terms = [weights[name] * np.asarray(raw[name], float) / scales[name] for name in weights]
+    return np.sum(terms, axis=0)
+
+
+def anchor_units(raw: Mapping[str, Array], weights: Mapping[str, float], *, kind: str) -> Units:
+    """Units of one group, from its anchors' raw scores.
+
+    `anchor`: every validation set is divided by the standard deviation of its anchor scores, then
+    the sum has the anchors' median 0 and (robust, normal-consistent) spread 1.
+    `raw`: validation sets are summed as they are, as in the paper.
+
+    Raises:
+        DataError: fewer than 5 anchors.
+        NumericsError: the anchors' scores are not finite, or all the same.
+    """
+    n_anchors = min((len(v) for v in raw.values()), default=0)
+    if n_anchors < MIN_ANCHORS:
+        raise DataError(
+            f"{n_anchors} anchor rows, at least {MIN_ANCHORS} are needed; 30 or more give a "
+            "steadier threshold. Add rows to the anchor file."
+        )
+    if not all(np.isfinite(v).all() for v in raw.values()):
+        raise NumericsError("an anchor score is not finite. Score in float32.")
+    if kind == "raw":
+        return Units(dict(weights), dict.fromkeys(weights, 1.0), 0.0, 1.0)
+    scales = {name: float(np.std(raw[name])) for name in weights}
+    if min(scales.values()) <= 0:
+        raise NumericsError(
+            "all anchors have the same score, so there is no unit to compare with. Use different "
+            "anchor rows, or train longer."
+        )
+    combined = combine(raw, weights, scales)
+    low, high = np.quantile(combined, [0.25, 0.75])
+    spread = float(high - low) / NORMAL_IQR or float(np.std(combined))
+    return Units(dict(weights), scales, float(np.median(combined)), spread)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One global rule.
+
+    Attributes:
+        recipe_hash: scores of any other recipe are refused.
+        rule: name of the rule.
+        value: rows below it are dropped; None for rule `ratio`, which has no global number.
+        ratio: share of its rows that a silo keeps, for rule `ratio` alone.
+        units: by group, how raw scores compare with `value`.
+        units_kind: `anchor` or `raw`.
+        interval: bootstrap interval of `value` over anchors.
+        confidence: probability content of the interval.
+        n_anchors: anchor scores that the value rests on.
+        anchor_quantiles: (probability, score) pairs of the pooled anchors.
+    """
+
+    recipe_hash: str
+    rule: str
+    value: float | None
+    ratio: float | None
+    units: dict[str, Units]
+    units_kind: str
+    interval: tuple[float, float] | None
+    confidence: float
+    n_anchors: int
+    anchor_quantiles: tuple[tuple[float, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Threshold":
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: a key is missing, or a number is not finite.
+        """
+        try:
+            units = {group: Units(**u) for group, u in content["units"].items()}
+            interval = content["interval"]
+            threshold = cls(
+                **{
+                    **content,
+                    "units": units,
+                    "interval": (interval[0], interval[1]) if interval else None,
+                    "anchor_quantiles": tuple(
+                        (float(p), float(q)) for p, q in content["anchor_quantiles"]
+                    ),
+                }
+            )
+            numbers = [threshold.value or 0.0, threshold.ratio or 0.0]
+            numbers += [n for u in units.values() for n in (u.location, u.spread)]
+            finite = all(np.isfinite(numbers)) and all(u.spread > 0 for u in units.values())
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+            finite = False
+        if not finite:
+            raise DataError("the threshold cannot be read, or a number in it is not finite.")
+        return threshold  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def fit_threshold(
+    anchors: Mapping[str, Mapping[str, Array]],
+    weights: Mapping[str, Mapping[str, float]],
+    settings: ThresholdSettings,
+    *,
+    recipe_hash: str,
+    seed: int,
+    proposals: Mapping[str, float] | None = None,
+) -> Threshold:
+    """One threshold from the anchors of all groups.
+
+    Args:
+        anchors: by group, raw anchor scores by validation set.
+        weights: by group, weight of each validation set.
+        settings: the rule.
+        recipe_hash: recipe under which the anchors were scored.
+        seed: of the bootstrap.
+        proposals: by silo, the cut it proposes; for rule `mixture` alone.
+
+    Raises:
+        DataError: fewer than 5 anchors in a group, or no proposal for rule `mixture`.
+        NumericsError: anchor scores are not finite, or all the same.
+    """
+    units = {g: anchor_units(raw, weights[g], kind=settings.units) for g, raw in anchors.items()}
+    scores = {g: units[g].apply(raw) for g, raw in anchors.items()}
+    pooled = np.concatenate([scores[g] for g in sorted(scores)])
+    offered = sorted((proposals or {}).values())
+    if settings.rule == "mixture" and not offered:
+        raise DataError(
+            "rule mixture: no silo's scores fall into two groups, so none proposed a cut. Use "
+            "rule anchor_quantile."
+        )
+    value = _rule_value(pooled, offered, settings)
+    rng = np.random.default_rng(seed)
+    draws: list[float] = []
+    if settings.rule in ("anchor_mean", "anchor_quantile", "mixture"):
+        for _ in range(settings.bootstrap):
+            # Anchors are drawn within their group: every domain stays represented.
+            sample = [rng.choice(scores[g], len(scores[g])) for g in sorted(scores)]
+            again = list(rng.choice(offered, len(offered))) if offered else []
+            draws.append(_rule_value(np.concatenate(sample), again, settings) or 0.0)
+    tail = (1 - settings.confidence) / 2
+    interval = np.quantile(draws, [tail, 1 - tail]) if draws else None
+    points = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+    return Threshold(
+        recipe_hash=recipe_hash,
+        rule=settings.rule,
+        value=value,
+        ratio=settings.ratio if settings.rule == "ratio" else None,
+        units=units,
+        units_kind=settings.units,
+        interval=(float(interval[0]), float(interval[1])) if interval is not None else None,
+        confidence=settings.confidence,
+        n_anchors=len(pooled),
+        anchor_quantiles=tuple((p, float(np.quantile(pooled, p))) for p in points),
+    )
+
+
+def _rule_value(
+    pooled: Array, proposals: Sequence[float], settings: ThresholdSettings
+) -> float | None:
+    if settings.rule == "anchor_mean":
+        return float(pooled.mean())
+    if settings.rule == "anchor_quantile":
+        # "lower" never interpolates upwards: at most this share of the anchors falls below.
+        return float(np.quantile(pooled, settings.quantile, method="lower"))
+    if settings.rule == "preset":
+        return settings.preset
+    if settings.rule == "mixture":
+        return float(np.median(proposals))
+    return None
+
+
+def mixture_cut(scores: Array, *, seed: int) -> float | None:
+    """Where a silo's own scores part into a low and a high group.
+
+    Two normal distributions are fitted to the scores; the cut is where a row is as likely from
+    the lower as from the upper one. None if one distribution describes the scores as well (by
+    the Bayesian information criterion).
+    """
+    from sklearn.mixture import GaussianMixture  # 1 s to import, for one rule
+
+    if len(scores) < 2 * MIN_ANCHORS:
+        return None
+    column = scores.reshape(-1, 1)
+    fits = [GaussianMixture(n, random_state=seed, n_init=5).fit(column) for n in (1, 2)]
+    if fits[0].bic(column) <= fits[1].bic(column):
+        return None
+    means = np.asarray(fits[1].means_, float).ravel()
+    upper = int(np.argmax(means))
+    grid = np.linspace(means.min(), means.max(), 2001)
+    above = fits[1].predict_proba(grid.reshape(-1, 1))[:, upper] >= 0.5
+    return float(grid[np.argmax(above)]) if above.any() else None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one row, and why."""
+
+    row: int
+    id: str
+    score: float | None
+    kept: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A decision for every row of a silo, in the order of the file."""
+
+    recipe_hash: str
+    decisions: tuple[Decision, ...]
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Positions of the kept rows."""
+        return tuple(d.row for d in self.decisions if d.kept)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Positions of the dropped rows."""
+        return tuple(d.row for d in self.decisions if not d.kept)
+
+
+def select(
+    rows: Sequence[tuple[int, str]],
+    scores: Array,
+    threshold: Threshold,
+    *,
+    recipe_hash: str,
+    dropped: Mapping[int, tuple[str, str]],
+    where: str,
+    min_kept: int = 1,
+    allow_degenerate: bool = False,
+) -> Selection:
+    """Decide about every row; a row at the threshold is kept.
+
+    Args:
+        rows: (position, content id) of the scored rows.
+        scores: their scores in the threshold's units, in the same order.
+        threshold: the global rule.
+        recipe_hash: recipe under which the rows were scored.
+        dropped: by position, content id and reason of the rows that could not be scored.
+        where: name of the silo, for errors.
+        min_kept: fewer kept rows than this would single people out.
+        allow_degenerate: accept a selection that keeps nothing or everything.
+
+    Raises:
+        RecipeMismatchError: scores and threshold come from different recipes.
+        NumericsError: a score is not finite.
+        DegenerateSelectionError: nothing, everything, or fewer than `min_kept` rows are kept.
+    """
+    if recipe_hash != threshold.recipe_hash:
+        raise RecipeMismatchError(
+            f"{where} scored under recipe {recipe_hash}; the threshold is for "
+            f"{threshold.recipe_hash}. Send {where} the current recipe and score again."
+        )
+    if not np.isfinite(scores).all():
+        n_bad = int((~np.isfinite(scores)).sum())
+        raise NumericsError(f"{where}: {n_bad} of {len(scores)} scores are not finite.")
+    cut = threshold.value
+    if threshold.ratio is not None:
+        n_kept = round(threshold.ratio * len(scores))
+        cut = float(np.sort(scores)[::-1][n_kept - 1]) if n_kept else float("inf")
+    if cut is None:
+        raise ConfigError(f"{where}: the threshold has neither a value nor a ratio.")
+    decisions = [
+        Decision(row, id_, float(score), bool(score >= cut), _reason(float(score), cut))
+        for (row, id_), score in zip(rows, scores, strict=True)
+    ]
+    decisions += [Decision(r, id_, None, False, why) for r, (id_, why) in dropped.items()]
+    selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
+    n_kept, n_rows = len(selection.kept), len(rows)
+    if not allow_degenerate and n_kept in (0, n_rows):
+        what = "every row" if n_kept else "no row"
+        raise DegenerateSelectionError(
+            f"{where}: the threshold {cut:.4g} keeps {what} of {n_rows} (scores run from "
+            f"{scores.min():.4g} to {scores.max():.4g}). Check that the anchors are of this "
+            "silo's domain, or choose another rule; --allow-degenerate accepts it."
+        )
+    if 0 < n_kept < min_kept:
+        raise DegenerateSelectionError(
+            f"{where}: only {n_kept} rows would be kept and the silo asks for at least {min_kept}. "
+            "A model trained on so few can give them away."
+        )
+    return selection
+
+
+def _reason(score: float, cut: float) -> str:
+    if score >= cut:
+        return f"score {score:.4g} is not below {cut:.4g}"
+    return f"score {score:.4g} is below {cut:.4g}"

@@ -1,0 +1,318 @@
+"""The shared report shows aggregates, shows names as text, and never invents a number."""
+
+import copy
+import io
+import re
+from typing import Any
+
+import pytest
+from jinja2 import UndefinedError
+from rich.console import Console
+
+from clues.errors import DataError
+from clues.report.shared import (
+    _environment,
+    clean,
+    count,
+    headline,
+    render_html,
+    render_markdown,
+    silos_table,
+    threshold_strip,
+)
+from clues.report.terminal import print_table
+
+HOSTILE = '<b>&"|[red]*x*'
+ARM_KEYS = (
+    "kept",
+    "steps",
+    "precision",
+    "recall",
+    "f1",
+    "heldout_loss",
+    "knowledge_accuracy",
+    "knowledge_stderr",
+    "seconds",
+)
+ARMS = {
+    "mixed": (850, 240, 0.6, 1.0, 0.75, 2.3104, 0.42, 0.03, 31.24),
+    "random": (512, 144, 0.601, 0.602, 0.601, 2.402, 0.385, 0.031, 19.9),
+    "clues": (512, 144, 0.942, 0.946, 0.944, 2.187, 0.515, 0.031, 20.1),
+    "oracle": (510, 144, 1.0, 1.0, 1.0, 2.153, 0.53, 0.031, 20.0),
+}
+LEDGER = [
+    {"silo": "north", "direction": "out", "kind": "adapter", "messages": 20, "bytes": 6_553_600},
+    {"silo": "north", "direction": "in", "kind": "recipe", "messages": 1, "bytes": 812},
+]
+
+
+def make_silo(rows: int | None, kept: int | None, *, labelled: bool = True) -> dict:
+    silo = {"rows": rows, "kept": kept, "domain": "medicine-en", "threshold": -1.6}
+    if labelled:
+        silo |= {"precision": 0.917, "recall": 0.967, "f1": 0.941, "auc": 0.94}
+        by_kind = {"cut": 0.99, "swap": 0.8}
+        silo["detection"] = {
+            "influence": {"auc": 0.94, "auc_by_kind": by_kind},
+            "perplexity": {"auc": 0.903},
+        }
+    return silo
+
+
+def make_results() -> dict:
+    return {
+        "name": "demo",
+        "date": "2026-11-23",
+        "machine": "2 CPU cores, 8 GB",
+        "base_model": "built-in",
+        "recipe_hash": "3f9a1c77b0e2",
+        "seeds": [42],
+        "versions": {"clues": "0.1.0", "torch": "2.13.0"},
+        "method": {"score": "influence", "form": "adam", "rule": "anchor_quantile"},
+        "arms": {name: dict(zip(ARM_KEYS, arm, strict=True)) for name, arm in ARMS.items()},
+        "silos": {"north": make_silo(173, 64), "south": make_silo(341, 297)},
+        "threshold": {
+            "value": -1.645,
+            "rule": "anchor_quantile",
+            "units": "anchor",
+            "interval": [-1.9, -1.4],
+            "n_anchors": 320,
+            "anchor_quantiles": [
+                *([0.0, -3.1], [0.05, -1.6], [0.25, -0.6], [0.5, 0.0], [0.75, 0.7], [1.0, 2.6])
+            ],
+        },
+        "questions": 200,
+        "guessing": 0.25,
+        "seconds": {"train": 30.1, "score": 12.0},
+    }
+
+
+def without_numbers(value: Any) -> Any:
+    """The same results with every number not measured."""
+    if isinstance(value, dict):
+        return {key: without_numbers(part) for key, part in value.items()}
+    return None if isinstance(value, int | float | list) else value
+
+
+def terminal_text(results: dict) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    print_table(results, console)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def page(results: dict) -> str:
+    return render_html(results, ledger_summary=LEDGER)
+
+
+def every_text(results: dict) -> list[str]:
+    return [page(results), render_markdown(results), terminal_text(results)]
+
+
+def test_page_needs_no_network_and_no_script():
+    html = page(make_results())
+    assert not re.search(r"https?:|<script|<link|<img|@import|url\(|\son\w+=", html)
+    assert "default-src 'none'" in html
+
+
+def test_page_names_its_language_and_every_table_has_a_caption_and_scopes():
+    html = page(make_results())
+    assert '<html lang="en">' in html
+    assert html.count("<table") == html.count("<caption") == 4
+    assert not re.search(r"<th(?![^>]*scope=)[\s>]", html), "a header cell without a scope"
+
+
+def test_names_stay_text_on_the_page():
+    results = make_results()
+    results["silos"] = {HOSTILE: make_silo(100, 50)}
+    results["machine"] = results["name"] = HOSTILE
+    results["arms"][HOSTILE] = results["arms"]["mixed"]
+    ledger = [dict(LEDGER[0], silo=HOSTILE, kind=HOSTILE)]
+    html = render_html(results, ledger_summary=ledger)
+    assert "<b>" not in html
+    assert html.count("&lt;b&gt;&amp;&#34;|[red]*x*") >= 6
+
+
+def test_names_stay_text_in_markdown_and_on_the_terminal():
+    results = make_results()
+    results["silos"] = {HOSTILE: make_silo(100, 50)}
+    markdown = render_markdown(results)
+    assert "<b>" not in markdown
+    assert r"\|\[red\]\*x\*" in markdown
+    assert HOSTILE in terminal_text(results), "rich took a name for a style"
+
+
+def test_control_and_direction_characters_in_names_are_replaced():
+    assert clean("a\x1b[2J\nb\u202e") == "a\ufffd[2J\ufffdb\ufffd"
+
+
+@pytest.mark.parametrize("n_rows", range(10))
+def test_a_count_below_ten_is_not_shown(n_rows):
+    assert count(n_rows) == "<10"
+
+
+def test_a_count_is_rounded_to_tens_and_a_missing_one_is_a_dash():
+    assert [count(n) for n in (10, 14, 15, 1234, None)] == [
+        "10",
+        "10",
+        "20",
+        "1,230",
+        "\N{EN DASH}",
+    ]
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(173, 7), (8, 8), (9, 0)])
+def test_nothing_about_a_small_count_shows(rows, kept):
+    results = make_results()
+    results["silos"] = {"north": make_silo(rows, kept)}
+    cells = silos_table(results).rows[0]
+    assert "<10" in cells
+    assert not [cell for cell in cells if "%" in cell], "a keep rate narrows the count down"
+    for text in every_text(results):
+        for hidden in ("0.917", "0.967", "0.941", "0.903"):
+            assert hidden not in text, "a ratio over a few rows shows how many they are"
+
+
+def test_no_exact_row_count_shows():
+    for text in every_text(make_results()):
+        for exact in ("173", "341", "297", "512"):
+            assert not re.search(rf"(?<![\d.]){exact}(?![\d.])", text), exact
+
+
+def test_two_runs_with_equal_rounded_counts_cannot_be_told_apart():
+    one, other = make_results(), make_results()
+    one["silos"]["north"] |= {"rows": 166, "kept": 55}
+    other["silos"]["north"] |= {"rows": 174, "kept": 64}
+    assert every_text(one) == every_text(other), "the keep rate shows more than the counts"
+
+
+def test_keep_rate_is_a_band_of_ten_per_cent():
+    results = make_results()
+    results["silos"] = {"a": make_silo(100, 100), "b": make_silo(100, 30), "c": make_silo(200, 10)}
+    bands = [row[4] for row in silos_table(results).rows]
+    assert [band.replace("\N{EN DASH}", "-") for band in bands] == ["90-100 %", "30-40 %", "0-10 %"]
+
+
+def test_detection_columns_show_only_where_labels_were_known():
+    results = make_results()
+    assert "Precision" in page(results)
+    results["silos"] = {"north": make_silo(173, 64, labelled=False)}
+    for arm in results["arms"].values():
+        for key in ("precision", "recall", "f1"):
+            del arm[key]
+    for text in (page(results), render_markdown(results)):
+        assert not re.search(r"<th[^>]*>Precision|Precision \|", text)
+        assert "Detection by score" not in text
+    assert "prec." not in terminal_text(results)
+
+
+def test_a_missing_number_does_not_become_zero():
+    results = without_numbers(make_results()) | {"seeds": [42]}
+    for text in every_text(results):
+        body = re.sub("<[^>]*>", " ", text[text.find("<body") :]) if "<body" in text else text
+        body = re.sub(r"0\.500 is chance|0 to 1", "", body)
+        body = body.replace(results["recipe_hash"], "").replace(results["date"], "")
+        assert not re.search(r"(?<![\w.<])0(\.0+)?(?![\w.])", body)
+        assert "None" not in body
+        assert "nan" not in body
+
+
+@pytest.mark.parametrize("key", list(make_results()["arms"]["mixed"]))
+def test_any_number_of_an_arm_may_be_missing(key):
+    results = make_results()
+    for name in ("mixed", "clues"):
+        results["arms"][name][key] = None
+        every_text(results)
+        del results["arms"][name][key]
+        every_text(results)
+
+
+def test_a_number_that_is_not_finite_is_called_so():
+    results = make_results()
+    results["arms"]["mixed"]["heldout_loss"] = float("nan")
+    results["threshold"]["value"] = float("-inf")
+    assert page(results).count("not finite") == 2
+
+
+@pytest.mark.parametrize("key", list(make_results()))
+def test_a_key_that_every_run_has_is_an_error_when_absent(key):
+    results = make_results()
+    del results[key]
+    for render in (page, render_markdown):
+        with pytest.raises(DataError, match=f"'{key}' is missing"):
+            render(results)
+
+
+def test_an_undefined_name_in_the_template_is_an_error():
+    template = _environment().from_string("{{ nowhere }}")
+    with pytest.raises(UndefinedError):
+        template.render()
+
+
+def test_a_ledger_entry_without_a_size_is_an_error():
+    entry = {key: value for key, value in LEDGER[0].items() if key != "bytes"}
+    with pytest.raises(DataError, match="'bytes' is missing"):
+        render_html(make_results(), ledger_summary=[entry])
+
+
+def test_markdown_tables_have_as_many_cells_in_every_line():
+    results = make_results()
+    results["silos"][HOSTILE] = make_silo(40, 3)
+    blocks = re.findall(r"(?:^\|.*\n)+", render_markdown(results), flags=re.MULTILINE)
+    assert len(blocks) == 3
+    for block in blocks:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_terminal_tables_fit_in_80_columns_with_every_number_whole():
+    results = make_results()
+    results["silos"] = {"a-hospital-with-a-long-name": make_silo(123_456, 98_765)}
+    big = (1_234_567, 98_765, 0.6, 1.0, 0.75, 12.31, 0.42, 0.03, 98_765.4)
+    results["arms"]["mixed"] = dict(zip(ARM_KEYS, big, strict=True))
+    text = terminal_text(results)
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in ("123,460", "98,770", "80\N{EN DASH}90 %", "1,234,570", "98,765.4", "0.030"):
+        assert whole in text, f"{whole} was cut"
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
+def test_headline_states_the_contrast_and_its_error():
+    found, sure = headline(make_results())
+    assert (
+        "answered 51.5 % of 200 questions right, against 42.0 % for training on all rows" in found
+    )
+    assert "9.5 points above mixed (2.2 standard errors)" in sure
+
+
+def test_headline_says_so_when_the_selection_does_worse():
+    results = make_results()
+    results["arms"]["clues"]["knowledge_accuracy"] = 0.4
+    assert "2.0 points below mixed (0.5 standard errors)" in headline(results)[1]
+
+
+def test_a_run_without_a_selection_says_so():
+    results = make_results()
+    del results["arms"]["clues"]
+    assert "no selection" in headline(results)[0]
+    every_text(results)
+
+
+def test_strip_keeps_the_order_of_scores_and_stays_inside():
+    strip = threshold_strip(make_results()["threshold"])
+    assert strip is not None
+    assert strip.box is not None
+    assert strip.median is not None
+    assert strip.cut is not None
+    places = [strip.low, strip.cut, strip.box[0], strip.median, strip.box[1], strip.high]
+    assert places == sorted(places)
+    assert 0 <= places[0] < places[-1] <= strip.width
+
+
+def test_strip_of_equal_scores_and_of_no_scores_does_not_crash():
+    assert threshold_strip({"value": 1.0}) is None
+    assert threshold_strip({"value": 1.0, "anchor_quantiles": [[0.0, 1.0], [1.0, 1.0]]})
+
+
+def test_rendering_leaves_the_results_as_they_were():
+    results = make_results()
+    before = copy.deepcopy(results)
+    every_text(results)
+    assert results == before
