@@ -1,0 +1,276 @@
+"""The command line: verbs, and nothing else."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from clues import __version__
+from clues.config import RunConfig, load_config
+from clues.errors import CluesError, UsageError
+from clues.federation.ledger import summary, verify
+
+app = typer.Typer(
+    help="Select good instruction rows across data owners, with one threshold for all.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out, err = Console(), Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
+Out = Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Degenerate = Annotated[
+    bool,
+    typer.Option("--allow-degenerate", help="Accept a selection that keeps nothing or everything."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def _open(config: RunConfig, folder: Path | None, *, quiet: bool, degenerate: bool = False) -> Any:
+    _calm_libraries()
+    from clues.pipeline import open_run  # torch takes seconds to import
+    from clues.progress import Silent, Terminal
+
+    progress = Silent() if quiet else Terminal(err)
+    root = folder or Path("runs") / config.name
+    return open_run(config, root, progress=progress, allow_degenerate=degenerate)
+
+
+def _calm_libraries() -> None:
+    """No telemetry, and no library talks over the progress bars."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _stage(
+    config: Path, folder: Path | None, stage: str, *, quiet: bool, degenerate: bool = False
+) -> Any:
+    from clues.pipeline import run_until
+
+    run = _open(load_config(config), folder, quiet=quiet, degenerate=degenerate)
+    run_until(run, stage)
+    return run
+
+
+def _show(result: Any, *, as_json: bool) -> None:
+    if as_json:
+        out.print_json(json.dumps(result, allow_nan=False))
+        return
+    from clues.report.terminal import print_table
+
+    print_table(result, out)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where data and run go.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of data, training and threshold.")] = 42,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole method on five generated silos; needs no network and no GPU."""
+    from clues.demo import write_demo
+    from clues.pipeline import run_until
+
+    config = load_config(write_demo(folder / "input", seed=seed))
+    err.print(
+        "Five silos, questions in two languages, 80 / 50 / 40 / 20 / 10 % of the rows damaged.",
+        highlight=False,
+    )
+    run = _open(config, folder, quiet=quiet)
+    _show(run_until(run), as_json=as_json)
+    if not as_json:
+        out.print(f"\nReport: {folder / 'report.html'}", highlight=False)
+
+
+@app.command()
+def run(
+    config: Config,
+    folder: Out = None,
+    as_json: Json = False,
+    degenerate: Degenerate = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run everything; a run that was interrupted goes on where it stopped."""
+    from clues.pipeline import run_until
+
+    opened = _open(load_config(config), folder, quiet=quiet, degenerate=degenerate)
+    _show(run_until(opened), as_json=as_json)
+
+
+@app.command()
+def check(config: Config, as_json: Json = False, rows: int = 2) -> None:
+    """Look at data, masks, lengths, overlaps and cost before anything heavy starts.
+
+    Rows are shown on this terminal only; use --rows 0 to show none.
+    """
+    _calm_libraries()
+    from clues.check import check_run, print_check
+
+    found = check_run(load_config(config), n_shown=0 if as_json else rows)
+    if as_json:
+        out.print_json(json.dumps(found.to_json()))
+    else:
+        print_check(found, out)
+    if found.errors:
+        raise typer.Exit(3)
+
+
+@app.command()
+def train(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
+    """Make the trajectory whose checkpoints are scored."""
+    _stage(config, folder, "train", quiet=quiet)
+
+
+@app.command()
+def score(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
+    """Score every row; scores stay in each silo's private folder."""
+    opened = _stage(config, folder, "score", quiet=quiet)
+    for name in opened.silos:
+        out.print(opened.run_dir.silo(name) / "private" / "scores.parquet", highlight=False)
+
+
+@app.command()
+def threshold(
+    config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False
+) -> None:
+    """Set the one threshold from the public anchors."""
+    opened = _stage(config, folder, "threshold", quiet=quiet)
+    found = opened.coordinator.threshold()
+    if as_json:
+        out.print_json(json.dumps(found.to_json()))
+        return
+    interval = found.interval
+    text = f"{found.rule}: {found.value if found.value is not None else found.ratio:.4g}"
+    if interval:
+        text += f", {found.confidence:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
+    out.print(f"{text}, from {found.n_anchors} anchor scores", highlight=False)
+
+
+@app.command()
+def select(
+    config: Config,
+    folder: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be kept; write nothing.")
+    ] = False,
+    at: Annotated[
+        float | None, typer.Option("--threshold", help="With --dry-run: this threshold instead.")
+    ] = None,
+    as_json: Json = False,
+    degenerate: Degenerate = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decide about every row and write kept and dropped rows in the format that came in."""
+    if at is not None and not dry_run:
+        raise UsageError(
+            "--threshold needs --dry-run: one silo's own number is no global threshold. To use "
+            "a number for all, set recipe.threshold to rule: preset."
+        )
+    stage = "threshold" if dry_run else "select"
+    opened = _stage(config, folder, stage, quiet=quiet, degenerate=degenerate or dry_run)
+    found = opened.coordinator.threshold()
+    if at is not None:
+        from dataclasses import replace
+
+        found = replace(found, value=at, ratio=None)
+    counts = {}
+    for name, silo in opened.silos.items():
+        selection = silo.select(found)
+        counts[name] = {"rows": len(selection.decisions), "kept": len(selection.kept)}
+    if as_json:
+        out.print_json(json.dumps(counts))
+        return
+    for name, count in counts.items():
+        share = count["kept"] / count["rows"]
+        out.print(f"{name}: {count['kept']} of {count['rows']} kept ({share:.0%})", highlight=False)
+
+
+@app.command()
+def merge(
+    config: Config, folder: Out = None, degenerate: Degenerate = False, quiet: Quiet = False
+) -> None:
+    """Train on the kept rows, federated or merged, and write the joint adapter."""
+    opened = _stage(config, folder, "select", quiet=quiet, degenerate=degenerate)
+    opened.coordinator.fit("clues")
+    out.print(opened.run_dir.coordinator / "adapter", highlight=False)
+
+
+@app.command()
+def evaluate(
+    config: Config,
+    folder: Out = None,
+    as_json: Json = False,
+    degenerate: Degenerate = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the arms; the same as run, for a run that is finished up to here."""
+    run(config, folder, as_json, degenerate, quiet)
+
+
+@app.command()
+def report(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
+    """Write results.json, results.md and report.html again."""
+    opened = _stage(config, folder, "report", quiet=quiet)
+    out.print(opened.run_dir.root / "report.html", highlight=False)
+
+
+@app.command()
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    check_chain: Annotated[
+        bool, typer.Option("--verify", help="Only say whether the chain holds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what crossed the wall: by silo, direction and kind."""
+    entries = verify(folder / "ledger.jsonl")
+    if check_chain and not as_json:
+        out.print(f"{len(entries)} messages, the chain holds.", highlight=False)
+        return
+    totals = summary(entries)
+    if as_json:
+        out.print_json(json.dumps(totals))
+        return
+    for row in totals:
+        line = f"{row['silo']:<20} {row['direction']:<4} {row['kind']:<16}"
+        out.print(
+            f"{line} {row['messages']:>5} messages {row['bytes']:>12,} bytes", highlight=False
+        )
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(__version__, highlight=False)
+
+
+def main() -> None:
+    """Run a verb; a user's error becomes one message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except CluesError as error:
+        err.print(f"clues: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("Interrupted. The same command goes on where it stopped.", highlight=False)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""A whole run in order, resumable; what is finished is not done again."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clues.atomic import atomic_write_bytes
+from clues.config import Recipe, RunConfig, dump_yaml
+from clues.data.tokens import RowEncoder
+from clues.errors import UsageError
+from clues.federation.coordinator import Coordinator
+from clues.federation.ledger import Ledger, summary, verify
+from clues.federation.local import LocalTransport
+from clues.federation.silo import Silo
+from clues.model.adapters import LoraModel, load_tokenizer
+from clues.progress import Progress
+from clues.report.shared import render_html, render_markdown
+from clues.rundir import RunDir, write_json
+
+STAGES = ("hello", "train", "score", "threshold", "select", "fit", "measure", "report")
+PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+class ModelCache:
+    """One base model in memory for all silos of this process.
+
+    A silo sets its own adapter before every use, so that sharing changes no number.
+    """
+
+    def __init__(self) -> None:
+        """Load nothing yet."""
+        self._loaded: dict[str, tuple[LoraModel, RowEncoder]] = {}
+
+    def load(self, recipe: Recipe) -> tuple[LoraModel, RowEncoder]:
+        """Return the model of a recipe, loading it at first use."""
+        key = f"{recipe.model!r}{recipe.lora!r}{recipe.tokens!r}{recipe.seed}"
+        if key not in self._loaded:
+            model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
+            encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
+            self._loaded[key] = (model, encoder)
+        return self._loaded[key]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run under way: both sides of the wall, in one process."""
+
+    config: RunConfig
+    run_dir: RunDir
+    coordinator: Coordinator
+    silos: dict[str, Silo]
+
+
+def open_run(
+    config: RunConfig, root: Path, *, progress: Progress, allow_degenerate: bool = False
+) -> Run:
+    """Create or continue a run's folder and set up both sides.
+
+    Raises:
+        LedgerError: the folder's ledger is broken.
+    """
+    run_dir = RunDir(root)
+    for folder in (run_dir.coordinator / "stages", *(run_dir.silo(s.name) for s in config.silos)):
+        folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(root / "config.resolved.yaml", dump_yaml(config).encode())
+    cache = ModelCache()
+    silos = {
+        settings.name: Silo(
+            settings,
+            run_dir.silo(settings.name),
+            load_model=cache.load,
+            progress=progress,
+            allow_degenerate=allow_degenerate,
+        )
+        for settings in config.silos
+    }
+    answers = {name: silo.answer for name, silo in silos.items()}
+    coordinator = Coordinator(
+        config.recipe,
+        config.combine,
+        config.evaluate,
+        run_dir.coordinator,
+        transport=LocalTransport(answers, Ledger(run_dir.ledger)),
+        load_model=cache.load,
+        progress=progress,
+    )
+    return Run(config, run_dir, coordinator, silos)
+
+
+def run_until(run: Run, stage: str = "report") -> dict[str, Any] | None:
+    """Run all stages up to this one; returns the results if the report is reached.
+
+    Raises:
+        CluesError: a stage cannot be finished; those before it stay finished.
+    """
+    if stage not in STAGES:
+        raise UsageError(f"there is no stage {stage!r}. Stages: {', '.join(STAGES)}.")
+    wanted = STAGES[: STAGES.index(stage) + 1]
+    coordinator = run.coordinator
+    steps = {
+        "hello": coordinator.hello,
+        "train": coordinator.train,
+        "score": coordinator.score,
+        "threshold": coordinator.threshold,
+        "select": coordinator.select,
+        "fit": lambda: [coordinator.fit(arm) for arm in arms_of(run.config)],
+        "measure": lambda: [coordinator.measure(arm) for arm in arms_of(run.config)],
+    }
+    for name in wanted:
+        if name in steps:
+            steps[name]()
+    for silo in run.silos.values():
+        silo.clean_scratch()
+    return write_results(run) if "report" in wanted else None
+
+
+def arms_of(config: RunConfig) -> Sequence[str]:
+    """Arms that can be run: oracle only where every silo knows its labels."""
+    known = all(silo.labels for silo in config.silos)
+    return [arm for arm in config.evaluate.arms if arm != "oracle" or known]
+
+
+def write_results(run: Run) -> dict[str, Any]:
+    """Write results.json, results.md, report.html and the manifest."""
+    results = collect_results(run)
+    root = run.run_dir.root
+    write_json(root / "results.json", results)
+    atomic_write_bytes(root / "results.md", render_markdown(results).encode())
+    page = render_html(results, ledger_summary=summary(verify(run.run_dir.ledger)))
+    atomic_write_bytes(root / "report.html", page.encode())
+    keys = ("name", "date", "machine", "base_model", "recipe_hash", "seeds", "versions")
+    write_json(root / "manifest.json", {key: results[key] for key in keys})
+    return results
+
+
+def collect_results(run: Run) -> dict[str, Any]:
+    """Aggregates of a finished run; no row text, no row scores."""
+    coordinator, config = run.coordinator, run.config
+    recipe = config.recipe
+    threshold = coordinator.threshold()
+    diagnostics = coordinator.diagnostics()
+    selected = coordinator.select()
+    silos: dict[str, dict[str, Any]] = {}
+    for name, silo in coordinator.silos.items():
+        shared = {"rows": silo["n_rows"], "kept": selected["n_kept"][name], **diagnostics[name]}
+        shared.setdefault("threshold", threshold.value)
+        silos[name] = {"domain": silo["domain"], **shared}
+    arms = {arm: _arm(run, arm, silos) for arm in arms_of(config)}
+    heldout = coordinator.heldout() if config.evaluate.heldout else None
+    stages = {"train": coordinator.train(), "score": coordinator.score(), "select": selected}
+    return {
+        "name": config.name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "base_model": Path(recipe.model.name).name,
+        "recipe_hash": recipe.hash,
+        "seeds": [recipe.seed],
+        "versions": {name: version(name) for name in PACKAGES},
+        "method": {
+            "score": recipe.score.method,
+            "form": recipe.score.form,
+            "trajectory": recipe.score.trajectory,
+            "layers": recipe.score.layers,
+            "rule": recipe.threshold.rule,
+            "combine": config.combine.method,
+            "aggregation": config.combine.aggregation,
+        },
+        "arms": arms,
+        "silos": silos,
+        "threshold": {
+            "value": threshold.value,
+            "rule": threshold.rule,
+            "units": threshold.units_kind,
+            "interval": list(threshold.interval) if threshold.interval else None,
+            "confidence": threshold.confidence,
+            "n_anchors": threshold.n_anchors,
+            "anchor_quantiles": [list(pair) for pair in threshold.anchor_quantiles],
+        },
+        "questions": len(heldout.options) if heldout else None,
+        "guessing": heldout.guessing if heldout else None,
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+    }
+
+
+def _arm(run: Run, arm: str, silos: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    fitted, measured = run.coordinator.fit(arm), run.coordinator.measure(arm)
+    figures = {
+        "kept": _arm_rows(arm, silos),
+        "steps": fitted["steps"],
+        "silos": fitted["n_silos"],
+        "energy_lost": fitted["energy_lost"],
+        **{k: v for k, v in measured.items() if k != "seconds"},
+        "seconds": round(fitted["seconds"], 1),
+    }
+    known = [s for s in silos.values() if "precision" in s]
+    if arm == "clues" and known:
+        for figure in ("precision", "recall", "f1", "auc"):
+            values = [s[figure] for s in known if s[figure] is not None]
+            # Mean over silos: a large silo must not hide a small one.
+            figures[figure] = sum(values) / len(values) if values else None
+    return figures
+
+
+def _arm_rows(arm: str, silos: dict[str, dict[str, Any]]) -> int | None:
+    if arm == "mixed":
+        return sum(s["rows"] for s in silos.values())
+    if arm in ("clues", "random"):
+        return sum(s["kept"] for s in silos.values())
+    clean = [s.get("clean") for s in silos.values()]
+    return sum(c for c in clean if c is not None) if None not in clean else None
+
+
+def machine() -> str:
+    """Say what this ran on, without the machine's name."""
+    cores = torch.get_num_threads()
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {platform.system()} {platform.machine()}"
+    return f"CPU, {cores} threads, {platform.system()} {platform.machine()}"
