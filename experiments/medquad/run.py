@@ -1,0 +1,150 @@
+"""MedQuAD: five silos, damage 80 / 50 / 40 / 20 / 10 %, several seeds and base models.
+
+    python -m experiments.medquad.run --data ../shared/data/medical_medquad_en.jsonl.gz \
+        --model built-in --model runs/tinystories/model --seeds 0 1 2
+
+Uses only questions that no base model of this project has read (experiments/reserved.py).
+Every run resumes; finished ones are kept as experiments/medquad/results/MODEL-SEED.json.
+"""
+
+import argparse
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from clues.config import derived_seed, load_config
+from clues.data.damage import damage_rows
+from clues.data.partition import take_disjoint
+from clues.pipeline import open_run, run_until
+from clues.progress import Terminal
+from experiments.reserved import is_reserved
+
+SHARES = {"site-a": 0.8, "site-b": 0.5, "site-c": 0.4, "site-d": 0.2, "site-e": 0.1}
+KINDS = ("cut", "delete", "swap")
+ROWS, VALIDATION, ANCHORS, HELD_OUT = 400, 100, 64, 300
+RESULTS = Path(__file__).parent / "results"
+
+
+def unread_rows(path: Path) -> list[dict[str, Any]]:
+    """Reserved questions, each question and each answer once."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    questions: set[str] = set()
+    answers: set[str] = set()
+    kept = []
+    for row in rows:
+        question, answer = row["instruction"].strip(), row["output"].strip()
+        if is_reserved(question) and question not in questions and answer not in answers:
+            kept.append({"instruction": question, "output": answer})
+            questions.add(question)
+            answers.add(answer)
+    return kept
+
+
+def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: int) -> Path:
+    """Write one seed's silos, public sets and configuration."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {**dict.fromkeys(SHARES, ROWS), "validation": VALIDATION, "anchor": ANCHORS}
+    parts = take_disjoint(len(rows), {**sizes, "heldout": HELD_OUT}, seed=seed)
+    for name in ("validation", "anchor"):
+        _write(folder / f"{name}.jsonl", [rows[i] for i in parts[name]])
+    _write(folder / "heldout.jsonl", _with_choices([rows[i] for i in parts["heldout"]], seed=seed))
+    for silo, share in SHARES.items():
+        damaged, labels = damage_rows(
+            [rows[i] for i in parts[silo]],
+            share=share,
+            kinds=KINDS,
+            seed=derived_seed(seed, "damage", silo),
+        )
+        private = [{**r, "damage": x or ""} for r, x in zip(damaged, labels, strict=True)]
+        _write(folder / f"{silo}.jsonl", private)
+    recipe = {
+        "seed": seed,
+        "model": {"name": model},
+        "lora": {"rank": 16, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"},
+        "tokens": {"max_length": 192, "overlong": "truncate", "template": "alpaca"},
+        "train": {
+            "steps": 60,
+            "rounds": 6,
+            "checkpoints": 3,
+            "learning_rate": 0.002,
+            "batch_size": 8,
+        },
+        "public": {"medicine": {"validation": "validation.jsonl", "anchor": "anchor.jsonl"}},
+    }
+    config = {
+        "name": f"medquad-{seed}",
+        "recipe": recipe,
+        "combine": {"method": "fedavg", "rounds": 6, "local_steps": 10},
+        "evaluate": {"heldout": "heldout.jsonl"},
+        "silos": [
+            {
+                "name": silo,
+                "data": f"{silo}.jsonl",
+                "domain": "medicine",
+                "labels": "damage",
+                "share_diagnostics": True,
+            }
+            for silo in SHARES
+        ],
+    }
+    path = folder / "clues.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def _with_choices(rows: list[dict[str, Any]], *, seed: int) -> list[dict[str, Any]]:
+    """Give every held-out question three wrong choices: answers to other held-out questions."""
+    rng = random.Random(derived_seed(seed, "choices"))
+    with_choices = []
+    for row in rows:
+        others = [other["output"] for other in rows if other is not row]
+        choices = [row["output"], *rng.sample(others, 3)]
+        rng.shuffle(choices)
+        answer = choices.index(row["output"])
+        with_choices.append({**row, "choices": choices, "answer": answer})
+    return with_choices
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    """Run every model with every seed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--work", type=Path, default=Path("runs/medquad"))
+    args = parser.parse_args()
+    rows = unread_rows(args.data)
+    print(f"{len(rows):,} unread questions")
+    for seed in args.seeds:
+        for model in args.model:
+            path = Path(model)
+            # runs/tinystories/model is named after its folder, not after `model`.
+            label = path.parent.name if path.name == "model" else path.name
+            stored = RESULTS / f"{label}-{seed}.json"
+            if stored.exists():
+                continue
+            folder = args.work / f"{label}-{seed}"
+            name = model if model == "built-in" else str(path.resolve())
+            config = load_config(write_inputs(folder / "input", rows, model=name, seed=seed))
+            results = run_until(open_run(config, folder, progress=Terminal(Console(stderr=True))))
+            assert results is not None
+            results["base_model"] = label
+            RESULTS.mkdir(exist_ok=True)
+            stored.write_text(json.dumps(results, indent=2) + "\n")
+            auc = results["arms"]["clues"]["auc"]
+            print(f"{label}, seed {seed}: AUC {auc:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
