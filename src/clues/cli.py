@@ -24,7 +24,7 @@ app = typer.Typer(
 out, err = Console(), Console(stderr=True)
 
 Config = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
-Out = Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Degenerate = Annotated[
     bool,
@@ -263,7 +263,7 @@ def version() -> None:
 def main() -> None:
     """Run a verb; a user's error becomes one message and an exit code."""
     try:
-        app(standalone_mode=True)
+        app(prog_name="clues")
     except CluesError as error:
         err.print(f"clues: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(error.exit_code)

@@ -167,14 +167,23 @@ class Recipe(Settings):
     @property
     def hash(self) -> str:
         """First 12 hex digits of the SHA-256 of the recipe; where a file lies does not count."""
+        return _hash(self._content())
+
+    @property
+    def scoring_hash(self) -> str:
+        """The hash without the threshold: scores under an equal one are the same scores."""
+        content = self._content()
+        del content["threshold"]
+        return _hash(content)
+
+    def _content(self) -> dict[str, Any]:
         content = self.model_dump(mode="json")
         for public in content["public"].values():
             for entry in [public["anchor"], *public["validation"].values()]:
                 del entry["path"]
         if content["model"]["weights_sha256"]:
             del content["model"]["name"]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return content
 
 
 class CombineSettings(Settings):
@@ -235,6 +244,11 @@ class RunConfig(Settings):
                     f"recipe.public lists: {known}"
                 )
         return self
+
+
+def _hash(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def built_in_folder() -> Path:

@@ -81,7 +81,8 @@ def anchor_units(raw: Mapping[str, Array], weights: Mapping[str, float], *, kind
     if kind == "raw":
         return Units(dict(weights), dict.fromkeys(weights, 1.0), 0.0, 1.0)
     scales = {name: float(np.std(raw[name])) for name in weights}
-    if min(scales.values()) <= 0:
+    # The standard deviation of equal numbers can come out as 1e-17.
+    if any(np.ptp(raw[name]) == 0 for name in weights):
         raise NumericsError(
             "all anchors have the same score, so there is no unit to compare with. Use different "
             "anchor rows, or train longer."
@@ -145,8 +146,11 @@ class Threshold:
                 }
             )
             numbers = [threshold.value or 0.0, threshold.ratio or 0.0]
-            numbers += [n for u in units.values() for n in (u.location, u.spread)]
-            finite = all(np.isfinite(numbers)) and all(u.spread > 0 for u in units.values())
+            numbers += [*(threshold.interval or ()), *np.ravel(threshold.anchor_quantiles)]
+            for u in units.values():
+                numbers += [u.location, u.spread, *u.weights.values(), *u.scales.values()]
+            positive = all(min(u.spread, *u.scales.values()) > 0 for u in units.values())
+            finite = bool(np.isfinite(numbers).all()) and positive
         except (KeyError, TypeError, AttributeError, IndexError, ValueError):
             finite = False
         if not finite:

@@ -136,6 +136,13 @@ class RowEncoder:
                     "so the response cannot be told from the prompt. Set "
                     "recipe.tokens.loss_on: last or template: alpaca."
                 )
+            # A template without a generation prompt writes the header together with the answer.
+            other = "1" if message.content.lstrip().startswith("0") else "0"
+            answered = self._render(
+                [*turns[:index], {"role": "assistant", "content": other}], header=False
+            )
+            # The space before an answer stays with its first word: so tokenizers merge them.
+            prefix += _common_start(full, answered)[len(prefix) :].rstrip(" ")
             yield Segment(prefix[len(done) :], is_response=False)
             response, tail = self._split_after_end(full[len(prefix) :])
             yield Segment(response, is_response=True)
@@ -155,6 +162,11 @@ class RowEncoder:
 
     def _adds_bos(self) -> bool:
         return self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+
+
+def _common_start(one: str, two: str) -> str:
+    n = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(two))
+    return one[:n]
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,7 @@ class Coordinator:
             place = folder / f"round-{number}"
             if (place / "state.json").exists():
                 adapter = load_checkpoint(place).adapter
+                lost = max(lost, json.loads((place / "record.json").read_text())["energy_lost"])
                 continue
             request = TrainRequest(recipe_hash=self.recipe.hash, round=number, adapter=adapter)
             replies: dict[str, TrainReply] = self._ask(dict.fromkeys(self.silos, request))
@@ -242,8 +243,11 @@ class Coordinator:
                 {n: (r.adapter, r.weight) for n, r in replies.items()}, settings.aggregation
             )
             adapter, lost = joint.adapter, max(lost, joint.energy_lost)
+            for name, reply in replies.items():
+                _check_moment(name, reply)
             moment = _mean_moment([r.second_moment for r in replies.values()])
             rate = float(np.mean([r.learning_rate for r in replies.values()]))
+            write_json(place / "record.json", {"energy_lost": joint.energy_lost})
             save_checkpoint(Checkpoint(number + 1, rate, adapter, moment), place)
         kept = [f"round-{n - 1}" for n in save_after]
         return {"folder": folder.name, "checkpoints": kept, "energy_lost": lost}
@@ -319,13 +323,15 @@ class Coordinator:
     def _fit(self, arm: str, key: str) -> dict[str, Any]:
         once = self.combine.method != "fedavg"
         n_rounds = 1 if once else self.combine.rounds
-        adapter, lost, taking_part = self.initial, 0.0, 0
         folder = self.folder / "rounds" / f"{arm}-{key}"
-        for number in range(n_rounds):
-            stored = folder / f"round-{number}.safetensors"
-            if stored.exists():
-                adapter = load_file(stored)
-                continue
+        stored = [folder / f"round-{number}.safetensors" for number in range(n_rounds)]
+        adapter, record = self.initial, {"energy_lost": 0.0, "n_silos": 0}
+        # The newest counts: earlier rounds are removed on the way.
+        n_done = max((n + 1 for n, file in enumerate(stored) if file.exists()), default=0)
+        if n_done:
+            adapter = load_file(stored[n_done - 1])
+            record = json.loads((folder / "record.json").read_text())
+        for number in range(n_done, n_rounds):
             request = FitRequest(
                 recipe_hash=self.recipe.hash,
                 arm=arm,
@@ -339,12 +345,13 @@ class Coordinator:
             if not sent:
                 raise DataError(f"arm {arm}: no silo has a row to train on.")
             joint = self._join(sent, "merge" if once else self.combine.aggregation)
-            adapter, lost, taking_part = joint.adapter, max(lost, joint.energy_lost), len(sent)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(stored, adapter)
-            write_json(folder / "record.json", {"energy_lost": lost, "n_silos": taking_part})
-            (folder / f"round-{number - 2}.safetensors").unlink(missing_ok=True)
-        record = json.loads((folder / "record.json").read_text())
+            adapter, lost = joint.adapter, max(record["energy_lost"], joint.energy_lost)
+            record = {"energy_lost": lost, "n_silos": len(sent)}
+            # Before the adapter: killed in between, the round is done again and gives the same.
+            write_json(folder / "record.json", record)
+            write_tensors(stored[number], adapter)
+            if number >= 2:
+                stored[number - 2].unlink(missing_ok=True)
         self.model.save(adapter, self.folder / "arms" / arm)
         if arm == "clues":
             self.model.save(adapter, self.folder / "adapter")
@@ -472,6 +479,17 @@ class Coordinator:
                         f"public set {domain}: {both} rows are both anchors and validation rows, "
                         "which lifts the threshold. Remove them from one of the two."
                     )
+
+
+def _check_moment(name: str, reply: TrainReply) -> None:
+    """A moment belongs to each weight that trains, has its shape and is not negative."""
+    moments = reply.second_moment
+    trained = {n for n in reply.adapter if ".lora_B." in n}
+    fits = not moments or trained <= set(moments) <= set(reply.adapter)
+    if not fits or any(
+        t.shape != reply.adapter[n].shape or bool((t < 0).any()) for n, t in moments.items()
+    ):
+        raise DataError(f"silo {name}: its optimiser state does not fit its adapter.")
 
 
 def _mean_moment(moments: Sequence[AdapterState]) -> AdapterState:

@@ -20,6 +20,7 @@ from torch import Tensor
 from clues.errors import DataError, NumericsError
 
 MAX_HEADER_BYTES = 64_000_000
+TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
 Tensors = dict[str, Tensor]
 
 
@@ -217,17 +218,20 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
         outer = json.loads(data[8 : 8 + n_header])
         header = json.loads(outer["__metadata__"]["clues"])
         tensors = {name: tensor for name, tensor in load(data).items() if name != "empty"}
-        kind = header.pop("kind")
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError):
+        kind = str(header.pop("kind"))
+        # RecursionError: brackets nested thousands deep.
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{sender}: what arrived is not a message of this program.") from None
     if kind not in allowed:
-        raise DataError(f"{sender}: a message of kind {str(kind)[:40]!r} may not come here.")
+        raise DataError(f"{sender}: a message of kind {kind[:40]!r} may not come here.")
     cls = allowed[kind]
     content: dict[str, Any] = {name: {} for name in cls.tensor_fields}
     for full, tensor in tensors.items():
         owner, _, name = full.partition("|")
         if owner not in content:
             raise DataError(f"{sender}: {kind} carries an unexpected tensor.")
+        if tensor.dtype not in TENSOR_TYPES:
+            raise DataError(f"{sender}: {kind} carries a tensor of type {tensor.dtype}.")
         if not torch.isfinite(tensor).all():
             raise NumericsError(f"{sender}: {kind} carries a tensor that is not finite: {name}.")
         content[owner][name] = tensor
@@ -236,10 +240,7 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
         odd = sorted(set(header) ^ set(specs))
         raise DataError(f"{sender}: {kind} lacks or adds field {odd[0][:40]!r}.")
     for name, spec in specs.items():
-        # `float | None` has no origin but parts; `dict[str, str]` has dict as its origin.
-        wanted: Any = get_origin(spec.type) or spec.type
-        wanted = (int, *get_args(spec.type)) if wanted is UnionType else (wanted,)
-        if not isinstance(header[name], wanted) or isinstance(header[name], bool):
+        if not _fits(header[name], spec.type):
             raise DataError(f"{sender}: {kind}.{name} has the wrong type.")
         _check_finite(header[name], f"{sender}: {kind}.{name}")
     return cls(**header, **content)
@@ -255,12 +256,28 @@ def round_count(n: int) -> int:
     return 0 if n == 0 else max(10, 10 * round(n / 10))
 
 
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value from JSON is of a field's type, down to the items of lists and dicts."""
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if wanted is Any:
+        return True
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    # The very type: True is an int to isinstance.
+    return type(value) is wanted
+
+
 def _check_finite(value: Any, where: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise NumericsError(f"{where} is not finite.")
-    if isinstance(value, dict):
-        for item in value.values():
-            _check_finite(item, where)
-    elif isinstance(value, list):
-        for item in value:
-            _check_finite(item, where)
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise NumericsError(f"{where} is not finite.")
+        if isinstance(item, dict):
+            left += item.values()
+        elif isinstance(item, list):
+            left += item

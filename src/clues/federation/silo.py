@@ -20,6 +20,7 @@ import torch
 
 from clues.atomic import atomic_write_bytes
 from clues.config import (
+    ARMS,
     CombineSettings,
     Recipe,
     SiloSettings,
@@ -106,15 +107,21 @@ class Silo:
         request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
         self.private.mkdir(parents=True, exist_ok=True)
         self.outbox.mkdir(parents=True, exist_ok=True)
-        token = hash_of([token_of(data), self._data_token(), self.allow_degenerate])[:24]
-        stored = self.outbox / f"{request.kind}-{token}.clues"
-        if stored.exists():
-            return stored.read_bytes()
         if not isinstance(request, HelloRequest) and request.recipe_hash != self._recipe().hash:
             raise RecipeMismatchError(
                 f"silo {self.settings.name} works under recipe {self._recipe().hash}; a "
                 f"{request.kind} request came for {request.recipe_hash}. Start again with hello."
             )
+        # Where the rows lie does not count, what the silo agreed to share does.
+        settings = self.settings.model_dump(mode="json", exclude={"data", "model_path"})
+        ours = [self._data_token(), settings, self.allow_degenerate]
+        stored = self.outbox / f"{request.kind}-{hash_of([token_of(data), ours])[:24]}.clues"
+        if stored.exists():
+            return stored.read_bytes()
+        # Only the last answer of a kind fits the private files beside it. Before the work: killed
+        # half-way, those files may already be the new ones.
+        for old in self.outbox.glob(f"{request.kind}-*.clues"):
+            old.unlink()
         handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
             HelloRequest: self._hello,
             TrainRequest: self._train,
@@ -124,11 +131,6 @@ class Silo:
             EvaluateRequest: self._evaluate,
         }
         reply = handlers[type(request)](request).to_bytes()
-        if isinstance(request, (TrainRequest, FitRequest)):
-            # Adapters of earlier rounds are in the coordinator's hands; only the last may be
-            # asked for again.
-            for old in self.outbox.glob(f"{request.kind}-*.clues"):
-                old.unlink()
         atomic_write_bytes(stored, reply)
         return reply
 
@@ -158,6 +160,10 @@ class Silo:
             if token_of(payload) != name.split(".")[0] or Path(name).name != name:
                 raise DataError("the coordinator's public rows do not have the hash they claim.")
             atomic_write_bytes(public / name, payload)
+        own_set = recipe.public[self.settings.domain]
+        sent = {name.split(".")[0] for name in request.public_files}
+        if not {f.sha256 for f in (own_set.anchor, *own_set.validation.values())} <= sent:
+            raise DataError("the coordinator left out public rows that its recipe names.")
         write_json(self.private / "recipe.json", own.model_dump(mode="json"))
         self._memory.clear()
         n_rows = len(self._encoded().rows)
@@ -207,7 +213,7 @@ class Silo:
         recipe, rows = self._recipe(), self._encoded().rows
         self._model().freeze_a(frozen=False)
         for fold in range(len(group_names(recipe, self.settings.name, self.settings.domain))):
-            folder = self.private / "checkpoints" / recipe.hash / f"fold-{fold}"
+            folder = self._trajectory_folder(recipe, fold)
             if (folder / "done").exists():
                 continue
             chosen = [
@@ -269,7 +275,7 @@ class Silo:
                     target.setdefault(name, np.zeros(len(rows)))[members] = values
             self._memory.setdefault("anchor_scores", {})[group] = anchor_scores
         ScoreTable(
-            recipe_hash=recipe.hash,
+            recipe_hash=recipe.scoring_hash,
             row=np.array([r.row for r in rows]),
             id=tuple(r.id for r in rows),
             fold=fold,
@@ -330,11 +336,14 @@ class Silo:
         """
         table, encoded = self._scores(), self._encoded()
         samples = {s.row: s.id for s in self._rows().samples}
+        recipe = self._recipe()
+        # Another rule for the threshold leaves the scores what they are.
+        current = table.recipe_hash == recipe.scoring_hash
         return select(
             list(zip(table.row.tolist(), table.id, strict=True)),
             self._in_units(table, threshold),
             threshold,
-            recipe_hash=table.recipe_hash,
+            recipe_hash=recipe.hash if current else table.recipe_hash,
             dropped={row: (samples[row], why) for row, why in encoded.dropped.items()},
             where=f"silo {self.settings.name}",
             min_kept=self.settings.min_kept,
@@ -380,8 +389,10 @@ class Silo:
         """Rows that an arm trains on: all, the kept, as many at random, or the clean ones.
 
         Raises:
-            DataError: arm oracle and the silo names no column of labels.
+            DataError: no such arm, or arm oracle and the silo names no column of labels.
         """
+        if arm not in ARMS:
+            raise DataError(f"silo {self.settings.name}: there is no arm {arm[:40]!r}.")
         rows = list(self._encoded().rows)
         if arm == "mixed":
             return rows
@@ -479,8 +490,12 @@ class Silo:
     def _groups(self) -> list[str]:
         return group_names(self._recipe(), self.settings.name, self.settings.domain)
 
+    def _trajectory_folder(self, recipe: Recipe, fold: int) -> Path:
+        name = f"{recipe.scoring_hash}-{self._data_token()}"
+        return self.private / "checkpoints" / name / f"fold-{fold}"
+
     def _own_checkpoints(self, recipe: Recipe, fold: int) -> list[Checkpoint]:
-        folder = self.private / "checkpoints" / recipe.hash / f"fold-{fold}"
+        folder = self._trajectory_folder(recipe, fold)
         if not (folder / "done").exists():
             raise DataError(
                 f"silo {self.settings.name}: there are no checkpoints yet. Train first."

@@ -20,7 +20,7 @@ class ScoreTable:
     """What is known of every scored row.
 
     Attributes:
-        recipe_hash: recipe the rows were scored under.
+        recipe_hash: `scoring_hash` of the recipe the rows were scored under.
         row: zero-based positions in the silo's file.
         id: content ids.
         fold: which fold's checkpoints scored the row; 0 unless cross-fitted.

@@ -1,0 +1,38 @@
+"""The demo with several seeds, for docs/results.md.
+
+python -m experiments.demo.run --seeds 42 43 44
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from clues.config import load_config
+from clues.demo import write_demo
+from clues.pipeline import open_run, run_until
+from clues.progress import Terminal
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Run every seed that has no stored result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--work", type=Path, default=Path("runs/demo-seeds"))
+    args = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for seed in args.seeds:
+        stored = RESULTS / f"{seed}.json"
+        if stored.exists():
+            continue
+        folder = args.work / str(seed)
+        config = load_config(write_demo(folder / "input", seed=seed))
+        results = run_until(open_run(config, folder, progress=Terminal(Console(stderr=True))))
+        stored.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

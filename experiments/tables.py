@@ -1,0 +1,125 @@
+"""Write docs/results.md from the stored results of all experiments.
+
+python -m experiments.tables
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs" / "results.md"
+FIGURES = ("heldout_loss", "knowledge_accuracy")
+# Two-sided 95 % points of Student's t by degrees of freedom; seeds are few.
+STUDENT = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+TITLES = {
+    "demo": "Demo: generated questions, five silos, two languages",
+    "medquad": "MedQuAD: five silos of 400 real rows",
+}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and half-width of the 95 % interval over seeds."""
+    n = len(values)
+    mean = sum(values) / n
+    if n < 2:
+        return f"{mean:.3f}"
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    return f"{mean:.3f} ± {STUDENT[min(n - 1, 9)] * deviation / math.sqrt(n):.3f}"
+
+
+def arms(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """One line an arm, and the paired differences of clues to mixed and random."""
+    lines = [
+        "| arm | rows | held-out loss | knowledge | seconds |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for arm in runs[0]["arms"]:
+        cells = [spread([r["arms"][arm][f] for r in runs]) for f in FIGURES]
+        rows = sum(r["arms"][arm]["kept"] for r in runs) / len(runs)
+        seconds = sum(r["arms"][arm]["seconds"] for r in runs) / len(runs)
+        lines.append(f"| {arm} | {rows:.0f} | {cells[0]} | {cells[1]} | {seconds:.0f} |")
+    for other in ("mixed", "random"):
+        differences = [
+            spread([r["arms"]["clues"][f] - r["arms"][other][f] for r in runs]) for f in FIGURES
+        ]
+        lines.append(f"| clues minus {other}, paired | | {differences[0]} | {differences[1]} | |")
+    return lines
+
+
+def silos(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Detection figures by silo, mean over seeds."""
+    lines = [
+        "| silo | clean rows | AUC | precision | clean recall (each seed) |",
+        "| :--- | ---: | ---: | ---: | :--- |",
+    ]
+    for name in runs[0]["silos"]:
+        every = [r["silos"][name] for r in runs]
+        clean = sum(s["clean"] / s["rows"] for s in every) / len(every)
+        recalls = ", ".join(f"{s['recall']:.2f}" for s in every)
+        auc, precision = (spread([s[f] for s in every]) for f in ("auc", "precision"))
+        lines.append(f"| {name} | {clean:.0%} | {auc} | {precision} | {recalls} |")
+    return lines
+
+
+def scores(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """AUC by score and kind of damage, mean over silos and then over seeds."""
+    kinds = sorted(
+        {k for s in runs[0]["silos"].values() for k in s["detection"]["influence"]["auc_by_kind"]}
+    )
+    heads = " | ".join(kinds)
+    lines = [f"| score | AUC | {heads} |", "| :--- | ---: |" + " ---: |" * len(kinds)]
+    for method in next(iter(runs[0]["silos"].values()))["detection"]:
+        cells = [spread([_mean(r, method, None) for r in runs])]
+        cells += [f"{sum(_mean(r, method, k) for r in runs) / len(runs):.3f}" for k in kinds]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _mean(run: dict[str, Any], method: str, kind: str | None) -> float:
+    found = [s["detection"][method] for s in run["silos"].values()]
+    values = [f["auc"] if kind is None else f["auc_by_kind"].get(kind) for f in found]
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known)
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `python -m experiments.tables` from the files in `experiments/*/results`. "
+        "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
+        "need labels, which exist because the damage was injected.",
+    ]
+    for folder in ("demo", "medquad"):
+        by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for file in sorted((HERE / folder / "results").glob("*.json")):
+            run = json.loads(file.read_text())
+            by_model[run["base_model"]].append(run)
+        if not by_model:
+            continue
+        lines += ["", f"## {TITLES[folder]}"]
+        for model, runs in by_model.items():
+            first, method = runs[0], runs[0]["method"]
+            seeds = ", ".join(str(r["seeds"][0]) for r in runs)
+            dates = ", ".join(sorted({r["date"] for r in runs}))
+            how = f"{method['score']}, {method['form']}, {method['trajectory']}; {method['rule']}"
+            lines += [
+                "",
+                f"### Base model: {model}",
+                "",
+                f"{how}; {method['combine']} ({method['aggregation']}). Seeds {seeds}; {dates}; "
+                f"{first['machine']}; torch {first['versions']['torch']}. "
+                f"{first['questions']} questions, guessing scores {first['guessing']:.2f}.",
+            ]
+            for block in (arms(runs), silos(runs), scores(runs)):
+                lines += ["", *block]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    DOCS.write_text(page(), encoding="utf-8")

@@ -1,0 +1,208 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clues import cli
+from clues.demo import SILOS, Sizes, write_demo
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    small = Sizes(private=24, validation=8, anchor=10, heldout=6)
+    return write_demo(tmp_path / "input", seed=0, sizes=small)
+
+
+def edit(path: Path, change) -> Path:
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def call(*arguments: str | Path) -> tuple[int, str]:
+    """Run a verb as a user does, in this process, and return exit code and stderr."""
+    code = 0
+    old = sys.argv
+    sys.argv = ["clues", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = old
+    return code, ""
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    code, _ = call(*arguments)
+    return code, capsys.readouterr().err
+
+
+def test_help_names_every_verb_and_needs_no_torch() -> None:
+    text = "import sys, clues.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False", "the command line must answer before torch is loaded"
+    done = subprocess.run(
+        [sys.executable, "-m", "clues.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    verbs = "demo run check train score threshold select merge evaluate report ledger"
+    assert all(verb in done.stdout for verb in verbs.split())
+
+
+def test_an_unknown_key_comes_with_a_suggestion(inputs, capsys) -> None:
+    edit(inputs, lambda c: c["recipe"]["lora"].update(rnak=3))
+    code, message = fails(capsys, "check", inputs)
+    assert code == 2
+    assert "unknown key recipe.lora.rnak. Did you mean 'rank'?" in message
+
+
+def test_a_missing_config_is_named(tmp_path, capsys) -> None:
+    code, message = fails(capsys, "run", tmp_path / "nothing.yaml")
+    assert code == 2
+    assert "nothing.yaml" in message
+
+
+def test_yaml_that_is_broken_names_its_line(tmp_path, capsys) -> None:
+    path = tmp_path / "clues.yaml"
+    path.write_text("recipe:\n  seed: [1\nsilos: 3\n")
+    code, message = fails(capsys, "run", path)
+    assert code == 2
+    assert "line 3" in message
+
+
+def test_a_silo_whose_domain_has_no_public_set_is_refused(inputs, capsys) -> None:
+    edit(inputs, lambda c: c["silos"][0].update(domain="law-en"))
+    code, message = fails(capsys, "run", inputs)
+    assert code == 2
+    assert "law-en" in message
+    assert "no public set" in message
+    assert "finance-en" in message, "the domains that exist must be listed"
+
+
+def test_a_missing_public_file_is_named(inputs, capsys) -> None:
+    (inputs.parent / "public" / "finance-en.anchor.jsonl").unlink()
+    code, message = fails(capsys, "run", inputs)
+    assert code == 2
+    assert "finance-en.anchor.jsonl" in message
+
+
+def test_a_model_folder_without_weights_is_refused(inputs, tmp_path, capsys) -> None:
+    folder = tmp_path / "input" / "empty-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    edit(inputs, lambda c: c["recipe"].update(model={"name": "empty-model"}))
+    code, message = fails(capsys, "train", inputs, "--out", tmp_path / "run", "-q")
+    assert code == 3
+    assert "no model.safetensors" in message
+
+
+def test_fewer_than_five_anchors_stop_the_run(inputs, tmp_path, capsys) -> None:
+    path = inputs.parent / "public" / "finance-en.anchor.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    edit(inputs, lambda c: c["recipe"]["train"].update(steps=1, rounds=1, checkpoints=1))
+    code, message = fails(capsys, "threshold", inputs, "--out", tmp_path / "run", "-q")
+    assert code == 3
+    assert "4 anchor rows" in message
+
+
+def test_a_silo_without_rows_is_refused(inputs, tmp_path, capsys) -> None:
+    (inputs.parent / "silos" / "harbor-bank.jsonl").write_text("")
+    code, message = fails(capsys, "train", inputs, "--out", tmp_path / "run", "-q")
+    assert code == 3
+    assert "harbor-bank.jsonl" in message
+
+
+def test_a_bad_row_is_named_and_not_shown(inputs, tmp_path, capsys) -> None:
+    path = inputs.parent / "silos" / "harbor-bank.jsonl"
+    path.write_text(path.read_text() + '{"instruction": "SECRET-41", "output": ""}\n')
+    code, message = fails(capsys, "train", inputs, "--out", tmp_path / "run", "-q")
+    assert code == 3
+    assert "line 25" in message
+    assert "SECRET-41" not in message
+
+
+def test_a_row_that_loses_its_response_is_named(inputs, tmp_path, capsys) -> None:
+    edit(inputs, lambda c: c["recipe"].update(tokens={"max_length": 12, "overlong": "truncate"}))
+    code, message = fails(capsys, "train", inputs, "--out", tmp_path / "run", "-q")
+    assert code == 3
+    assert "no response token left" in message
+    assert "row 1" in message
+
+
+def test_check_reports_overlap_of_anchors_with_the_held_out_set(inputs, capsys) -> None:
+    heldout = inputs.parent / "public" / "heldout.jsonl"
+    anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
+    line = anchors.read_text().splitlines(keepends=True)[0]
+    row = {**json.loads(line), "choices": None, "answer": None}
+    del row["choices"], row["answer"]
+    rows = [json.loads(text) for text in heldout.read_text().splitlines()]
+    plain = [{k: r[k] for k in ("instruction", "output")} for r in rows]
+    heldout.write_text("".join(json.dumps(r) + "\n" for r in [*plain, row]))
+    code, _ = call("check", inputs, "--rows", "1")
+    text = " ".join(capsys.readouterr().out.split())
+    assert code == 3
+    assert "finance-en anchors and held-out share 1 rows" in text
+
+
+def test_check_shows_masks_and_an_estimate_and_json_shows_no_row(inputs, capsys) -> None:
+    assert call("check", inputs, "--rows", "1")[0] == 0
+    text = capsys.readouterr().out
+    assert "### Response:" in text
+    assert "minutes" in text
+    assert call("check", inputs, "--json")[0] == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {f["n_rows"] for f in found["files"]} == {24, 8, 10, 30}
+    assert "shown" not in found
+    assert "###" not in json.dumps(found)
+
+
+def test_a_threshold_of_one_silo_needs_a_dry_run(inputs, capsys) -> None:
+    code, message = fails(capsys, "select", inputs, "--threshold", "0.5")
+    assert code == 2
+    assert "--dry-run" in message
+
+
+def test_stages_run_one_by_one_and_the_dry_run_writes_nothing(inputs, tmp_path, capsys) -> None:
+    edit(inputs, lambda c: c["recipe"]["train"].update(steps=2, rounds=2, checkpoints=2))
+    edit(inputs, lambda c: c["combine"].update(rounds=1, local_steps=1))
+    root = tmp_path / "run"
+    assert call("score", inputs, "--out", root, "-q")[0] == 0
+    assert call("threshold", inputs, "--out", root, "-q", "--json")[0] == 0
+    capsys.readouterr()
+    what_if = ("select", inputs, "--out", root, "-q", "--dry-run", "--json")
+    assert call(*what_if, "--threshold", "-100")[0] == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert set(counts) == {silo.name for silo in SILOS}
+    assert all(c["kept"] == c["rows"] == 24 for c in counts.values())
+    assert not list(root.glob("silos/*/private/kept*")), "a dry run must not write a selection"
+    assert call("merge", inputs, "--out", root, "-q", "--allow-degenerate")[0] == 0
+    assert (root / "coordinator" / "adapter" / "adapter_model.safetensors").exists()
+    assert call("ledger", root, "--verify")[0] == 0
+    assert "the chain holds" in capsys.readouterr().out
+    ledger = root / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"train"', '"score"', 1))
+    code, message = fails(capsys, "ledger", root, "--verify")
+    assert code == 5
+    assert "line" in message
+
+
+def test_demo_splits_share_no_row_and_test_no_fact_of_the_public_sets(tmp_path) -> None:
+    path = write_demo(tmp_path, seed=3)
+    texts = {
+        p.name: {json.loads(line)["instruction"] for line in p.read_text().splitlines()}
+        for p in path.parent.rglob("*.jsonl")
+    }
+    for silo in SILOS:
+        sets = [
+            texts[f"{silo.name}.jsonl"],
+            texts[f"{silo.public}.validation.jsonl"],
+            texts[f"{silo.public}.anchor.jsonl"],
+            texts["heldout.jsonl"],
+        ]
+        union = set().union(*sets)
+        # Geography and medicine ask different questions in every language.
+        assert len(union) == sum(map(len, sets)), silo.name

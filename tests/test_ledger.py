@@ -1,0 +1,146 @@
+"""The ledger holds every message, and shows when somebody has touched it."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from clues.errors import LedgerError
+from clues.federation.ledger import START, Entry, Ledger, summary, verify
+
+MESSAGES = (
+    ("north", "in", "hello", b"recipe"),
+    ("north", "out", "hello-reply", b"here"),
+    ("south", "in", "hello", b"recipe"),
+    ("south", "out", "hello-reply", b"here too"),
+    ("north", "in", "hello", b"recipe again"),
+)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """A ledger of five messages."""
+    written = Ledger(tmp_path / "ledger.jsonl")
+    for message in MESSAGES:
+        written.record(*message)
+    return written
+
+
+def tamper(ledger, change):
+    """Rewrite the file with `change` applied to its list of lines."""
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join(change(lines)))
+
+
+def test_every_message_is_recorded_with_its_length_and_hash(ledger):
+    entries = verify(ledger.path)
+    assert [(e.silo, e.direction, e.kind) for e in entries] == [m[:3] for m in MESSAGES]
+    for number, (entry, (*_, message)) in enumerate(zip(entries, MESSAGES, strict=True)):
+        assert entry.n == number
+        assert entry.n_bytes == len(message)
+        assert entry.sha256 == hashlib.sha256(message).hexdigest()
+    assert entries[0].previous == START
+    assert [e.previous for e in entries[1:]] == [e.chain for e in entries[:-1]]
+
+
+def test_a_flipped_bit_is_found_in_whatever_field_it_lies(ledger):
+    original = ledger.path.read_bytes()
+    content = json.loads(original.splitlines()[2])
+    for name, value in content.items():
+        changed = value + 1 if isinstance(value, int) else value[:-1] + chr(ord(value[-1]) ^ 1)
+        line = json.dumps({**content, name: changed}, sort_keys=True).encode() + b"\n"
+        tamper(ledger, lambda lines, line=line: [*lines[:2], line, *lines[3:]])
+        with pytest.raises(LedgerError, match="line 3"):
+            verify(ledger.path)
+        ledger.path.write_bytes(original)
+    assert len(verify(ledger.path)) == len(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "line"),
+    [
+        ("first dropped", lambda lines: lines[1:], 1),
+        ("middle dropped", lambda lines: [*lines[:2], *lines[3:]], 3),
+        ("reordered", lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], 2),
+        ("repeated", lambda lines: [*lines, lines[-1]], 6),
+        ("not JSON", lambda lines: [*lines[:1], b"hello\n", *lines[1:]], 2),
+        ("not an entry", lambda lines: [*lines, b"{}\n"], 6),
+        ("a list", lambda lines: [*lines, b"[1]\n"], 6),
+        ("an empty line", lambda lines: [*lines[:3], b"\n", *lines[3:]], 4),
+    ],
+)
+def test_a_dropped_moved_or_foreign_line_is_found(ledger, what, change, line):
+    tamper(ledger, change)
+    with pytest.raises(LedgerError, match=f"line {line}"):
+        verify(ledger.path)
+    with pytest.raises(LedgerError):
+        Ledger(ledger.path)
+
+
+def test_a_forged_entry_at_the_end_is_found(ledger):
+    last = verify(ledger.path)[-1]
+    for forged in (
+        replace(last, n=last.n + 1, kind="score"),
+        replace(last, n=last.n + 1, previous=last.chain, chain="0" * 64),
+        replace(last, n=last.n + 2, previous=last.chain, chain=""),
+    ):
+        entry = forged if forged.chain else replace(forged, chain=forged.expected_chain())
+        line = json.dumps(asdict(entry), sort_keys=True).encode() + b"\n"
+        tamper(ledger, lambda lines, line=line: [*lines[:5], line])
+        with pytest.raises(LedgerError, match="line 6"):
+            verify(ledger.path)
+
+
+def test_half_a_last_line_is_dropped_and_the_ledger_goes_on(ledger):
+    whole = ledger.path.read_bytes()
+    for n_torn in (1, 40, 200):
+        ledger.path.write_bytes(whole + whole.splitlines()[0][:n_torn])
+        continued = Ledger(ledger.path)
+        assert ledger.path.read_bytes() == whole, "half a line stays and breaks the chain"
+        assert continued.n_entries == len(MESSAGES)
+    continued.record("south", "in", "train", b"adapter")
+    assert [e.kind for e in verify(ledger.path)][-2:] == ["hello", "train"]
+
+
+def test_a_ledger_that_is_opened_again_continues_its_chain(ledger):
+    again = Ledger(ledger.path)
+    assert (again.n_entries, again.last) == (ledger.n_entries, ledger.last)
+    again.record("north", "out", "hello-reply", b"here")
+    assert len(verify(ledger.path)) == len(MESSAGES) + 1
+
+
+def test_the_first_line_torn_leaves_an_empty_ledger(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b'{"n": 0, "ti')
+    ledger = Ledger(path)
+    ledger.record("north", "in", "hello", b"")
+    assert len(verify(path)) == 1
+
+
+def test_the_summary_adds_up(ledger):
+    rows = summary(verify(ledger.path))
+    assert sum(row["messages"] for row in rows) == len(MESSAGES)
+    assert sum(row["bytes"] for row in rows) == sum(len(m[3]) for m in MESSAGES)
+    north_in = next(r for r in rows if (r["silo"], r["direction"]) == ("north", "in"))
+    assert north_in["messages"] == 2
+    assert north_in["bytes"] == len(b"recipe") + len(b"recipe again")
+
+
+def test_a_missing_ledger_and_one_that_is_no_text_are_ledger_errors(tmp_path):
+    with pytest.raises(LedgerError):
+        verify(tmp_path / "nowhere.jsonl")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
+    with pytest.raises(LedgerError):
+        verify(tmp_path / "binary.jsonl")
+
+
+def test_a_broken_ledger_ends_the_program_with_exit_code_5():
+    assert LedgerError("").exit_code == 5
+
+
+def test_an_entry_holds_names_and_hashes_and_nothing_of_the_message(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    entry = ledger.record("north", "out", "fit-reply", b"zqxsecret weights")
+    assert isinstance(entry, Entry)
+    assert "zqxsecret" not in ledger.path.read_text()
