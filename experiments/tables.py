@@ -68,7 +68,11 @@ def silos(runs: Sequence[dict[str, Any]]) -> list[str]:
 def scores(runs: Sequence[dict[str, Any]]) -> list[str]:
     """AUC by score and kind of damage, mean over silos and then over seeds."""
     kinds = sorted(
-        {k for s in runs[0]["silos"].values() for k in s["detection"]["influence"]["auc_by_kind"]}
+        {
+            k
+            for s in runs[0]["silos"].values()
+            for k in s["detection"]["selection score"]["auc_by_kind"]
+        }
     )
     heads = " | ".join(kinds)
     lines = [f"| score | AUC | {heads} |", "| :--- | ---: |" + " ---: |" * len(kinds)]

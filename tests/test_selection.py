@@ -456,7 +456,9 @@ def hostile():
     yield "nothing", {}
 
 
-@pytest.mark.parametrize(("what", "content"), hostile(), ids=lambda v: v if type(v) is str else "")
+@pytest.mark.parametrize(
+    ("what", "content"), list(hostile()), ids=lambda v: v if type(v) is str else ""
+)
 def test_hostile_json_is_refused_as_data(what, content):
     with pytest.raises(DataError, match="the threshold cannot be read"):
         Threshold.from_json(content)

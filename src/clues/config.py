@@ -28,6 +28,7 @@ from clues.errors import ConfigError
 
 BUILT_IN = "built-in"
 Fraction = float
+LOSS = "loss"  # name of the part of a score that is the row's own loss
 ARMS = ("mixed", "random", "clues", "oracle")
 
 
@@ -123,13 +124,17 @@ class PublicSet(Settings):
 
 
 class ScoreSettings(Settings):
-    """How a row is scored."""
+    """How a row is scored.
+
+    `loss_weight` adds minus the row's mean loss along the checkpoints to the influence, each in
+    units of the anchors; zero gives the score of the paper.
+    """
 
     method: Literal["influence", "perplexity"] = "influence"
     form: Literal["sgd", "adam"] = "adam"
     trajectory: Literal["local", "crossfit", "global"] = "global"
     layers: tuple[NonNegativeInt, ...] | Literal["all", "first", "last"] = "all"
-    also: tuple[Literal["perplexity"], ...] = ()
+    loss_weight: NonNegativeFloat = 1.0
 
 
 class ThresholdSettings(Settings):
@@ -163,6 +168,18 @@ class Recipe(Settings):
     public: dict[str, PublicSet]
     score: ScoreSettings = ScoreSettings()
     threshold: ThresholdSettings = ThresholdSettings()
+
+    @model_validator(mode="after")
+    def _parts_can_be_added(self) -> "Recipe":
+        if any(LOSS in public.validation for public in self.public.values()):
+            raise ValueError("no validation set may be called 'loss': the row's own loss is")
+        uses_both = self.score.method == "influence" and self.score.loss_weight > 0
+        if uses_both and self.threshold.units == "raw":
+            raise ValueError(
+                "threshold.units raw adds scores as they are, and a loss and an influence have "
+                "different units; set score.loss_weight: 0 or threshold.units: anchor"
+            )
+        return self
 
     @property
     def hash(self) -> str:

@@ -125,7 +125,7 @@ def _config(seed: int) -> dict[str, Any]:
             "lora": {"rank": 16, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"},
             "tokens": {"max_length": 256},
             "train": {
-                "steps": 80,
+                "steps": 40,
                 "rounds": 8,
                 "checkpoints": 4,
                 "learning_rate": 0.002,

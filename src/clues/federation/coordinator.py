@@ -35,7 +35,7 @@ from clues.federation.messages import (
     TrainRequest,
     from_bytes,
 )
-from clues.federation.trajectory import group_names, score_rows
+from clues.federation.trajectory import group_names, score_rows, set_weights
 from clues.model.adapters import (
     AdapterState,
     Checkpoint,
@@ -138,7 +138,7 @@ class Coordinator:
             threshold = fit_threshold(
                 {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
                 {
-                    g: {n: f.weight for n, f in self.recipe.public[domains[g]].validation.items()}
+                    g: set_weights(self.recipe.score, self.recipe.public[domains[g]].validation)
                     for g in groups
                 },
                 self.recipe.threshold,
@@ -302,9 +302,9 @@ class Coordinator:
                 )
                 advance(1)
         anchor_rows = self._encoded(public.anchor.path, f"anchors of {domain}")
-        scored = score_rows(self.model, anchor_rows, checkpoints, directions)
-        if self.recipe.score.method == "perplexity":
-            scored = scored.with_perplexity()
+        scored = score_rows(
+            self.model, anchor_rows, checkpoints, directions, settings=self.recipe.score
+        )
         return ScoreRequest(
             recipe_hash=self.recipe.hash,
             learning_rates=[c.learning_rate for c in checkpoints],
@@ -413,15 +413,16 @@ class Coordinator:
 
     def _check_anchor_scores(self, name: str, reply: ScoreReply, expected: set[str]) -> None:
         public = self.recipe.public[self.silos[name]["domain"]]
+        wanted = set_weights(self.recipe.score, public.validation)
         n_anchors = len(self._encoded(public.anchor.path, "anchors"))
         fits = set(reply.anchor_scores) == expected and all(
-            set(sets) == set(public.validation) and all(len(v) == n_anchors for v in sets.values())
+            set(sets) >= set(wanted) and all(len(v) == n_anchors for v in sets.values())
             for sets in reply.anchor_scores.values()
         )
         if not fits:
             raise DataError(
                 f"silo {name}: its anchor scores do not fit the recipe ({n_anchors} anchors, "
-                f"sets {', '.join(public.validation)})."
+                f"parts {', '.join(wanted)})."
             )
 
     def _encoded(self, path: Path, where: str) -> list[EncodedRow]:

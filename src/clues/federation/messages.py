@@ -42,7 +42,7 @@ class Envelope:
             value = getattr(self, spec.name)
             if spec.name in self.tensor_fields:
                 for name, tensor in value.items():
-                    tensors[f"{spec.name}|{name}"] = tensor.detach().cpu().contiguous()
+                    tensors[f"{spec.name}|{name}"] = tensor.detach().cpu().contiguous().clone()
             else:
                 header[spec.name] = value
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)

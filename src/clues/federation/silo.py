@@ -21,6 +21,7 @@ import torch
 from clues.atomic import atomic_write_bytes
 from clues.config import (
     ARMS,
+    LOSS,
     CombineSettings,
     Recipe,
     SiloSettings,
@@ -57,6 +58,7 @@ from clues.federation.trajectory import (
     group_names,
     n_train_steps,
     score_rows,
+    set_weights,
 )
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint, save_checkpoint
 from clues.model.training import Schedule, train
@@ -259,17 +261,24 @@ class Silo:
                 checkpoints = self._own_checkpoints(recipe, number)
                 directions = [self._directions(model, recipe, c, weights) for c in checkpoints]
                 anchor_scores = score_rows(
-                    model, self._public("anchor"), checkpoints, directions
+                    model,
+                    self._public("anchor"),
+                    checkpoints,
+                    directions,
+                    settings=recipe.score,
                 ).raw
                 anchors[group] = {k: [float(x) for x in v] for k, v in anchor_scores.items()}
             with self.progress.task(
                 f"{self.settings.name}: score", len(members) * len(checkpoints)
             ) as advance:
                 scored = score_rows(
-                    model, [rows[i] for i in members], checkpoints, directions, on_rows=advance
+                    model,
+                    [rows[i] for i in members],
+                    checkpoints,
+                    directions,
+                    settings=recipe.score,
+                    on_rows=advance,
                 )
-            if recipe.score.method == "perplexity":
-                scored = scored.with_perplexity()
             for target, source in ((raw, scored.raw), (parts, scored.parts)):
                 for name, values in source.items():
                     target.setdefault(name, np.zeros(len(rows)))[members] = values
@@ -371,14 +380,15 @@ class Silo:
         losses = [
             v for name, v in table.parts.items() if name.endswith("/loss") and name != "base/loss"
         ]
-        methods = {
-            "influence": self._in_units(table, threshold),
+        methods: dict[str, Any] = {
+            "selection score": self._in_units(table, threshold),
+            "influence": sum(v for name, v in table.raw.items() if name != LOSS),
             "perplexity": -table.parts["base/loss"],
             "perplexity, trained": -np.mean(losses, axis=0),
             "length": table.n_response_tokens.astype(float),
         }
         figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
-        figures["auc"] = figures["detection"]["influence"]["auc"]
+        figures["auc"] = figures["detection"]["selection score"]["auc"]
         for kind in sorted({x for x in scored if x}):
             mask = np.array([x == kind for x in scored])
             dropped = np.array([row not in kept for row in table.row])
@@ -443,7 +453,7 @@ class Silo:
         if recipe.threshold.rule != "mixture":
             return None
         public = recipe.public[self.settings.domain]
-        weights = {name: file.weight for name, file in public.validation.items()}
+        weights = set_weights(recipe.score, public.validation)
         scores = np.zeros(len(fold))
         for number, group in enumerate(groups):
             anchors = self._memory["anchor_scores"][group]
@@ -476,10 +486,10 @@ class Silo:
         atomic_write_bytes(self.private / "decisions.csv", buffer.getvalue().encode())
         write_json(self.private / "threshold.json", threshold.to_json())
         # The last file of a selection: what reads it finds the others whole.
-        write_json(self.private / "kept.json", list(selection.kept))
+        write_json(self.private / "selection.json", list(selection.kept))
 
     def _kept(self) -> list[int]:
-        path = self.private / "kept.json"
+        path = self.private / "selection.json"
         if not path.exists():
             raise DataError(f"silo {self.settings.name}: nothing is selected yet.")
         return json.loads(path.read_text())

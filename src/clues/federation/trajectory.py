@@ -5,11 +5,11 @@ Both sides of the wall use this: the silo for its rows, the coordinator for the 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from clues.config import Recipe, TrainSettings
+from clues.config import LOSS, PublicFile, Recipe, ScoreSettings, TrainSettings
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.influence import influence_scores
@@ -29,11 +29,6 @@ class TrajectoryScores:
     raw: dict[str, np.ndarray]
     parts: dict[str, np.ndarray]
 
-    def with_perplexity(self) -> "TrajectoryScores":
-        """Replace the scores by minus the mean loss over checkpoints, for every set."""
-        losses = [v for name, v in self.parts.items() if name.endswith("/loss")]
-        return replace(self, raw={name: -np.mean(losses, axis=0) for name in self.raw})
-
 
 def score_rows(
     model: LoraModel,
@@ -41,11 +36,16 @@ def score_rows(
     checkpoints: Sequence[Checkpoint],
     directions: Sequence[Mapping[str, AdapterState]],
     *,
+    settings: ScoreSettings,
     on_rows: Callable[[int], None] | None = None,
 ) -> TrajectoryScores:
     """Score rows along a trajectory.
 
     raw[set][n] = sum_t learning_rate[t] * < gradient of row n at t, direction[t][set] >
+    raw["loss"][n] = - mean_t loss of row n at t
+
+    The second is there for method perplexity, or where `loss_weight` is above zero: it then counts
+    like one more validation set, in units of the same anchors.
 
     Source: CLUES, arXiv 2507.03004; the trace of its accumulated inner products is this sum.
     """
@@ -60,7 +60,18 @@ def score_rows(
             term = checkpoint.learning_rate * found.products[:, k]
             parts[f"{index}/{name}"] = term
             raw[name] = raw.get(name, np.zeros(len(rows))) + term
+    if LOSS in set_weights(settings, {}):
+        losses = [parts[f"{index}/loss"] for index in range(len(checkpoints))]
+        raw[LOSS] = -np.mean(losses, axis=0)
     return TrajectoryScores(raw, parts)
+
+
+def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -> dict[str, float]:
+    """Weight of every part of a group's score: validation sets, and the row's own loss."""
+    if settings.method == "perplexity":
+        return {LOSS: 1.0}
+    weights = {name: file.weight for name, file in validation.items()}
+    return weights | ({LOSS: settings.loss_weight} if settings.loss_weight else {})
 
 
 def group_names(recipe: Recipe, silo: str, domain: str) -> list[str]:
