@@ -1,0 +1,197 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from federation_helpers import (
+    edit_config,
+    files_of,
+    open_micro,
+    run_micro,
+    tiny_model,
+    without_volatile,
+    write_micro,
+)
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from clues.errors import ConfigError
+from clues.pipeline import run_until
+
+SECRET = "Zyx-marker-"
+STAGES = ("train", "score", "threshold", "select", "fit-mixed", "fit-clues", "measure-mixed")
+SCRIPT = (
+    "import sys; from pathlib import Path; from federation_helpers import run_micro;"
+    "run_micro(Path(sys.argv[1]), Path(sys.argv[2]))"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory) -> tuple[Path, Path, dict]:
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_micro(folder / "input", model)
+    return config, folder / "run", run_micro(config, folder / "run")
+
+
+def test_results_have_all_arms_silos_and_figures(finished) -> None:
+    _, root, results = finished
+    assert set(results["arms"]) == {"mixed", "random", "clues", "oracle"}
+    assert len({arm["steps"] for arm in results["arms"].values()}) == 1, "arms differ in steps"
+    assert set(results["silos"]) == {"north", "south"}
+    for silo in results["silos"].values():
+        assert silo["rows"] == 24
+        assert 0 <= silo["auc"] <= 1
+    assert results["arms"]["random"]["kept"] == results["arms"]["clues"]["kept"]
+    stored = json.loads((root / "results.json").read_text())
+    assert stored == json.loads(json.dumps(results))
+    assert (root / "report.html").read_text().lower().startswith("<!doctype html>")
+
+
+def test_the_joint_adapter_opens_in_plain_peft(finished, model) -> None:
+    _, root, _ = finished
+    base = AutoModelForCausalLM.from_pretrained(model)
+    joint = PeftModel.from_pretrained(base, root / "coordinator" / "adapter")
+    moved = [p.abs().sum().item() for n, p in joint.named_parameters() if "lora_B" in n]
+    assert min(moved) > 0, "the adapter was saved untrained"
+
+
+def test_a_second_run_does_nothing_again(finished) -> None:
+    config, root, results = finished
+    before = {p: p.stat().st_mtime_ns for p in (root / "coordinator" / "stages").glob("*.json")}
+    assert run_micro(config, root) == results
+    after = {p: p.stat().st_mtime_ns for p in (root / "coordinator" / "stages").glob("*.json")}
+    assert after == before
+
+
+def test_the_same_seed_gives_the_same_results_in_another_folder(finished, tmp_path) -> None:
+    config, _, results = finished
+    again = run_micro(config, tmp_path / "again")
+    assert without_volatile(again) == without_volatile(results)
+
+
+def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> None:
+    config = write_micro(tmp_path / "input", model)
+    root = tmp_path / "run"
+    run_until(open_micro(config, root), "select")
+    stages = root / "coordinator" / "stages"
+    before = json.loads((stages / "train.json").read_text())["result"]["seconds"]
+    edit_config(config, {"recipe": {"threshold": {"rule": "ratio", "ratio": 0.25}}})
+    run = open_micro(config, root)
+    run_until(run, "select")
+    kept = {
+        name: len(silo.select(run.coordinator.threshold()).kept) for name, silo in run.silos.items()
+    }
+    assert kept == {"north": 6, "south": 6}
+    assert before > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "combine"),
+    [
+        ({"score": {"trajectory": "local"}}, {"method": "average"}),
+        ({"score": {"trajectory": "crossfit", "form": "sgd"}}, {"method": "task_arithmetic"}),
+        ({"train": {"aggregation": "svd"}}, {"aggregation": "svd"}),
+        ({"score": {"method": "perplexity"}}, {"method": "ties"}),
+        ({"score": {"layers": "first", "loss_weight": 0}}, {"method": "dare"}),
+        (
+            {"threshold": {"rule": "anchor_mean", "units": "raw"}, "score": {"loss_weight": 0}},
+            {"aggregation": "factors"},
+        ),
+    ],
+    ids=["local", "crossfit", "svd", "perplexity", "layers", "raw"],
+)
+def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe, combine) -> None:
+    changes = {"recipe": recipe, "combine": combine, "evaluate": {"arms": ["mixed", "clues"]}}
+    config = write_micro(tmp_path / "input", model, changes=changes)
+    results = run_micro(config, tmp_path / "run")
+    for arm in results["arms"].values():
+        assert arm["heldout_loss"] > 0
+    base = AutoModelForCausalLM.from_pretrained(model)
+    PeftModel.from_pretrained(base, tmp_path / "run" / "coordinator" / "adapter")
+
+
+def test_two_weighted_validation_sets_are_scored_side_by_side(model, tmp_path) -> None:
+    config = write_micro(tmp_path / "input", model)
+    public = {
+        "geography": {
+            "validation": {
+                "own": "public/geography.validation.jsonl",
+                "other": {"path": "public/medicine.validation.jsonl", "weight": 0.5},
+            },
+            "anchor": "public/geography.anchor.jsonl",
+        }
+    }
+    edit_config(config, {"recipe": {"public": public}})
+    run = open_micro(config, tmp_path / "run")
+    run_until(run, "select")
+    units = run.coordinator.threshold().units["domain geography"]
+    assert units.weights == {"own": 1.0, "other": 0.5, "loss": 1.0}
+
+
+def test_anchors_in_the_held_out_set_stop_the_run(model, tmp_path) -> None:
+    config = write_micro(tmp_path / "input", model)
+    public = tmp_path / "input" / "public"
+    text = (public / "geography.anchor.jsonl").read_text().splitlines(keepends=True)[0]
+    row = json.loads(text) | {"choices": ["a", "b"], "answer": 0}
+    with (public / "heldout.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(ConfigError, match="1 rows also stand in the held-out set"):
+        run_micro(config, tmp_path / "run")
+
+
+def test_no_row_text_leaves_a_silo(model, tmp_path, capfd) -> None:
+    config = write_micro(tmp_path / "input", model)
+    for path in (tmp_path / "input" / "silos").glob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        marked = [
+            {**r, "instruction": f"{SECRET}{r['instruction']}", "output": f"{SECRET}{r['output']}"}
+            for r in rows
+        ]
+        path.write_text("".join(json.dumps(r) + "\n" for r in marked))
+    root = tmp_path / "run"
+    run_micro(config, root)
+    outside = [p for p in files_of(root) if "private" not in p.relative_to(root).parts]
+    assert any("outbox" in p.parts for p in outside)
+    leaks = [p.name for p in outside if SECRET.encode() in p.read_bytes()]
+    assert not leaks, "row text left the silo"
+    out, err = capfd.readouterr()
+    assert SECRET not in out + err
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_in_the_same_results(finished, tmp_path) -> None:
+    config, _, results = finished
+    root = tmp_path / "run"
+    # One thread, as in the unbroken run: the results name the machine.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(config), str(root)]
+    killed = 0
+    for stage in ("", *STAGES):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        marker = (
+            root / "coordinator" / "stages" / f"{stage}.json" if stage else root / "ledger.jsonl"
+        )
+        # As soon as one stage is finished the next is under way: kill it there.
+        while process.poll() is None and not marker.exists():
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= len(STAGES) - 1, "the stages were over before they could be killed"
+    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
+    continued = json.loads((root / "results.json").read_text())
+    assert without_volatile(continued) == without_volatile(results)
