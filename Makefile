@@ -20,7 +20,7 @@ fast: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 # torch first and alone: with it in place nothing else pulls another build of it.
 $(READY): requirements.lock pyproject.toml
