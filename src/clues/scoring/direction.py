@@ -16,7 +16,7 @@ from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
 
-TOKEN_BUDGET = 4096
+TOKEN_BUDGET = 2048
 ADAM_EPS = 1e-8
 BLOCK = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 

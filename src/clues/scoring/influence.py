@@ -142,16 +142,39 @@ class _Branch:
     scaling: float
 
     def __call__(self, _: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # At alpha = 0 the branch passes no gradient on to x, so it needs no graph of its own.
-        with torch.no_grad():
-            x_NTI = inputs[0].to(self.a_RI.dtype)
-            branch_KNTO = torch.zeros((), dtype=self.a_RI.dtype, device=x_NTI.device)
-            if self.va_KRI is not None:
-                down = torch.einsum("nti,kri->kntr", x_NTI, self.va_KRI)
-                branch_KNTO = branch_KNTO + down @ self.b_OR.T
-            if self.vb_KOR is not None:
-                down = x_NTI @ self.a_RI.T
-                branch_KNTO = branch_KNTO + torch.einsum("ntr,kor->knto", down, self.vb_KOR)
-            branch_KNTO = branch_KNTO * self.scaling
-        side_NTO = torch.einsum("nk,knto->nto", self.alpha_NK, branch_KNTO)
-        return output + side_NTO.to(output.dtype)
+        x_NTI = inputs[0].detach().to(self.a_RI.dtype)
+        down_NTR = x_NTI @ self.a_RI.T if self.vb_KOR is not None else None
+        va_down = (
+            torch.einsum("nti,kri->ntkr", x_NTI, self.va_KRI) if self.va_KRI is not None else None
+        )
+        return _SideBranch.apply(output, self.alpha_NK, self, down_NTR, va_down)  # pyright: ignore
+
+
+class _SideBranch(torch.autograd.Function):
+    """output + the branch at alpha = 0, of which only the gradient by alpha is not trivial.
+
+    The branch itself, as wide as the output, is never made: with g the gradient by the output,
+
+        d loss_n / d alpha_nk = s * sum_t < B' g, vA_k x > + < vB_k' g, A x >
+
+    in the R-dimensional space between the factors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, alpha_NK: Tensor, branch: _Branch, *downs: Tensor | None):
+        ctx.branch = branch
+        ctx.save_for_backward(*downs)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor):
+        (g_NTO,), branch = gradients, ctx.branch
+        down_NTR, va_down_NTKR = ctx.saved_tensors
+        g = g_NTO.to(branch.a_RI.dtype)
+        total_NK = torch.zeros_like(branch.alpha_NK)
+        if va_down_NTKR is not None:
+            total_NK = total_NK + torch.einsum("ntr,ntkr->nk", g @ branch.b_OR, va_down_NTKR)
+        if down_NTR is not None:
+            up_NTKR = torch.einsum("nto,kor->ntkr", g, branch.vb_KOR)
+            total_NK = total_NK + torch.einsum("ntkr,ntr->nk", up_NTKR, down_NTR)
+        return g_NTO, branch.scaling * total_NK, None, None, None
