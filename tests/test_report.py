@@ -76,6 +76,8 @@ def make_results() -> dict:
             "units": "anchor",
             "interval": [-1.9, -1.4],
             "n_anchors": 320,
+            "assurance": 0.956,
+            "quantile": 0.05,
             "anchor_quantiles": [
                 *([0.0, -3.1], [0.05, -1.6], [0.25, -0.6], [0.5, 0.0], [0.75, 0.7], [1.0, 2.6])
             ],

@@ -24,6 +24,7 @@ from clues.selection import (
     fit_threshold,
     mixture_cut,
     select,
+    tolerance_rank,
 )
 
 HASH = "0123456789ab"
@@ -76,6 +77,54 @@ def test_anchor_quantile_takes_an_anchor_and_never_rounds_up(quantile, value):
     assert (threshold.value > LADDER).mean() <= quantile, "more anchors fall than the rule says"
 
 
+def test_the_tolerance_rank_is_the_highest_whose_probability_suffices():
+    # By hand: P(Binomial(96, 0.05) >= 2) = 0.956 and >= 3 is 0.864; 0.95^59 = 0.0485.
+    rule = settings("anchor_tolerance", quantile=0.05, confidence=0.95)
+    assert tolerance_rank(96, rule) == (2, pytest.approx(0.956, abs=1e-3))
+    assert tolerance_rank(59, rule) == (1, pytest.approx(0.9515, abs=1e-4))
+    assert tolerance_rank(10, rule) == (1, pytest.approx(1 - 0.95**10)), "says too much"
+
+
+@pytest.mark.parametrize("n_anchors", [5, 30, 59, 96, 200])
+def test_the_tolerance_keeps_its_promise_whatever_the_scores_look_like(n_anchors):
+    rng = np.random.default_rng(0)
+    kept_enough, n_runs = 0, 400
+    for _ in range(n_runs):
+        anchors = rng.exponential(size=n_anchors) ** 2
+        threshold = fit("anchor_tolerance", -anchors, units="anchor", bootstrap=1, confidence=0.95)
+        cut = threshold.units["all"].location + threshold.units["all"].spread * threshold.value
+        # Of a squared exponential, the share below c is 1 - exp(-sqrt(c)): no sampling of rows.
+        scale = threshold.units["all"].scales["v"]
+        kept_enough += 1 - np.exp(-np.sqrt(-cut * scale)) >= 0.95
+    standard_error = np.sqrt(threshold.assurance * (1 - threshold.assurance) / n_runs)
+    assert kept_enough / n_runs == pytest.approx(threshold.assurance, abs=4 * standard_error)
+
+
+def test_the_tolerance_gives_groups_of_any_shape_one_cut():
+    groups = {"a": {"v": draw(96, seed=1)}, "b": {"v": -np.exp(draw(96, seed=2)) * 1e4}}
+    threshold = fit("anchor_tolerance", groups, units="anchor")
+    assert threshold.value == pytest.approx(-1)
+    assert threshold.interval[0] < -1 < threshold.interval[1]
+    for group, raw in groups.items():
+        scores = threshold.units[group].apply(raw)
+        assert np.median(scores) == pytest.approx(0, abs=1e-9)
+        assert (scores < threshold.value - 1e-9).sum() == 1, "the cut is the second anchor of 96"
+
+
+def test_the_tolerance_of_raw_scores_is_one_anchor_of_all():
+    threshold = fit("anchor_tolerance", {"a": {"v": draw(96, seed=1)}, "b": {"v": LADDER}})
+    pooled = np.sort(np.concatenate([draw(96, seed=1), LADDER]))
+    assert threshold.value == pooled[1]
+    assert threshold.assurance == tolerance_rank(107, settings("anchor_tolerance"))[1]
+
+
+def test_the_tolerance_survives_anchors_that_mostly_score_the_same():
+    anchors = np.array([1.0] * 9 + [2.0])
+    threshold = fit("anchor_tolerance", anchors, units="anchor")
+    scores = threshold.units["all"].apply({"v": np.array([0.5, 1.0, 2.0])})
+    assert (scores >= threshold.value).tolist() == [False, True, True]
+
+
 def test_preset_is_the_number_given():
     threshold = fit("preset", preset=-0.25)
     assert (threshold.value, threshold.interval) == (-0.25, None)
@@ -116,7 +165,7 @@ def test_the_threshold_says_what_it_rests_on():
 # Bootstrap
 
 
-@pytest.mark.parametrize("rule", ["anchor_mean", "anchor_quantile"])
+@pytest.mark.parametrize("rule", ["anchor_tolerance", "anchor_mean", "anchor_quantile"])
 def test_the_interval_contains_the_value_and_depends_on_the_seed_alone(rule):
     anchors = draw(60, seed=1)
     first = fit(rule, anchors, bootstrap=400)
@@ -168,7 +217,7 @@ def test_one_wild_anchor_does_not_move_the_units_much():
     assert where_five_lies(wild) == pytest.approx(where_five_lies(calm), rel=0.2)
 
 
-@pytest.mark.parametrize("rule", ["anchor_mean", "anchor_quantile", "ratio"])
+@pytest.mark.parametrize("rule", ["anchor_tolerance", "anchor_mean", "anchor_quantile", "ratio"])
 @pytest.mark.parametrize("factor", [1e-9, 0.5, 1e6])
 @pytest.mark.parametrize("shift", [0.0, 27.0, -1e3])
 def test_another_scale_or_a_constant_does_not_change_decisions(rule, factor, shift):
@@ -411,7 +460,9 @@ def test_a_mixture_of_too_few_rows_proposes_nothing():
 # JSON
 
 
-@pytest.mark.parametrize("rule", ["anchor_mean", "anchor_quantile", "ratio", "preset", "mixture"])
+@pytest.mark.parametrize(
+    "rule", ["anchor_tolerance", "anchor_mean", "anchor_quantile", "ratio", "preset", "mixture"]
+)
 def test_a_threshold_survives_json(rule):
     threshold = fit(rule, units="anchor", preset=0.1, proposals={"a": 0.2})
     text = json.dumps(threshold.to_json(), allow_nan=False)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +54,8 @@ def _calm_libraries() -> None:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # PEFT asks transformers for a name that transformers has renamed; no user can act on that.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _stage(
@@ -160,6 +163,13 @@ def threshold(
     if interval:
         text += f", {found.confidence:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
     out.print(f"{text}, from {found.n_anchors} anchor scores", highlight=False)
+    if found.assurance is not None:
+        share = 1 - opened.config.recipe.threshold.quantile
+        out.print(
+            f"keeps at least {share:.0%} of a group's clean rows with probability "
+            f"{found.assurance:.1%}, if they score like its anchors",
+            highlight=False,
+        )
 
 
 @app.command()

@@ -138,17 +138,21 @@ class ScoreSettings(Settings):
 
 
 class ThresholdSettings(Settings):
-    """How anchor scores become one threshold."""
+    """How anchor scores become one threshold.
 
-    rule: Literal["anchor_mean", "anchor_quantile", "ratio", "preset", "mixture"] = (
-        "anchor_quantile"
-    )
+    Rule `anchor_tolerance` keeps at least 1 - `quantile` of the clean rows with probability
+    `confidence`; `confidence` is also the content of the bootstrap interval.
+    """
+
+    rule: Literal[
+        "anchor_tolerance", "anchor_mean", "anchor_quantile", "ratio", "preset", "mixture"
+    ] = "anchor_tolerance"
     quantile: float = Field(default=0.05, gt=0.0, lt=1.0)
     ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
     preset: float | None = None
     units: Literal["anchor", "raw"] = "anchor"
     bootstrap: PositiveInt = 1000
-    confidence: float = Field(default=0.9, gt=0.0, lt=1.0)
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def _preset_has_a_number(self) -> "ThresholdSettings":

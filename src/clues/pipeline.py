@@ -179,6 +179,8 @@ def collect_results(run: Run) -> dict[str, Any]:
             "units": threshold.units_kind,
             "interval": list(threshold.interval) if threshold.interval else None,
             "confidence": threshold.confidence,
+            "assurance": threshold.assurance,
+            "quantile": recipe.threshold.quantile,
             "n_anchors": threshold.n_anchors,
             "anchor_quantiles": [list(pair) for pair in threshold.anchor_quantiles],
         },

@@ -6,11 +6,12 @@ Scores of different groups compare only in units of each group's anchors.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betainc
 
 from clues.config import ThresholdSettings
 from clues.errors import (
@@ -104,6 +105,8 @@ class Threshold:
         ratio: share of its rows that a silo keeps, for rule `ratio` alone.
         units: by group, how raw scores compare with `value`.
         units_kind: `anchor` or `raw`.
+        assurance: probability that a group keeps at least 1 - quantile of its clean rows, if they
+            score like its anchors; the lowest over groups, for rule `anchor_tolerance` alone.
         interval: bootstrap interval of `value` over anchors.
         confidence: probability content of the interval.
         n_anchors: anchor scores that the value rests on.
@@ -116,6 +119,7 @@ class Threshold:
     ratio: float | None
     units: dict[str, Units]
     units_kind: str
+    assurance: float | None
     interval: tuple[float, float] | None
     confidence: float
     n_anchors: int
@@ -145,7 +149,7 @@ class Threshold:
                     ),
                 }
             )
-            numbers = [threshold.value or 0.0, threshold.ratio or 0.0]
+            numbers = [threshold.value or 0.0, threshold.ratio or 0.0, threshold.assurance or 0.0]
             numbers += [*(threshold.interval or ()), *np.ravel(threshold.anchor_quantiles)]
             for u in units.values():
                 numbers += [u.location, u.spread, *u.weights.values(), *u.scales.values()]
@@ -182,6 +186,15 @@ def fit_threshold(
         NumericsError: anchor scores are not finite, or all the same.
     """
     units = {g: anchor_units(raw, weights[g], kind=settings.units) for g, raw in anchors.items()}
+    assurance = None
+    if settings.rule == "anchor_tolerance":
+        sizes = {g: len(u.apply(anchors[g])) for g, u in units.items()}
+        if settings.units == "anchor":
+            ranks = {g: tolerance_rank(n, settings) for g, n in sizes.items()}
+            units = {g: _tail_units(u, anchors[g], rank=ranks[g][0]) for g, u in units.items()}
+            assurance = min(probability for _, probability in ranks.values())
+        else:
+            _, assurance = tolerance_rank(sum(sizes.values()), settings)
     scores = {g: units[g].apply(raw) for g, raw in anchors.items()}
     pooled = np.concatenate([scores[g] for g in sorted(scores)])
     offered = sorted((proposals or {}).values())
@@ -190,15 +203,15 @@ def fit_threshold(
             "rule mixture: no silo's scores fall into two groups, so none proposed a cut. Use "
             "rule anchor_quantile."
         )
-    value = _rule_value(pooled, offered, settings)
+    value = _rule_value([scores[g] for g in sorted(scores)], offered, settings)
     rng = np.random.default_rng(seed)
     draws: list[float] = []
-    if settings.rule in ("anchor_mean", "anchor_quantile", "mixture"):
+    if settings.rule not in ("ratio", "preset"):
         for _ in range(settings.bootstrap):
             # Anchors are drawn within their group: every domain stays represented.
             sample = [rng.choice(scores[g], len(scores[g])) for g in sorted(scores)]
             again = list(rng.choice(offered, len(offered))) if offered else []
-            draws.append(_rule_value(np.concatenate(sample), again, settings) or 0.0)
+            draws.append(_rule_value(sample, again, settings) or 0.0)
     tail = (1 - settings.confidence) / 2
     interval = np.quantile(draws, [tail, 1 - tail]) if draws else None
     points = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -209,6 +222,7 @@ def fit_threshold(
         ratio=settings.ratio if settings.rule == "ratio" else None,
         units=units,
         units_kind=settings.units,
+        assurance=assurance,
         interval=(float(interval[0]), float(interval[1])) if interval is not None else None,
         confidence=settings.confidence,
         n_anchors=len(pooled),
@@ -216,9 +230,42 @@ def fit_threshold(
     )
 
 
+def tolerance_rank(n_anchors: int, settings: ThresholdSettings) -> tuple[int, float]:
+    """Which anchor, from below, is the cut that keeps at least 1 - quantile of the clean rows.
+
+    Of n anchors drawn like the clean rows, at least r fall below the clean rows' q-quantile with
+    probability P(Binomial(n, q) >= r); then the r-th lowest anchor does not lie above it.
+
+    Returns:
+        (rank, probability): the highest rank whose probability is at least `confidence`, counted
+        from 1; rank 1 with its lower probability, 1 - (1 - q)^n, where the anchors are too few.
+
+    Source: Wilks 1941, one-sided distribution-free tolerance limits.
+    """
+    ranks = np.arange(1, n_anchors + 1)
+    probability = betainc(ranks, n_anchors - ranks + 1, settings.quantile)
+    rank = max(1, int((probability >= settings.confidence).sum()))
+    return rank, float(probability[rank - 1])
+
+
+def _tail_units(units: Units, raw: Mapping[str, Array], *, rank: int) -> Units:
+    """Units in which the group's cut is -1 and its anchors' median 0, so groups share one cut."""
+    combined = combine(raw, units.weights, units.scales)
+    cut, median = float(np.sort(combined)[rank - 1]), float(np.median(combined))
+    # Anchors that mostly score the same: the median is the cut, and the spread stays what it was.
+    spread = median - cut or units.spread
+    return replace(units, location=cut + spread, spread=spread)
+
+
 def _rule_value(
-    pooled: Array, proposals: Sequence[float], settings: ThresholdSettings
+    groups: Sequence[Array], proposals: Sequence[float], settings: ThresholdSettings
 ) -> float | None:
+    pooled = np.concatenate(groups)
+    if settings.rule == "anchor_tolerance":
+        # Raw scores have no units of their own group: one cut for all anchors together.
+        sets = groups if settings.units == "anchor" else [pooled]
+        cuts = [np.sort(s)[tolerance_rank(len(s), settings)[0] - 1] for s in sets]
+        return float(np.mean(cuts))
     if settings.rule == "anchor_mean":
         return float(pooled.mean())
     if settings.rule == "anchor_quantile":

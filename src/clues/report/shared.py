@@ -422,8 +422,17 @@ def threshold_pairs(threshold: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Units", clean(units)),
         ("Rule", clean(rule)),
         ("Bootstrap interval", ends),
+        *_assurance(threshold),
         ("Anchors", number(threshold.get("n_anchors"), 0)),
     ]
+
+
+def _assurance(threshold: Mapping[str, Any]) -> list[tuple[str, str]]:
+    assurance, share = threshold.get("assurance"), threshold.get("quantile")
+    if assurance is None or share is None:
+        return []
+    text = f"{1 - share:.0%}, with probability {assurance:.1%}, if they score like the anchors"
+    return [("Clean rows kept, at least", text)]
 
 
 def _repeat_pairs(results: Mapping[str, Any]) -> list[tuple[str, str]]:
