@@ -97,7 +97,8 @@ def page() -> str:
         "",
         "Made by `python -m experiments.tables` from the files in `experiments/*/results`. "
         "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
-        "need labels, which exist because the damage was injected.",
+        "need labels, which exist because the damage was injected. The selection score is influence "
+        "plus the row's own log-likelihood, equally weighted (the default).",
     ]
     for folder in ("demo", "medquad"):
         by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
