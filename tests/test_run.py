@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from federation_helpers import (
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from clues.errors import ConfigError
+from clues.errors import ConfigError, DataError, NumericsError
+from clues.model.loss import row_losses
 from clues.pipeline import run_until
 
 SECRET = "Zyx-marker-"
@@ -148,19 +150,97 @@ def test_anchors_in_the_held_out_set_stop_the_run(model, tmp_path) -> None:
         run_micro(config, tmp_path / "run")
 
 
+def test_labels_change_neither_scores_nor_threshold_nor_selection(model, tmp_path) -> None:
+    def decided(folder: Path, relabel) -> list[bytes]:
+        config = write_micro(folder / "input", model)
+        for path in (folder / "input" / "silos").glob("*.jsonl"):
+            rewrite(path, relabel)
+        run_until(open_micro(config, folder / "run"), "select")
+        silos = (folder / "run" / "silos").glob("*/private/decisions.csv")
+        files = [folder / "run" / "coordinator" / "threshold.json", *sorted(silos)]
+        # Only the label differs between the runs, and an id is made of the text alone.
+        return [path.read_bytes() for path in files]
+
+    usual = decided(tmp_path / "a", lambda row: row)
+    turned = decided(tmp_path / "b", lambda row: {**row, "damage": "" if row["damage"] else "cut"})
+    assert len(usual) == 3
+    assert turned == usual, "a label reached the scores"
+
+
 def test_no_row_text_leaves_a_silo(model, tmp_path, capfd) -> None:
     config = write_micro(tmp_path / "input", model)
-    for path in (tmp_path / "input" / "silos").glob("*.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        marked = [
-            {**r, "instruction": f"{SECRET}{r['instruction']}", "output": f"{SECRET}{r['output']}"}
-            for r in rows
-        ]
-        path.write_text("".join(json.dumps(r) + "\n" for r in marked))
+    mark_rows(tmp_path / "input")
     root = tmp_path / "run"
     run_micro(config, root)
+    assert_nothing_leaked(root, capfd)
+    outside = [p for p in files_of(root) if "outbox" in p.parts]
+    assert outside, "there is nothing to search"
+
+
+@pytest.mark.parametrize(
+    ("break_row", "error"),
+    [
+        (lambda row: {**row, "output": ""}, DataError),
+        (lambda row: {k: v for k, v in row.items() if k != "output"}, DataError),
+        (lambda row: {**row, "instruction": [row["instruction"]]}, DataError),
+        (lambda row: {**row, "instruction": row["instruction"] * 60}, DataError),
+        (lambda row: {**row, "output": "x\udc80" + row["output"]}, DataError),
+    ],
+    ids=["empty response", "no response", "a list for text", "response cut off", "surrogate"],
+)
+def test_no_row_text_stands_in_an_error(model, tmp_path, capfd, break_row, error) -> None:
+    config = write_micro(
+        tmp_path / "input", model, changes={"recipe": {"tokens": {"overlong": "truncate"}}}
+    )
+    mark_rows(tmp_path / "input")
+    path = tmp_path / "input" / "silos" / "south.jsonl"
+    lines = path.read_text().splitlines()
+    lines[3] = json.dumps(break_row(json.loads(lines[3])))
+    path.write_text("\n".join(lines) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(error) as raised:
+        run_micro(config, tmp_path / "run")
+    # With its causes: whoever catches the error may print them.
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+    assert_nothing_leaked(tmp_path / "run", capfd)
+    assert path.read_bytes() == before, "the user's rows were touched"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaks_nothing(
+    model, tmp_path, capfd, monkeypatch
+) -> None:
+    config = write_micro(tmp_path / "input", model)
+    mark_rows(tmp_path / "input")
+    import clues.model.training as training
+
+    def poisoned(*arguments, **options):
+        return row_losses(*arguments, **options) * float("nan")
+
+    monkeypatch.setattr(training, "row_losses", poisoned)
+    with pytest.raises(NumericsError, match="not finite") as raised:
+        run_micro(config, tmp_path / "run")
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+    assert_nothing_leaked(tmp_path / "run", capfd)
+    monkeypatch.undo()
+    run_micro(config, tmp_path / "run")
+
+
+def rewrite(path: Path, change) -> None:
+    rows = [change(json.loads(line)) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def mark_rows(folder: Path) -> None:
+    """Plant the marker in both texts of every private row."""
+    for path in (folder / "silos").glob("*.jsonl"):
+        rewrite(
+            path,
+            lambda r: {**r, **{k: f"{SECRET}{r[k]}" for k in ("instruction", "output")}},
+        )
+
+
+def assert_nothing_leaked(root: Path, capfd) -> None:
     outside = [p for p in files_of(root) if "private" not in p.relative_to(root).parts]
-    assert any("outbox" in p.parts for p in outside)
     leaks = [p.name for p in outside if SECRET.encode() in p.read_bytes()]
     assert not leaks, "row text left the silo"
     out, err = capfd.readouterr()
