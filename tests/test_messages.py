@@ -60,13 +60,16 @@ MESSAGES: tuple[Envelope, ...] = (
         learning_rate=0.25,
         adapter=ADAPTER,
         second_moment={"q.lora_B.weight": torch.full((3, 2), 1e-9)},
+        first_moment={"q.lora_B.weight": torch.full((3, 2), -1e-9)},
     ),
     ScoreRequest(
         recipe_hash=HASH,
         learning_rates=[0.1, 0.05],
+        optimizer_steps=[5, 5],
         anchor_scores={"validation": [1.0, -2.5]},
         checkpoints={f"0|{name}": tensor for name, tensor in ADAPTER.items()},
         directions={f"0/validation|{name}": 2 * tensor for name, tensor in ADAPTER.items()},
+        moments={f"0/first|{name}": -tensor for name, tensor in ADAPTER.items()},
     ),
     ScoreReply(
         recipe_hash=HASH,

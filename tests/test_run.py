@@ -20,12 +20,14 @@ from federation_helpers import (
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from clues.config import BASELINE_NAMES, FORMS
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
 
 SECRET = "Zyx-marker-"
 STAGES = ("train", "score", "threshold", "select", "fit-mixed", "fit-clues", "measure-mixed")
+RATIO = {"rule": "ratio", "ratio": 0.5}
 SCRIPT = (
     "import sys; from pathlib import Path; from federation_helpers import run_micro;"
     "run_micro(Path(sys.argv[1]), Path(sys.argv[2]))"
@@ -104,12 +106,23 @@ def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> No
         ({"train": {"aggregation": "svd"}}, {"aggregation": "svd"}),
         ({"score": {"method": "perplexity"}}, {"method": "ties"}),
         ({"score": {"layers": "first", "loss_weight": 0}}, {"method": "dare"}),
+        ({"score": {"method": "alignment"}}, {"method": "average"}),
+        (
+            {"score": {"method": "datainf", "trajectory": "crossfit"}, "threshold": RATIO},
+            {"method": "average"},
+        ),
+        ({"score": {"form": "adam_exact", "compare": ["adam", "less"]}}, {}),
+        ({"score": {"form": "cosine", "projections": ["q_proj"]}}, {}),
+        ({"score": {"way": "finite_difference", "per_block": True}}, {}),
         (
             {"threshold": {"rule": "anchor_mean", "units": "raw"}, "score": {"loss_weight": 0}},
             {"aggregation": "factors"},
         ),
     ],
-    ids=["local", "crossfit", "svd", "perplexity", "layers", "raw"],
+    ids=[
+        *("local", "crossfit", "svd", "perplexity", "layers", "alignment", "datainf"),
+        *("adam_exact", "cosine", "finite difference by block", "raw"),
+    ],
 )
 def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe, combine) -> None:
     changes = {"recipe": recipe, "combine": combine, "evaluate": {"arms": ["mixed", "clues"]}}
@@ -119,6 +132,24 @@ def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe,
         assert arm["heldout_loss"] > 0
     base = AutoModelForCausalLM.from_pretrained(model)
     PeftModel.from_pretrained(base, tmp_path / "run" / "coordinator" / "adapter")
+
+
+def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(model, tmp_path) -> None:
+    names = [*FORMS, *BASELINE_NAMES]
+    changes = {"recipe": {"score": {"compare": names}}, "evaluate": {"arms": ["mixed", "clues"]}}
+    config = write_micro(tmp_path / "input", model, changes=changes)
+    results = run_micro(config, tmp_path / "run")
+    plain = run_micro(write_micro(tmp_path / "plain", model), tmp_path / "plain-run")
+    for name, silo in results["silos"].items():
+        found = silo["detection"]
+        assert set(names) <= set(found)
+        for score in names:
+            assert 0 <= found[score]["auc"] <= 1
+            assert set(found[score]["auc_by_kind"]) == {"cut", "delete", "swap", "mix"}
+        assert 0 <= found["random"]["recall"] <= 1
+        # Its own form without the loss is what the silo calls influence.
+        assert found["adam"]["auc"] == pytest.approx(found["influence"]["auc"], abs=1e-12)
+        assert silo["auc"] == plain["silos"][name]["auc"], "comparing changed the selection"
 
 
 def test_two_weighted_validation_sets_are_scored_side_by_side(model, tmp_path) -> None:

@@ -275,7 +275,8 @@ def test_a_checkpoint_comes_back_from_disk_as_it_was(make_lora, run, tmp_path):
     save_checkpoint(checkpoint, tmp_path / "step-2")
     found = load_checkpoint(tmp_path / "step-2")
     assert (found.step, found.learning_rate) == (checkpoint.step, checkpoint.learning_rate)
-    for part in ("adapter", "second_moment"):
+    assert found.optimizer_steps == checkpoint.optimizer_steps == 2
+    for part in ("adapter", "second_moment", "first_moment"):
         expected, read = getattr(checkpoint, part), getattr(found, part)
         assert set(read) == set(expected)
         assert all(
@@ -288,7 +289,12 @@ def test_a_checkpoint_comes_back_from_disk_as_it_was(make_lora, run, tmp_path):
 def test_a_checkpoint_that_is_incomplete_is_refused(make_lora, tmp_path):
     folder = tmp_path / "step-1"
     save_checkpoint(Checkpoint(1, 0.1, make_lora().state(), {}), folder)
-    for name in ("state.json", "adapter.safetensors", "second_moment.safetensors"):
+    for name in (
+        "state.json",
+        "adapter.safetensors",
+        "second_moment.safetensors",
+        "first_moment.safetensors",
+    ):
         content = (folder / name).read_bytes()
         for damaged in (None, b"", b"{}", content[: len(content) // 2]):
             (folder / name).unlink()
@@ -298,7 +304,11 @@ def test_a_checkpoint_that_is_incomplete_is_refused(make_lora, tmp_path):
                 load_checkpoint(folder)
             (folder / name).write_bytes(content)
     assert load_checkpoint(folder).step == 1
-    assert set(json.loads((folder / "state.json").read_text())) == {"step", "learning_rate"}
+    assert set(json.loads((folder / "state.json").read_text())) == {
+        "step",
+        "learning_rate",
+        "optimizer_steps",
+    }
 
 
 def test_no_pickle_is_ever_written(make_lora, run, tmp_path):
@@ -308,7 +318,7 @@ def test_no_pickle_is_ever_written(make_lora, run, tmp_path):
         save_checkpoint(checkpoint, tmp_path / f"step-{checkpoint.step}")
     model.save(trained.adapter, tmp_path / "adapter")
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert len(files) == 2 * 3 + 2, f"unexpected files: {files}"
+    assert len(files) == 2 * 4 + 2, f"unexpected files: {files}"
     assert {p.suffix for p in files} <= {".safetensors", ".json"}
     assert not [p for p in files if p.suffix in PICKLES or pickled(p)]
 

@@ -65,9 +65,10 @@ def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: 
         _write(folder / f"{silo}.jsonl", private)
     recipe = {
         "seed": seed,
-        "model": {"name": model},
+        "model": {"name": model, "dtype": "bfloat16"},
         "lora": {"rank": 16, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"},
-        "tokens": {"max_length": 192, "overlong": "truncate", "template": "alpaca"},
+        # A row that loses its ending says nothing about endings, and `cut` is about nothing else.
+        "tokens": {"max_length": 512, "overlong": "truncate", "template": "alpaca"},
         "train": {
             "steps": 60,
             "rounds": 6,
@@ -126,8 +127,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = unread_rows(args.data)
     print(f"{len(rows):,} unread questions")
-    for seed in args.seeds:
-        for model in args.model:
+    for model in args.model:
+        for seed in args.seeds:
             path = Path(model)
             # runs/tinystories/model is named after its folder, not after `model`.
             label = path.parent.name if path.name == "model" else path.name

@@ -9,7 +9,7 @@ import json
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -123,18 +123,51 @@ class PublicSet(Settings):
         return value
 
 
+Baseline = Literal["ifd", "alignment", "datainf", "embedding", "length", "random"]
+Form = Literal["sgd", "adam", "adam_two_sided", "adam_exact", "cosine", "less"]
+BASELINE_NAMES: tuple[str, ...] = get_args(Baseline)
+FORMS: tuple[str, ...] = get_args(Form)
+LINEAR_FORMS = ("sgd", "adam", "adam_two_sided")
+# Which running means of the optimiser a form looks at.
+NEEDS_SECOND_MOMENT = ("adam", "adam_two_sided", "adam_exact", "less")
+NEEDS_FIRST_MOMENT = ("adam_exact", "less")
+
+
 class ScoreSettings(Settings):
     """How a row is scored.
 
     `loss_weight` adds minus the row's mean loss along the checkpoints to the influence, each in
-    units of the anchors; zero gives the score of the paper.
+    units of the anchors; zero gives the score of the paper. `compare` lists scores to compute
+    beside it, with thresholds of their own; they decide nothing.
     """
 
-    method: Literal["influence", "perplexity"] = "influence"
-    form: Literal["sgd", "adam"] = "adam"
+    method: Literal["influence", "perplexity", Baseline] = "influence"
+    form: Form = "adam"
+    way: Literal["auto", "side_branch", "gradients", "finite_difference"] = "auto"
     trajectory: Literal["local", "crossfit", "global"] = "global"
     layers: tuple[NonNegativeInt, ...] | Literal["all", "first", "last"] = "all"
+    projections: tuple[str, ...] | Literal["all"] = "all"
+    factors: Literal["both", "A", "B"] = "both"
+    per_block: bool = False
     loss_weight: NonNegativeFloat = 1.0
+    compare: tuple[Literal[Form, Baseline], ...] = ()
+
+    @model_validator(mode="after")
+    def _way_fits_form(self) -> "ScoreSettings":
+        if self.form not in LINEAR_FORMS and self.way in ("side_branch", "finite_difference"):
+            raise ValueError(
+                f"way {self.way} computes inner products; form {self.form} needs the gradients "
+                "themselves. Set way: auto"
+            )
+        if self.form not in LINEAR_FORMS and self.per_block:
+            raise ValueError(f"per_block scores add up only for forms {', '.join(LINEAR_FORMS)}")
+        return self
+
+    @property
+    def forms(self) -> set[str]:
+        """Every influence form that is computed."""
+        own = {self.form} if self.method == "influence" else set[str]()
+        return own | {name for name in self.compare if name in FORMS}
 
 
 class ThresholdSettings(Settings):

@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from clues.config import CombineSettings, EvaluateSettings, Recipe, derived_seed
+from clues.config import (
+    FORMS,
+    LINEAR_FORMS,
+    NEEDS_FIRST_MOMENT,
+    NEEDS_SECOND_MOMENT,
+    CombineSettings,
+    EvaluateSettings,
+    Recipe,
+    derived_seed,
+)
 from clues.data.formats import read_rows
 from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
@@ -35,7 +44,13 @@ from clues.federation.messages import (
     TrainRequest,
     from_bytes,
 )
-from clues.federation.trajectory import group_names, score_rows, set_weights
+from clues.federation.trajectory import (
+    anchors_at_coordinator,
+    group_names,
+    n_train_steps,
+    score_rows,
+    set_weights,
+)
 from clues.model.adapters import (
     AdapterState,
     Checkpoint,
@@ -48,7 +63,8 @@ from clues.model.adapters import (
 from clues.model.merging import aggregate, merge
 from clues.progress import Progress
 from clues.rundir import Stages, hash_of, write_json
-from clues.scoring.direction import scored_weights, validation_direction
+from clues.scoring.direction import scored_weights
+from clues.scoring.forms import form_directions
 from clues.selection import Threshold, fit_threshold
 
 
@@ -245,10 +261,14 @@ class Coordinator:
             adapter, lost = joint.adapter, max(lost, joint.energy_lost)
             for name, reply in replies.items():
                 _check_moment(name, reply)
-            moment = _mean_moment([r.second_moment for r in replies.values()])
+            second = _mean_moment([r.second_moment for r in replies.values()])
+            first = _mean_moment([r.first_moment for r in replies.values()])
+            steps = [n_train_steps(settings, s["n_rows"]) for s in self.silos.values()]
+            n_steps = max(1, round(float(np.mean(steps)) / settings.rounds))
             rate = float(np.mean([r.learning_rate for r in replies.values()]))
             write_json(place / "record.json", {"energy_lost": joint.energy_lost})
-            save_checkpoint(Checkpoint(number + 1, rate, adapter, moment), place)
+            point = Checkpoint(number + 1, rate, adapter, second, first, n_steps)
+            save_checkpoint(point, place)
         kept = [f"round-{n - 1}" for n in save_after]
         return {"folder": folder.name, "checkpoints": kept, "energy_lost": lost}
 
@@ -261,22 +281,25 @@ class Coordinator:
             checkpoints = [load_checkpoint(base / name) for name in trained["checkpoints"]]
             for domain in sorted({s["domain"] for s in self.silos.values()}):
                 request = self._domain_request(domain, checkpoints)
-                anchors[f"domain {domain}"] = request.anchor_scores
+                if anchors_at_coordinator(self.recipe):
+                    anchors[f"domain {domain}"] = request.anchor_scores
                 members = [n for n, s in self.silos.items() if s["domain"] == domain]
                 requests |= dict.fromkeys(members, request)
         else:
             request = ScoreRequest(
                 recipe_hash=self.recipe.hash,
                 learning_rates=[],
+                optimizer_steps=[],
                 anchor_scores={},
                 checkpoints={},
                 directions={},
+                moments={},
             )
             requests = dict.fromkeys(self.silos, request)
         replies: dict[str, ScoreReply] = self._ask(requests)
         for name, reply in replies.items():
             expected = set(group_names(self.recipe, name, self.silos[name]["domain"]))
-            if self.recipe.score.trajectory != "global":
+            if not anchors_at_coordinator(self.recipe):
                 self._check_anchor_scores(name, reply, expected)
                 anchors |= reply.anchor_scores
         return {"anchors": anchors, "proposals": {n: r.proposal for n, r in replies.items()}}
@@ -286,29 +309,40 @@ class Coordinator:
         public = self.recipe.public[domain]
         weights = scored_weights(self.model, self.recipe.score, frozen_a=self.frozen_a)
         directions: list[dict[str, AdapterState]] = []
+        validation = {
+            name: self._encoded(file.path, f"validation set {name}")
+            for name, file in public.validation.items()
+        }
+        decided_here = anchors_at_coordinator(self.recipe)
+        form = self.recipe.score.form
         with self.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
             for checkpoint in checkpoints:
+                # Other scores than influence need no direction.
+                sets = validation if self.recipe.score.method == "influence" else {}
                 directions.append(
-                    {
-                        name: validation_direction(
-                            self.model,
-                            self._encoded(file.path, f"validation set {name}"),
-                            checkpoint,
-                            form=self.recipe.score.form,
-                            weights=weights,
-                        )
-                        for name, file in public.validation.items()
-                    }
+                    form_directions(self.model, sets, checkpoint, form=form, weights=weights)
                 )
                 advance(1)
-        anchor_rows = self._encoded(public.anchor.path, f"anchors of {domain}")
-        scored = score_rows(
-            self.model, anchor_rows, checkpoints, directions, settings=self.recipe.score
-        )
+        anchor_scores: dict[str, list[float]] = {}
+        if decided_here:
+            anchor_rows = self._encoded(public.anchor.path, f"anchors of {domain}")
+            scored = score_rows(
+                self.model, anchor_rows, checkpoints, directions, settings=self.recipe.score
+            )
+            anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
+        # A linear form carries the moments in its direction; the others need them at the rows,
+        # and a silo makes the directions of compared forms itself.
+        forms = {name for name in self.recipe.score.compare if name in FORMS}
+        forms |= {form} if decided_here and form not in LINEAR_FORMS else set()
+        sent = {
+            "first": forms & set(NEEDS_FIRST_MOMENT),
+            "second": forms & set(NEEDS_SECOND_MOMENT),
+        }
         return ScoreRequest(
             recipe_hash=self.recipe.hash,
             learning_rates=[c.learning_rate for c in checkpoints],
-            anchor_scores={k: [float(x) for x in v] for k, v in scored.raw.items()},
+            optimizer_steps=[c.optimizer_steps for c in checkpoints],
+            anchor_scores=anchor_scores,
             checkpoints={
                 f"{i}|{n}": t for i, c in enumerate(checkpoints) for n, t in c.adapter.items()
             },
@@ -317,6 +351,13 @@ class Coordinator:
                 for i, sets in enumerate(directions)
                 for name, direction in sets.items()
                 for n, t in direction.items()
+            },
+            moments={
+                f"{i}/{which}|{n}": t
+                for i, c in enumerate(checkpoints)
+                for which, moment in (("first", c.first_moment), ("second", c.second_moment))
+                if sent[which]
+                for n, t in moment.items()
             },
         )
 
@@ -483,13 +524,13 @@ class Coordinator:
 
 
 def _check_moment(name: str, reply: TrainReply) -> None:
-    """A moment belongs to each weight that trains, has its shape and is not negative."""
-    moments = reply.second_moment
+    """Moments belong to the weights that train and have their shapes; squares are not negative."""
     trained = {n for n in reply.adapter if ".lora_B." in n}
-    fits = not moments or trained <= set(moments) <= set(reply.adapter)
-    if not fits or any(
-        t.shape != reply.adapter[n].shape or bool((t < 0).any()) for n, t in moments.items()
-    ):
+    for moments in (reply.second_moment, reply.first_moment):
+        fits = not moments or trained <= set(moments) <= set(reply.adapter)
+        if not fits or any(t.shape != reply.adapter[n].shape for n, t in moments.items()):
+            raise DataError(f"silo {name}: its optimiser state does not fit its adapter.")
+    if any(bool((t < 0).any()) for t in reply.second_moment.values()):
         raise DataError(f"silo {name}: its optimiser state does not fit its adapter.")
 
 

@@ -89,28 +89,34 @@ class TrainReply(Envelope):
     """The silo's adapter after one round, or nothing where its trajectory stays inside."""
 
     kind: ClassVar[str] = "train-reply"
-    reveals: ClassVar[str] = "adapter weights and squared-gradient means of one round"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "second_moment")
+    reveals: ClassVar[str] = (
+        "adapter weights and means of gradients and squared gradients of one round"
+    )
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "second_moment", "first_moment")
     weight: int
     learning_rate: float
     adapter: Tensors = field(repr=False)
     second_moment: Tensors = field(repr=False)
+    first_moment: Tensors = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest(Envelope):
     """Score all rows; on the global trajectory, at these checkpoints with these directions.
 
-    `checkpoints` and `directions` are keyed `index|weight` and `index/set|weight`.
+    `checkpoints`, `directions` and `moments` are keyed `index|weight`, `index/set|weight` and
+    `index/first|weight` or `index/second|weight`.
     """
 
     kind: ClassVar[str] = "score"
     reveals: ClassVar[str] = "nothing: joint checkpoints and public directions"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("checkpoints", "directions")
+    tensor_fields: ClassVar[tuple[str, ...]] = ("checkpoints", "directions", "moments")
     learning_rates: list[float]
+    optimizer_steps: list[int]
     anchor_scores: dict[str, list[float]]
     checkpoints: Tensors = field(repr=False)
     directions: Tensors = field(repr=False)
+    moments: Tensors = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

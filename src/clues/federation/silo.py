@@ -10,7 +10,8 @@ import io
 import json
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from clues.atomic import atomic_write_bytes
 from clues.config import (
     ARMS,
     LOSS,
+    NEEDS_FIRST_MOMENT,
+    NEEDS_SECOND_MOMENT,
     CombineSettings,
     Recipe,
     SiloSettings,
@@ -32,7 +35,9 @@ from clues.config import (
 from clues.data.formats import RowFile, read_rows, write_rows
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import DataError, RecipeMismatchError
+from clues.evaluation.compare import figures as compared_figures
 from clues.evaluation.detection import detection, ranking, read_labels
+from clues.federation.comparison import compare, score_by_baseline
 from clues.federation.messages import (
     REQUESTS,
     Envelope,
@@ -53,6 +58,8 @@ from clues.federation.messages import (
     token_of,
 )
 from clues.federation.trajectory import (
+    TrajectoryScores,
+    anchors_at_coordinator,
     checkpoint_steps,
     fold_of,
     group_names,
@@ -64,7 +71,9 @@ from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint, save_ch
 from clues.model.training import Schedule, train
 from clues.progress import Progress
 from clues.rundir import hash_of, write_json
-from clues.scoring.direction import scored_weights, validation_direction
+from clues.scoring.baselines import BASELINES
+from clues.scoring.direction import scored_weights
+from clues.scoring.forms import form_directions
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
 from clues.selection import Selection, Threshold, Units, anchor_units, mixture_cut, select
@@ -183,7 +192,12 @@ class Silo:
         if recipe.score.trajectory != "global":
             self._train_inside(request)
             return TrainReply(
-                recipe_hash=recipe.hash, weight=0, learning_rate=0.0, adapter={}, second_moment={}
+                recipe_hash=recipe.hash,
+                weight=0,
+                learning_rate=0.0,
+                adapter={},
+                second_moment={},
+                first_moment={},
             )
         model = self._model()
         model.freeze_a(frozen=recipe.train.aggregation == "ffa")
@@ -201,13 +215,14 @@ class Silo:
             seed=derived_seed(recipe.seed, "train", self.settings.name, request.round),
             checkpoint_at=(per_round,),
         )
-        last = trained.checkpoints[-1]
+        last, forms = trained.checkpoints[-1], recipe.score.forms
         return TrainReply(
             recipe_hash=recipe.hash,
             weight=round_count(len(rows)),
             learning_rate=last.learning_rate,
             adapter=last.adapter,
-            second_moment=last.second_moment if recipe.score.form == "adam" else {},
+            second_moment=last.second_moment if forms & set(NEEDS_SECOND_MOMENT) else {},
+            first_moment=last.first_moment if forms & set(NEEDS_FIRST_MOMENT) else {},
         )
 
     def _train_inside(self, request: TrainRequest) -> None:
@@ -250,39 +265,34 @@ class Silo:
         }
         fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
         anchors: dict[str, dict[str, list[float]]] = {}
+        compared: dict[str, dict[str, list[float]]] = {}
         for number, group in enumerate(groups):
             members = np.flatnonzero(fold == number)
             if not len(members):
                 raise DataError(f"silo {self.settings.name}: too few rows to cross-fit.")
-            if recipe.score.trajectory == "global":
-                checkpoints, directions = _sent_trajectory(request)
-                anchor_scores = {k: np.array(v) for k, v in request.anchor_scores.items()}
-            else:
-                checkpoints = self._own_checkpoints(recipe, number)
-                directions = [self._directions(model, recipe, c, weights) for c in checkpoints]
-                anchor_scores = score_rows(
-                    model,
-                    self._public("anchor"),
-                    checkpoints,
-                    directions,
-                    settings=recipe.score,
-                ).raw
+            scene = self._scene(request, number, weights)
+            chosen = [rows[i] for i in members]
+            scored, anchor_scores = self._score_group(chosen, scene, request)
+            if not anchors_at_coordinator(recipe):
                 anchors[group] = {k: [float(x) for x in v] for k, v in anchor_scores.items()}
-            with self.progress.task(
-                f"{self.settings.name}: score", len(members) * len(checkpoints)
-            ) as advance:
-                scored = score_rows(
-                    model,
-                    [rows[i] for i in members],
-                    checkpoints,
-                    directions,
-                    settings=recipe.score,
-                    on_rows=advance,
-                )
-            for target, source in ((raw, scored.raw), (parts, scored.parts)):
+            found = compare(
+                model,
+                chosen,
+                self._public("anchor") if recipe.score.compare else [],
+                scene.validation,
+                scene.checkpoints,
+                recipe=recipe,
+                domain=self.settings.domain,
+                names=weights,
+            )
+            for name, other in found.items():
+                compared.setdefault(name, {})[group] = [float(x) for x in other.anchors]
+            beside = {f"compare/{name}": other.rows for name, other in found.items()}
+            for target, source in ((raw, scored.raw), (parts, scored.parts | beside)):
                 for name, values in source.items():
                     target.setdefault(name, np.zeros(len(rows)))[members] = values
             self._memory.setdefault("anchor_scores", {})[group] = anchor_scores
+        write_json(self.private / "compared.json", compared)
         ScoreTable(
             recipe_hash=recipe.scoring_hash,
             row=np.array([r.row for r in rows]),
@@ -295,6 +305,57 @@ class Silo:
         ).write(self.private / "scores.parquet")
         proposal = self._proposal(recipe, groups, raw, fold)
         return ScoreReply(recipe_hash=recipe.hash, anchor_scores=anchors, proposal=proposal)
+
+    def _scene(self, request: ScoreRequest, number: int, weights: list[str]) -> "_Scene":
+        """Checkpoints and directions of one group, sent by the coordinator or made here."""
+        recipe = self._recipe()
+        public = recipe.public[self.settings.domain]
+        validation = {name: self._public(name) for name in public.validation}
+        if recipe.score.trajectory == "global":
+            return _Scene(*_sent_trajectory(request), validation, weights)
+        checkpoints = self._own_checkpoints(recipe, number)
+        # Other scores than influence need no direction.
+        sets = validation if recipe.score.method == "influence" else {}
+        directions = [
+            form_directions(self._model(), sets, c, form=recipe.score.form, weights=weights)
+            for c in checkpoints
+        ]
+        return _Scene(checkpoints, directions, validation, weights)
+
+    def _score_group(
+        self, rows: list[EncodedRow], scene: "_Scene", request: ScoreRequest
+    ) -> tuple[TrajectoryScores, dict[str, np.ndarray]]:
+        """Scores of a group's rows, and of the anchors on the same checkpoints."""
+        recipe, model = self._recipe(), self._model()
+        method, anchors = recipe.score.method, self._public("anchor")
+        if method in BASELINES:
+            found = score_by_baseline(
+                method,
+                model,
+                rows,
+                anchors,
+                scene.validation,
+                scene.checkpoints[-1],
+                recipe=recipe,
+                domain=self.settings.domain,
+                names=scene.weights,
+            )
+            last = mean_losses(model, rows, adapter=scene.checkpoints[-1].adapter)
+            return TrajectoryScores({method: found.rows}, {"0/loss": last}), {method: found.anchors}
+        how: dict[str, Any] = {"settings": recipe.score}
+        if anchors_at_coordinator(recipe):
+            anchor_scores = {k: np.array(v) for k, v in request.anchor_scores.items()}
+        else:
+            anchor_scores = score_rows(
+                model, anchors, scene.checkpoints, scene.directions, **how
+            ).raw
+        with self.progress.task(
+            f"{self.settings.name}: score", len(rows) * len(scene.checkpoints)
+        ) as advance:
+            scored = score_rows(
+                model, rows, scene.checkpoints, scene.directions, on_rows=advance, **how
+            )
+        return scored, anchor_scores
 
     def _select(self, request: SelectRequest) -> SelectReply:
         threshold = Threshold.from_json(request.threshold)
@@ -380,14 +441,25 @@ class Silo:
         losses = [
             v for name, v in table.parts.items() if name.endswith("/loss") and name != "base/loss"
         ]
+        terms = [v for name, v in table.raw.items() if name != LOSS]
+        influence = np.sum(terms, axis=0) if self._recipe().score.method == "influence" else None
         methods: dict[str, Any] = {
             "selection score": self._in_units(table, threshold),
-            "influence": sum(v for name, v in table.raw.items() if name != LOSS),
+            **({"influence": influence} if influence is not None else {}),
             "perplexity": -table.parts["base/loss"],
             "perplexity, trained": -np.mean(losses, axis=0),
             "length": table.n_response_tokens.astype(float),
         }
         figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
+        for name, anchors in json.loads((self.private / "compared.json").read_text()).items():
+            figures["detection"][name] = compared_figures(
+                name,
+                table.parts[f"compare/{name}"],
+                table.fold,
+                {group: np.array(values) for group, values in anchors.items()},
+                scored,
+                recipe=self._recipe(),
+            )
         figures["auc"] = figures["detection"]["selection score"]["auc"]
         for kind in sorted({x for x in scored if x}):
             mask = np.array([x == kind for x in scored])
@@ -435,17 +507,6 @@ class Silo:
                 on_step=lambda: advance(1),
                 **how,
             )
-
-    def _directions(
-        self, model: LoraModel, recipe: Recipe, checkpoint: Checkpoint, weights: list[str]
-    ) -> dict[str, Any]:
-        public = recipe.public[self.settings.domain]
-        return {
-            name: validation_direction(
-                model, self._public(name), checkpoint, form=recipe.score.form, weights=weights
-            )
-            for name in public.validation
-        }
 
     def _proposal(
         self, recipe: Recipe, groups: list[str], raw: dict[str, np.ndarray], fold: np.ndarray
@@ -574,18 +635,34 @@ class Silo:
         shutil.rmtree(self.private / "scratch", ignore_errors=True)
 
 
-def _sent_trajectory(request: ScoreRequest) -> tuple[list[Checkpoint], list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Scene:
+    """What a group of rows is scored with."""
+
+    checkpoints: list[Checkpoint]
+    directions: list[dict[str, Any]]
+    validation: dict[str, list[EncodedRow]]
+    weights: list[str]
+
+
+def _sent_trajectory(
+    request: ScoreRequest,
+) -> tuple[list[Checkpoint], list[dict[str, Any]]]:
     """Take the checkpoints and directions of the global trajectory out of their message."""
     checkpoints: list[Checkpoint] = []
     directions: list[dict[str, Any]] = []
     for index, rate in enumerate(request.learning_rates):
-        prefix = f"{index}|"
-        adapter = {
-            name[len(prefix) :]: t
-            for name, t in request.checkpoints.items()
-            if name.startswith(prefix)
-        }
-        checkpoints.append(Checkpoint(index, rate, adapter, {}))
+        adapter = _under(request.checkpoints, f"{index}|")
+        checkpoints.append(
+            Checkpoint(
+                step=index,
+                learning_rate=rate,
+                adapter=adapter,
+                second_moment=_under(request.moments, f"{index}/second|"),
+                first_moment=_under(request.moments, f"{index}/first|"),
+                optimizer_steps=request.optimizer_steps[index],
+            )
+        )
         sets: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in request.directions.items():
             where, _, weight = name.partition("|")
@@ -594,3 +671,7 @@ def _sent_trajectory(request: ScoreRequest) -> tuple[list[Checkpoint], list[dict
                 sets.setdefault(set_name, {})[weight] = tensor
         directions.append(sets)
     return checkpoints, directions
+
+
+def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}

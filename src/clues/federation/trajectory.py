@@ -9,10 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clues.config import LOSS, PublicFile, Recipe, ScoreSettings, TrainSettings
+from clues.config import (
+    BASELINE_NAMES,
+    LOSS,
+    PublicFile,
+    Recipe,
+    ScoreSettings,
+    TrainSettings,
+)
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
-from clues.scoring.influence import influence_scores
+from clues.scoring.forms import by_block, form_scores, way_of
+from clues.scoring.perplexity import mean_losses
 
 N_FOLDS = 2
 
@@ -23,7 +31,8 @@ class TrajectoryScores:
 
     Attributes:
         raw: by validation set, sum over checkpoints of learning rate times inner product.
-        parts: the terms of that sum as `checkpoint/set`, and `checkpoint/loss`.
+        parts: the terms of that sum as `checkpoint/set` (`checkpoint/set/block n` where asked
+            for), and `checkpoint/loss`.
     """
 
     raw: dict[str, np.ndarray]
@@ -49,16 +58,30 @@ def score_rows(
 
     Source: CLUES, arXiv 2507.03004; the trace of its accumulated inner products is this sum.
     """
+    if settings.method == "perplexity":
+        return _losses_alone(model, rows, checkpoints, on_rows=on_rows)
     raw: dict[str, np.ndarray] = {}
     parts: dict[str, np.ndarray] = {}
+    form = settings.form
     for index, (checkpoint, sets) in enumerate(zip(checkpoints, directions, strict=True)):
-        found = influence_scores(
-            model, rows, adapter=checkpoint.adapter, directions=list(sets.values()), on_rows=on_rows
+        pieces = {(name, ""): direction for name, direction in sets.items()}
+        if settings.per_block:
+            pieces = {
+                (n, f"/{b}"): d for n, whole in sets.items() for b, d in by_block(whole).items()
+            }
+        found = form_scores(
+            model,
+            rows,
+            checkpoint,
+            list(pieces.values()),
+            form=form,
+            way=way_of(settings, form),
+            on_rows=on_rows,
         )
         parts[f"{index}/loss"] = found.losses
-        for k, name in enumerate(sets):
+        for k, (name, block) in enumerate(pieces):
             term = checkpoint.learning_rate * found.products[:, k]
-            parts[f"{index}/{name}"] = term
+            parts[f"{index}/{name}{block}"] = term
             raw[name] = raw.get(name, np.zeros(len(rows))) + term
     if LOSS in set_weights(settings, {}):
         losses = [parts[f"{index}/loss"] for index in range(len(checkpoints))]
@@ -66,18 +89,43 @@ def score_rows(
     return TrajectoryScores(raw, parts)
 
 
+def _losses_alone(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    checkpoints: Sequence[Checkpoint],
+    *,
+    on_rows: Callable[[int], None] | None,
+) -> TrajectoryScores:
+    """Score by the loss along the trajectory: forward passes only."""
+    parts: dict[str, np.ndarray] = {}
+    for index, checkpoint in enumerate(checkpoints):
+        parts[f"{index}/{LOSS}"] = mean_losses(model, rows, adapter=checkpoint.adapter)
+        if on_rows:
+            on_rows(len(rows))
+    return TrajectoryScores({LOSS: -np.mean(list(parts.values()), axis=0)}, parts)
+
+
 def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -> dict[str, float]:
     """Weight of every part of a group's score: validation sets, and the row's own loss."""
     if settings.method == "perplexity":
         return {LOSS: 1.0}
+    if settings.method in BASELINE_NAMES:
+        return {settings.method: 1.0}
     weights = {name: file.weight for name, file in validation.items()}
     return weights | ({LOSS: settings.loss_weight} if settings.loss_weight else {})
 
 
+def anchors_at_coordinator(recipe: Recipe) -> bool:
+    """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
+    return recipe.score.trajectory == "global" and recipe.score.method not in BASELINE_NAMES
+
+
 def group_names(recipe: Recipe, silo: str, domain: str) -> list[str]:
     """Groups that a silo's rows fall into: same checkpoints, same anchors, same units."""
-    if recipe.score.trajectory == "global":
+    if anchors_at_coordinator(recipe):
         return [f"domain {domain}"]
+    if recipe.score.trajectory == "global":
+        return [f"silo {silo}"]
     if recipe.score.trajectory == "local":
         return [f"silo {silo}"]
     return [f"silo {silo}, fold {n + 1}" for n in range(N_FOLDS)]

@@ -7,7 +7,7 @@ An adapter's state is a dictionary from PEFT's saved name, such as
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,16 @@ class Checkpoint:
         adapter: trained and frozen LoRA weights.
         second_moment: bias-corrected running mean of the squared gradient, by the same names;
             only for weights that train. Empty where no optimiser ran.
+        first_moment: bias-corrected running mean of the gradient, likewise.
+        optimizer_steps: steps that the running means have seen, for undoing their correction.
     """
 
     step: int
     learning_rate: float
     adapter: AdapterState
     second_moment: AdapterState
+    first_moment: AdapterState = field(default_factory=dict)
+    optimizer_steps: int = 0
 
 
 def model_folder(settings: ModelSettings) -> str:
@@ -239,7 +243,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter.safetensors", checkpoint.adapter)
     write_tensors(folder / "second_moment.safetensors", checkpoint.second_moment)
-    state = {"step": checkpoint.step, "learning_rate": checkpoint.learning_rate}
+    write_tensors(folder / "first_moment.safetensors", checkpoint.first_moment)
+    state = {
+        "step": checkpoint.step,
+        "learning_rate": checkpoint.learning_rate,
+        "optimizer_steps": checkpoint.optimizer_steps,
+    }
     atomic_write_bytes(folder / "state.json", json.dumps(state).encode())
 
 
@@ -256,6 +265,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             learning_rate=float(state["learning_rate"]),
             adapter=load_file(folder / "adapter.safetensors"),
             second_moment=load_file(folder / "second_moment.safetensors"),
+            first_moment=load_file(folder / "first_moment.safetensors"),
+            optimizer_steps=int(state["optimizer_steps"]),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(
@@ -265,7 +276,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def without_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """Drop the optimiser state, for forms that do not use it."""
-    return replace(checkpoint, second_moment={})
+    return replace(checkpoint, second_moment={}, first_moment={})
 
 
 def _as_list(value: Any) -> Any:

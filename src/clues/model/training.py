@@ -196,20 +196,23 @@ class _Recorder(TrainerCallback):
         if state.global_step in self.checkpoint_at:
             step = self.first_step + state.global_step
             rate = self.schedule.peak * self.schedule.factor(step - 1)
-            moment = self._second_moment()
-            self.checkpoints.append(Checkpoint(step, rate, self.model.state(), moment))
+            second, first = self._moment("exp_avg_sq", 1), self._moment("exp_avg", 0)
+            self.checkpoints.append(
+                Checkpoint(step, rate, self.model.state(), second, first, state.global_step)
+            )
 
-    def _second_moment(self) -> AdapterState:
+    def _moment(self, key: str, beta: int) -> AdapterState:
+        """A running mean of the optimiser, by weight name, corrected for its start at zero."""
         assert self.trainer is not None
         optimizer: Any = self.trainer.optimizer
         while hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
-        beta2 = optimizer.param_groups[0]["betas"][1]
+        decay = optimizer.param_groups[0]["betas"][beta]
         moments: AdapterState = {}
         for name, parameter in self.model.parameters().items():
             if not parameter.requires_grad:
                 continue
             state = optimizer.state[parameter]
-            correction = 1 - beta2 ** int(state["step"])
-            moments[name] = (state["exp_avg_sq"].detach().cpu() / correction).contiguous()
+            correction = 1 - decay ** int(state["step"])
+            moments[name] = (state[key].detach().cpu() / correction).contiguous()
         return moments

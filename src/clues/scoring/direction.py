@@ -26,7 +26,7 @@ def validation_direction(
     rows: Sequence[EncodedRow],
     checkpoint: Checkpoint,
     *,
-    form: Literal["sgd", "adam"],
+    form: Literal["sgd", "adam", "adam_two_sided"],
     weights: Sequence[str],
 ) -> AdapterState:
     """Direction that a row's gradient is multiplied with at one checkpoint.
@@ -34,6 +34,7 @@ def validation_direction(
     g = mean over rows of the gradient of the row's mean response-token loss
     sgd:  direction = g
     adam: direction = g / (sqrt(v_hat) + 1e-8), v_hat the bias-corrected second moment
+    adam_two_sided: direction = g / (sqrt(v_hat) + 1e-8)^2, as if both gradients were divided
 
     Args:
         model: its adapter is set to the checkpoint's.
@@ -58,8 +59,9 @@ def validation_direction(
             f"checkpoint at step {checkpoint.step}: no optimiser state for {missing[0]} and "
             f"{len(missing) - 1} more. Train again, or set recipe.score.form: sgd."
         )
+    power = 2 if form == "adam_two_sided" else 1
     return {
-        name: g / (checkpoint.second_moment[name].to(g).sqrt() + ADAM_EPS)
+        name: g / (checkpoint.second_moment[name].to(g).sqrt() + ADAM_EPS) ** power
         for name, g in gradient.items()
     }
 
@@ -96,13 +98,30 @@ def scored_weights(model: LoraModel, settings: ScoreSettings, *, frozen_a: bool)
 
     Args:
         model: its parameters are listed, not read.
-        settings: which blocks.
+        settings: which blocks, projections and factors.
         frozen_a: whether training leaves every A as it is; then only B counts.
 
     Raises:
-        ConfigError: a block that the model does not have.
+        ConfigError: a block or a projection that the model does not have, or nothing is left.
     """
     names = [n for n in model.parameters() if not (frozen_a and ".lora_A." in n)]
+    if settings.factors != "both":
+        names = [n for n in names if f".lora_{settings.factors}." in n]
+    if not names:
+        raise ConfigError(
+            "recipe.score.factors: A, but recipe.train.aggregation ffa never trains A. Score B, "
+            "or use aggregation svd."
+        )
+    if settings.projections != "all":
+        there = {n.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for n in names}
+        missing = sorted(set(settings.projections) - there)
+        if missing:
+            raise ConfigError(
+                f"recipe.score.projections: {missing[0]!r} has no LoRA; there is LoRA on "
+                f"{', '.join(sorted(there))}."
+            )
+        ends = tuple(f".{projection}.lora_" for projection in settings.projections)
+        names = [n for n in names if any(end in n for end in ends)]
     blocks = {n: int(found[1]) for n in names if (found := BLOCK.search(n))}
     known = sorted(set(blocks.values()))
     if settings.layers == "all":

@@ -1,0 +1,183 @@
+"""Scores to compare with: what others use, and what no selection should lose to.
+
+Each is a function that looks at the scene once and returns a function from rows to scores; the
+anchors go through the same function as the silo's rows. Higher is better, always.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from clues.data.tokens import EncodedRow, token_budget_batches
+from clues.errors import ConfigError
+from clues.model.adapters import Checkpoint, LoraModel
+from clues.model.loss import make_batch
+from clues.scoring.datainf import datainf_direction
+from clues.scoring.direction import TOKEN_BUDGET, mean_gradient
+from clues.scoring.influence import influence_scores
+from clues.scoring.perplexity import mean_losses
+
+Scorer = Callable[[Sequence[EncodedRow]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a baseline may look at; never a label.
+
+    Attributes:
+        model: base model with an adapter.
+        checkpoint: the last one of the trajectory.
+        rows: the silo's rows, for scores that compare a row with the others.
+        validation: public rows by set.
+        weights: weight of each validation set.
+        names: LoRA weights whose gradients count.
+        seed: of the recipe.
+    """
+
+    model: LoraModel
+    checkpoint: Checkpoint
+    rows: Sequence[EncodedRow]
+    validation: Mapping[str, Sequence[EncodedRow]]
+    weights: Mapping[str, float]
+    names: Sequence[str]
+    seed: int
+
+
+def ifd(scene: Scene) -> Scorer:
+    """Instruction-following difficulty: loss(answer | question) / loss(answer).
+
+    Near or above 1 the question does not help. Published as a score of which rows teach most, so
+    it stands here with its own sign although damage raises it.
+
+    Source: Li et al. 2024, arXiv 2308.12032.
+    """
+
+    def score(rows: Sequence[EncodedRow]) -> np.ndarray:
+        given, alone = _losses_with_and_without_question(scene, rows)
+        return given / np.maximum(alone, 1e-9)
+
+    return score
+
+
+def alignment(scene: Scene) -> Scorer:
+    """Score[n] = loss(answer) - loss(answer | question), in nats a token.
+
+    Source: FedDQC, Du et al. 2024, arXiv 2410.11540.
+    """
+
+    def score(rows: Sequence[EncodedRow]) -> np.ndarray:
+        given, alone = _losses_with_and_without_question(scene, rows)
+        return alone - given
+
+    return score
+
+
+def datainf(scene: Scene) -> Scorer:
+    """Inner product with the validation gradient, times an inverse Hessian of the silo's rows.
+
+    Source: Kwon et al. 2024, arXiv 2310.00902.
+    """
+    adapter = scene.checkpoint.adapter
+    total = sum(scene.weights.values())
+    mean = {name: torch.zeros_like(adapter[name]) for name in scene.names}
+    for part, weight in scene.weights.items():
+        gradient = mean_gradient(scene.model, scene.validation[part], adapter, weights=scene.names)
+        for name, tensor in gradient.items():
+            mean[name] += weight / total * tensor
+    direction = datainf_direction(scene.model, scene.rows, adapter=adapter, gradient=mean)
+
+    def score(rows: Sequence[EncodedRow]) -> np.ndarray:
+        found = influence_scores(scene.model, rows, adapter=adapter, directions=[direction])
+        return found.products[:, 0]
+
+    return score
+
+
+def embedding(scene: Scene) -> Scorer:
+    """Cosine of a row's embedding and the mean validation embedding.
+
+    An embedding is the mean last hidden state of the base model over all tokens of a row.
+    """
+    centre = np.zeros(1)
+    for part, weight in scene.weights.items():
+        found = _embeddings(scene.model, scene.validation[part])
+        centre = centre + weight * _unit(found).mean(axis=0)
+
+    def score(rows: Sequence[EncodedRow]) -> np.ndarray:
+        return _unit(_embeddings(scene.model, rows)) @ _unit(centre[None])[0]
+
+    return score
+
+
+def length(scene: Scene) -> Scorer:
+    """Score[n] = number of response tokens. What a score must beat to be worth its cost."""
+    return lambda rows: np.array([float(row.n_response_tokens) for row in rows])
+
+
+def random(scene: Scene) -> Scorer:
+    """Score[n] uniform in 0 to 1, fixed by the seed and the row's content."""
+
+    def draw(row: EncodedRow) -> float:
+        digest = hashlib.sha256(f"{scene.seed}/{row.id}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    return lambda rows: np.array([draw(row) for row in rows])
+
+
+BASELINES: dict[str, Callable[[Scene], Scorer]] = {
+    "ifd": ifd,
+    "alignment": alignment,
+    "datainf": datainf,
+    "embedding": embedding,
+    "length": length,
+    "random": random,
+}
+
+
+def answer_alone(row: EncodedRow) -> EncodedRow:
+    """The row's response tokens after one token of context: the one that stood before them.
+
+    Raises:
+        ConfigError: nothing stands before the response, so there is no question to leave out.
+    """
+    first = next(i for i, carries_loss in enumerate(row.mask) if carries_loss)
+    if first == 0:
+        raise ConfigError("a row starts with its response; ifd and alignment need a question.")
+    kept = [first - 1, *(i for i, carries_loss in enumerate(row.mask) if carries_loss)]
+    ids = type(row.ids)(row.ids[i] for i in kept)
+    return replace(row, ids=ids, mask=type(row.mask)(row.mask[i] for i in kept))
+
+
+def _losses_with_and_without_question(
+    scene: Scene, rows: Sequence[EncodedRow]
+) -> tuple[np.ndarray, np.ndarray]:
+    adapter = scene.checkpoint.adapter
+    given = mean_losses(scene.model, rows, adapter=adapter)
+    return given, mean_losses(scene.model, [answer_alone(r) for r in rows], adapter=adapter)
+
+
+@torch.no_grad()
+def _embeddings(model: LoraModel, rows: Sequence[EncodedRow]) -> np.ndarray:
+    model.set_state(model.initial)
+    found: dict[int, np.ndarray] = {}
+    with model.evaluating() as peft:
+        batches = token_budget_batches([len(r.ids) for r in rows], budget=2 * TOKEN_BUDGET)
+        for batch in batches:
+            tensors = make_batch([rows[i] for i in batch], device=model.device)
+            states_NTE = peft(
+                input_ids=tensors.ids_NT,
+                attention_mask=tensors.attention_NT,
+                use_cache=False,
+                output_hidden_states=True,
+            ).hidden_states[-1]
+            there = tensors.attention_NT.to(states_NTE)[:, :, None]
+            mean_NE = (states_NTE * there).sum(dim=1) / there.sum(dim=1)
+            found |= dict(zip(batch, mean_NE.double().cpu().numpy(), strict=True))
+    return np.stack([found[i] for i in range(len(rows))])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

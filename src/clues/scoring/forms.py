@@ -1,0 +1,99 @@
+"""Which form of the influence score is computed in which way.
+
+| form           | score of row n at a checkpoint, g its gradient, v the validation gradient |
+| -------------- | -------------------------------------------------------------------------- |
+| sgd            | < g, v >                                                                   |
+| adam           | < g, v / (sqrt(v_hat) + eps) >                                             |
+| adam_two_sided | < g, v / (sqrt(v_hat) + eps)^2 >                                           |
+| adam_exact     | < u(g), v >, u Adam's whole update with momentum and the row's own g^2     |
+| cosine         | < g, v > / (|g| |v|)                                                       |
+| less           | < u(g), v > / (|u(g)| |v|)                                                 |
+
+The first three are linear in g: the side branch or a finite difference gives them without g. The
+others need the gradients themselves.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, cast
+
+from clues.config import LINEAR_FORMS, ScoreSettings
+from clues.data.tokens import EncodedRow
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.scoring.direction import BLOCK, validation_direction
+from clues.scoring.finite import difference_scores
+from clues.scoring.gradients import adam_update, gradient_products
+from clues.scoring.influence import RowScores, influence_scores
+
+
+def way_of(settings: ScoreSettings, form: str) -> str:
+    """How scores of a form are computed: as the settings say, or the cheapest exact way."""
+    if form not in LINEAR_FORMS:
+        return "gradients"
+    return "side_branch" if settings.way == "auto" else settings.way
+
+
+def form_directions(
+    model: LoraModel,
+    validation: Mapping[str, Sequence[EncodedRow]],
+    checkpoint: Checkpoint,
+    *,
+    form: str,
+    weights: Sequence[str],
+) -> dict[str, AdapterState]:
+    """Direction of every validation set at one checkpoint, as the form wants it.
+
+    Raises:
+        DataError: the form needs optimiser state that the checkpoint does not have.
+        NumericsError: a gradient is not finite.
+    """
+    kind = cast(Literal["sgd", "adam", "adam_two_sided"], form if form in LINEAR_FORMS else "sgd")
+    return {
+        name: validation_direction(model, rows, checkpoint, form=kind, weights=weights)
+        for name, rows in validation.items()
+    }
+
+
+def form_scores(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    checkpoint: Checkpoint,
+    directions: Sequence[AdapterState],
+    *,
+    form: str,
+    way: str,
+    on_rows: Callable[[int], None] | None = None,
+) -> RowScores:
+    """Scores of rows at one checkpoint in any form, before the learning rate.
+
+    Raises:
+        DataError: the form needs optimiser state that the checkpoint does not have.
+        NumericsError: a score is not finite.
+    """
+    adapter = checkpoint.adapter
+    if way == "side_branch":
+        return influence_scores(
+            model, rows, adapter=adapter, directions=directions, on_rows=on_rows
+        )
+    if way == "finite_difference":
+        return difference_scores(
+            model, rows, adapter=adapter, directions=directions, on_rows=on_rows
+        )
+    found = gradient_products(
+        model,
+        rows,
+        adapter=adapter,
+        directions=directions,
+        transform=adam_update(checkpoint) if form in ("adam_exact", "less") else None,
+        on_rows=on_rows,
+    )
+    cosine = form in ("cosine", "less")
+    return RowScores(found.cosines if cosine else found.products, found.losses)
+
+
+def by_block(direction: AdapterState) -> dict[str, AdapterState]:
+    """The parts of a direction by block of the model; they add up to it."""
+    parts: dict[str, AdapterState] = {}
+    for name, tensor in direction.items():
+        found = BLOCK.search(name)
+        parts.setdefault(f"block {found[1]}" if found else "outside blocks", {})[name] = tensor
+    return parts
