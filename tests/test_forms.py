@@ -80,7 +80,7 @@ def test_every_form_equals_its_definition(make_lora, encoded_rows, dtype, form):
         way=way_of(ScoreSettings(form=form), form),
     )
     plain = [
-        mean_gradient(model, part, checkpoint.adapter, weights=names) for part in sets.values()
+        mean_gradient(model, part, checkpoint.adapter, weights=names)[0] for part in sets.values()
     ]
     model.set_state(checkpoint.adapter)
     gradients = gradients_by_loop(model, rows)
@@ -220,7 +220,7 @@ def test_datainf_equals_its_dense_formula(make_lora, encoded_rows):
     names = [n for n in model.parameters() if "layers.0.self_attn.q_proj" in n]
     assert len(names) == 2
     validation, rows = encoded_rows[:3], encoded_rows[2:]
-    gradient = mean_gradient(model, validation, model.state(), weights=names)
+    gradient = mean_gradient(model, validation, model.state(), weights=names)[0]
     direction = datainf_direction(model, rows, adapter=model.state(), gradient=gradient)
     gradients = gradients_by_loop(model, rows)
     for name in names:
@@ -240,7 +240,7 @@ def test_datainf_ignores_a_weight_that_no_row_moves(make_lora, encoded_rows):
     model = make_lora(dtype=torch.float64)
     adapter = {n: torch.zeros_like(t) if ".lora_B." in n else t for n, t in model.state().items()}
     names = list(adapter)
-    gradient = mean_gradient(model, encoded_rows[:3], adapter, weights=names)
+    gradient = mean_gradient(model, encoded_rows[:3], adapter, weights=names)[0]
     direction = datainf_direction(model, encoded_rows, adapter=adapter, gradient=gradient)
     assert all(torch.isfinite(t).all() for t in direction.values())
     assert all((direction[n] == 0).all() for n in names if ".lora_A." in n)

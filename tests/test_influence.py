@@ -171,7 +171,7 @@ def test_scoring_with_a_frozen_a_gives_the_scores_of_b_alone(make_lora, encoded_
     model = make_lora(dtype=torch.float64)
     model.freeze_a(frozen=True)
     names = scored_weights(model, ScoreSettings(), frozen_a=True)
-    direction = mean_gradient(model, encoded_rows[:3], model.state(), weights=names)
+    direction = mean_gradient(model, encoded_rows[:3], model.state(), weights=names)[0]
     assert all(".lora_B." in name for name in direction)
     found = influence_scores(model, encoded_rows, adapter=model.state(), directions=[direction])
     expected = products_by_loop(gradients_by_loop(model, encoded_rows), [direction])
@@ -184,7 +184,7 @@ def test_the_score_times_the_rate_is_the_first_order_drop_in_validation_loss(
     model = make_lora(dtype=torch.float64)
     start, rate = model.state(), 1e-6
     validation, rows = encoded_rows[:3], encoded_rows[3:]
-    direction = mean_gradient(model, validation, start, weights=list(start))
+    direction = mean_gradient(model, validation, start, weights=list(start))[0]
     scores = influence_scores(model, rows, adapter=start, directions=[direction])
     before = mean_losses(model, validation, adapter=start).mean()
     model.set_state(start)
@@ -275,7 +275,7 @@ def test_dropout_is_off_while_scoring(make_lora, encoded_rows):
         model = make_lora(dropout=dropout)
         model.peft.train()
         weights = model.state()
-        direction = mean_gradient(model, encoded_rows[:3], weights, weights=list(weights))
+        direction = mean_gradient(model, encoded_rows[:3], weights, weights=list(weights))[0]
         scores.append(
             influence_scores(model, encoded_rows, adapter=weights, directions=[direction])
         )
@@ -344,7 +344,7 @@ def test_a_half_precision_base_scores_close_to_its_float32_twin(make_lora, encod
     full, half = make_lora(), make_lora(dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters().values()} == {torch.float32}
     weights = half.state()
-    direction = mean_gradient(full, encoded_rows[:3], weights, weights=list(weights))
+    direction = mean_gradient(full, encoded_rows[:3], weights, weights=list(weights))[0]
     one = influence_scores(full, encoded_rows, adapter=weights, directions=[direction])
     two = influence_scores(half, encoded_rows, adapter=weights, directions=[direction])
     assert np.corrcoef(one.products[:, 0], two.products[:, 0])[0, 1] > 0.99

@@ -53,7 +53,13 @@ MESSAGES: tuple[Envelope, ...] = (
         data_token="f0",
         versions={"torch": "2"},
     ),
-    TrainRequest(recipe_hash=HASH, round=3, adapter=ADAPTER),
+    TrainRequest(
+        recipe_hash=HASH,
+        round=3,
+        validation={"validation": 0.5, "loss": 2.25},
+        adapter=ADAPTER,
+        directions={f"validation|{name}": 2 * tensor for name, tensor in ADAPTER.items()},
+    ),
     TrainReply(
         recipe_hash=HASH,
         weight=20,

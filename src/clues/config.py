@@ -139,18 +139,24 @@ class ScoreSettings(Settings):
     `loss_weight` adds minus the row's mean loss along the checkpoints to the influence, each in
     units of the anchors; zero gives the score of the paper. `compare` lists scores to compute
     beside it, with thresholds of their own; they decide nothing.
+
+    Trajectory `inrun` scores a row when training sees it. `refresh` is the number of optimiser
+    steps after which the next round brings a new validation direction, None for every round;
+    `visits` says whether every visit to a row counts or its first alone.
     """
 
     method: Literal["influence", "perplexity", Baseline] = "influence"
     form: Form = "adam"
     way: Literal["auto", "side_branch", "gradients", "finite_difference"] = "auto"
-    trajectory: Literal["local", "crossfit", "global"] = "global"
+    trajectory: Literal["local", "crossfit", "global", "inrun"] = "global"
+    refresh: PositiveInt | None = None
+    visits: Literal["first", "every"] = "every"
     layers: tuple[NonNegativeInt, ...] | Literal["all", "first", "last"] = "all"
     projections: tuple[str, ...] | Literal["all"] = "all"
     factors: Literal["both", "A", "B"] = "both"
     per_block: bool = False
     loss_weight: NonNegativeFloat = 1.0
-    compare: tuple[Literal[Form, Baseline], ...] = ()
+    compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
 
     @model_validator(mode="after")
     def _way_fits_form(self) -> "ScoreSettings":
@@ -162,6 +168,28 @@ class ScoreSettings(Settings):
         if self.form not in LINEAR_FORMS and self.per_block:
             raise ValueError(f"per_block scores add up only for forms {', '.join(LINEAR_FORMS)}")
         return self
+
+    @model_validator(mode="after")
+    def _inrun_is_linear(self) -> "ScoreSettings":
+        if self.trajectory in ("local", "crossfit") and "inrun" in self.compare:
+            raise ValueError("in-run scores come from the rounds of trajectory global or inrun")
+        if self.inrun and (self.method != "influence" or self.form not in LINEAR_FORMS):
+            raise ValueError(f"in-run scores need a form of {', '.join(LINEAR_FORMS)}")
+        if self.trajectory == "inrun" and (
+            self.per_block or self.way not in ("auto", "side_branch")
+        ):
+            raise ValueError("in-run scores come from side branches, all blocks in one number")
+        return self
+
+    @property
+    def shared(self) -> bool:
+        """Whether all silos train one adapter together, round by round."""
+        return self.trajectory in ("global", "inrun")
+
+    @property
+    def inrun(self) -> bool:
+        """Whether training scores the rows that it sees."""
+        return self.trajectory == "inrun" or "inrun" in self.compare
 
     @property
     def forms(self) -> set[str]:

@@ -8,10 +8,10 @@ import numpy as np
 
 from clues.config import FORMS, Recipe
 from clues.data.tokens import EncodedRow
-from clues.federation.trajectory import score_rows, set_weights
 from clues.model.adapters import Checkpoint, LoraModel
 from clues.scoring.baselines import BASELINES, Scene
-from clues.scoring.forms import form_directions
+from clues.scoring.forms import EXPLICIT, explicit_scores, form_directions, form_scores
+from clues.scoring.influence import RowScores
 from clues.selection import combine
 
 
@@ -50,8 +50,8 @@ def score_by_baseline(
     return Compared(score(rows), score(anchors))
 
 
-def score_by_form(
-    form: str,
+def score_by_forms(
+    forms: Sequence[str],
     model: LoraModel,
     rows: Sequence[EncodedRow],
     anchors: Sequence[EncodedRow],
@@ -61,21 +61,39 @@ def score_by_form(
     recipe: Recipe,
     domain: str,
     names: Sequence[str],
-) -> Compared:
-    """Score rows and anchors by one influence form along a trajectory, without the loss."""
-    changes = {"method": "influence", "form": form, "way": "auto", "loss_weight": 0.0}
-    settings = recipe.score.model_copy(update={**changes, "per_block": False})
-    directions = [
-        form_directions(model, validation, c, form=form, weights=names) for c in checkpoints
-    ]
-    weights = set_weights(settings, recipe.public[domain].validation)
-    found = [
-        score_rows(model, part, checkpoints, directions, settings=settings).raw
-        for part in (rows, anchors)
-    ]
-    # One number a row: sets are made comparable by the spread of their anchor scores.
-    scales = {name: float(np.std(found[1][name])) or 1.0 for name in weights}
-    return Compared(*(combine(raw, weights, scales) for raw in found))
+) -> dict[str, Compared]:
+    """Score rows and anchors by influence forms along a trajectory, without the loss."""
+    everyone = [*rows, *anchors]
+    raw: dict[str, dict[str, np.ndarray]] = {form: {} for form in forms}
+    # All of these come out of one pass; alone, sgd is cheaper by the side branch.
+    together = [form for form in forms if form in EXPLICIT]
+    alone = [form for form in forms if form not in together or together == ["sgd"]]
+    together = [form for form in together if form not in alone]
+    for checkpoint in checkpoints:
+        found: dict[str, RowScores] = {}
+        if together:
+            # Their directions are one: the plain validation gradient.
+            sets = form_directions(model, validation, checkpoint, form="sgd", weights=names)
+            directions = list(sets.values())
+            found = explicit_scores(model, everyone, checkpoint, directions, forms=together)
+        for form in alone:
+            sets = form_directions(model, validation, checkpoint, form=form, weights=names)
+            found[form] = form_scores(
+                model, everyone, checkpoint, list(sets.values()), form=form, way="side_branch"
+            )
+        for form, scores in found.items():
+            for k, part in enumerate(validation):
+                term = checkpoint.learning_rate * scores.products[:, k]
+                raw[form][part] = raw[form].get(part, np.zeros(len(everyone))) + term
+    sets = recipe.public[domain].validation
+    weights = {name: file.weight for name, file in sets.items()}
+    compared: dict[str, Compared] = {}
+    for form, parts in raw.items():
+        # One number a row: sets are made comparable by the spread of their anchor scores.
+        scales = {name: float(np.std(parts[name][len(rows) :])) or 1.0 for name in weights}
+        values = combine(parts, weights, scales)
+        compared[form] = Compared(values[: len(rows)], values[len(rows) :])
+    return compared
 
 
 def compare(
@@ -101,12 +119,12 @@ def compare(
         domain: of the silo.
         names: LoRA weights whose gradients count.
     """
-    found: dict[str, Compared] = {}
+    shared: dict[str, Any] = {"recipe": recipe, "domain": domain, "names": names}
+    where = (model, rows, anchors, validation)
+    forms = [name for name in recipe.score.compare if name in FORMS]
+    found = score_by_forms(forms, *where, checkpoints, **shared) if forms else {}
     for name in recipe.score.compare:
-        shared: dict[str, Any] = {"recipe": recipe, "domain": domain, "names": names}
-        where = (model, rows, anchors, validation)
-        if name in FORMS:
-            found[name] = score_by_form(name, *where, checkpoints, **shared)
-        else:
+        # In-run scores are made while training.
+        if name not in FORMS and name != "inrun":
             found[name] = score_by_baseline(name, *where, checkpoints[-1], **shared)
     return found

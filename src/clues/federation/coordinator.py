@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from clues.config import (
     FORMS,
     LINEAR_FORMS,
+    LOSS,
     NEEDS_FIRST_MOMENT,
     NEEDS_SECOND_MOMENT,
     CombineSettings,
@@ -44,6 +45,7 @@ from clues.federation.messages import (
     TrainRequest,
     from_bytes,
 )
+from clues.federation.rounds import is_refreshed, make_reference
 from clues.federation.trajectory import (
     anchors_at_coordinator,
     group_names,
@@ -111,7 +113,7 @@ class Coordinator:
         self.model, self.encoder = load_model(recipe)
         self.initial = self.model.initial
         self.stages = Stages(folder / "stages")
-        self.frozen_a = recipe.score.trajectory == "global" and recipe.train.aggregation == "ffa"
+        self.frozen_a = recipe.score.shared and recipe.train.aggregation == "ffa"
 
     # --- stages, in order
 
@@ -236,8 +238,14 @@ class Coordinator:
     # --- how the stages do it
 
     def _train(self) -> dict[str, Any]:
-        if self.recipe.score.trajectory != "global":
-            request = TrainRequest(recipe_hash=self.recipe.hash, round=0, adapter=self.initial)
+        if not self.recipe.score.shared:
+            request = TrainRequest(
+                recipe_hash=self.recipe.hash,
+                round=0,
+                adapter=self.initial,
+                validation={},
+                directions={},
+            )
             self._ask(dict.fromkeys(self.silos, request))
             return {"checkpoints": 0}
         settings = self.recipe.train
@@ -247,14 +255,19 @@ class Coordinator:
             for i in range(settings.checkpoints)
         ]
         adapter, lost = self.initial, 0.0
+        steps = [n_train_steps(settings, s["n_rows"]) for s in self.silos.values()]
+        n_steps = max(1, round(float(np.mean(steps)) / settings.rounds))
+        # No optimiser has run before the first round.
+        before = Checkpoint(0, 0.0, self.initial, {})
         for number in range(settings.rounds):
             place = folder / f"round-{number}"
             if (place / "state.json").exists():
-                adapter = load_checkpoint(place).adapter
+                before = load_checkpoint(place)
+                adapter = before.adapter
                 lost = max(lost, json.loads((place / "record.json").read_text())["energy_lost"])
                 continue
-            request = TrainRequest(recipe_hash=self.recipe.hash, round=number, adapter=adapter)
-            replies: dict[str, TrainReply] = self._ask(dict.fromkeys(self.silos, request))
+            requests = self._train_requests(number, before, folder, per_round=n_steps)
+            replies: dict[str, TrainReply] = self._ask(requests)
             joint = self._join(
                 {n: (r.adapter, r.weight) for n, r in replies.items()}, settings.aggregation
             )
@@ -263,20 +276,71 @@ class Coordinator:
                 _check_moment(name, reply)
             second = _mean_moment([r.second_moment for r in replies.values()])
             first = _mean_moment([r.first_moment for r in replies.values()])
-            steps = [n_train_steps(settings, s["n_rows"]) for s in self.silos.values()]
-            n_steps = max(1, round(float(np.mean(steps)) / settings.rounds))
             rate = float(np.mean([r.learning_rate for r in replies.values()]))
             write_json(place / "record.json", {"energy_lost": joint.energy_lost})
             point = Checkpoint(number + 1, rate, adapter, second, first, n_steps)
             save_checkpoint(point, place)
+            before = point
         kept = [f"round-{n - 1}" for n in save_after]
         return {"folder": folder.name, "checkpoints": kept, "energy_lost": lost}
+
+    def _train_requests(
+        self, number: int, before: Checkpoint, folder: Path, *, per_round: int
+    ) -> dict[str, TrainRequest]:
+        """One request a domain, with directions of the public rows where training scores."""
+        if not self.recipe.score.inrun:
+            request = TrainRequest(
+                recipe_hash=self.recipe.hash,
+                round=number,
+                adapter=before.adapter,
+                validation={},
+                directions={},
+            )
+            return dict.fromkeys(self.silos, request)
+        requests: dict[str, TrainRequest] = {}
+        n_rows = [s["n_rows"] for s in self.silos.values()]
+        for domain in sorted({s["domain"] for s in self.silos.values()}):
+            file = folder / "directions" / f"{domain}.safetensors"
+            units = folder / "directions" / f"{domain}.json"
+            stored: dict[str, Any] = (
+                json.loads(units.read_text()) if units.exists() else {"round": -1}
+            )
+            if is_refreshed(number, per_round, self.recipe, n_rows) and stored["round"] != number:
+                reference = make_reference(
+                    self.model,
+                    {
+                        name: self._encoded(f.path, f"validation set {name}")
+                        for name, f in self.recipe.public[domain].validation.items()
+                    },
+                    before,
+                    recipe=self.recipe,
+                    weights=scored_weights(self.model, self.recipe.score, frozen_a=self.frozen_a),
+                )
+                tensors = {
+                    f"{name}|{n}": t
+                    for name, direction in reference.directions.items()
+                    for n, t in direction.items()
+                }
+                stored = {"validation": {**reference.products, LOSS: reference.loss}}
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_tensors(file, tensors)
+                write_json(units, {**stored, "round": number})
+            request = TrainRequest(
+                recipe_hash=self.recipe.hash,
+                round=number,
+                adapter=before.adapter,
+                validation=stored["validation"],
+                directions=load_file(file),
+            )
+            members = [n for n, s in self.silos.items() if s["domain"] == domain]
+            requests |= dict.fromkeys(members, request)
+        return requests
 
     def _score(self) -> dict[str, Any]:
         trained = self.train()
         anchors: dict[str, dict[str, list[float]]] = {}
         requests: dict[str, ScoreRequest] = {}
-        if self.recipe.score.trajectory == "global":
+        if self.recipe.score.shared:
             base = self.folder / "trajectory" / trained["folder"]
             checkpoints = [load_checkpoint(base / name) for name in trained["checkpoints"]]
             for domain in sorted({s["domain"] for s in self.silos.values()}):
@@ -318,7 +382,8 @@ class Coordinator:
         with self.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
             for checkpoint in checkpoints:
                 # Other scores than influence need no direction.
-                sets = validation if self.recipe.score.method == "influence" else {}
+                decides = self.recipe.score.trajectory == "global"
+                sets = validation if decides and self.recipe.score.method == "influence" else {}
                 directions.append(
                     form_directions(self.model, sets, checkpoint, form=form, weights=weights)
                 )

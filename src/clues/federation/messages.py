@@ -75,13 +75,19 @@ class HelloReply(Envelope):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest(Envelope):
-    """Train on all rows: a round of the global trajectory, or the silo's own trajectory."""
+    """Train on all rows: a round of the joint trajectory, or the silo's own trajectory.
+
+    For in-run scores `directions`, keyed `set|weight`, and what a mean validation row scores with
+    each of them, with the validation loss under `loss`; else both are empty.
+    """
 
     kind: ClassVar[str] = "train"
-    reveals: ClassVar[str] = "nothing: a joint adapter, from the coordinator"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
+    reveals: ClassVar[str] = "nothing: a joint adapter and public directions"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "directions")
     round: int
+    validation: dict[str, float]
     adapter: Tensors = field(repr=False)
+    directions: Tensors = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

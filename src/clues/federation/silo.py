@@ -37,7 +37,7 @@ from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import DataError, RecipeMismatchError
 from clues.evaluation.compare import figures as compared_figures
 from clues.evaluation.detection import detection, ranking, read_labels
-from clues.federation.comparison import compare, score_by_baseline
+from clues.federation.comparison import Compared, compare, score_by_baseline
 from clues.federation.messages import (
     REQUESTS,
     Envelope,
@@ -57,6 +57,7 @@ from clues.federation.messages import (
     round_count,
     token_of,
 )
+from clues.federation.rounds import read_reference, read_scores, watch_round, write_round
 from clues.federation.trajectory import (
     TrajectoryScores,
     anchors_at_coordinator,
@@ -76,7 +77,15 @@ from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
-from clues.selection import Selection, Threshold, Units, anchor_units, mixture_cut, select
+from clues.selection import (
+    Selection,
+    Threshold,
+    Units,
+    anchor_units,
+    combine,
+    mixture_cut,
+    select,
+)
 
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
 PACKAGES = ("torch", "transformers", "peft")
@@ -189,7 +198,7 @@ class Silo:
 
     def _train(self, request: TrainRequest) -> TrainReply:
         recipe, rows = self._recipe(), self._encoded().rows
-        if recipe.score.trajectory != "global":
+        if not recipe.score.shared:
             self._train_inside(request)
             return TrainReply(
                 recipe_hash=recipe.hash,
@@ -203,18 +212,35 @@ class Silo:
         model.freeze_a(frozen=recipe.train.aggregation == "ffa")
         n_steps = n_train_steps(recipe.train, len(rows))
         per_round = max(1, n_steps // recipe.train.rounds)
+        first = request.round * per_round
+        seen = None
+        if recipe.score.inrun:
+            seen = watch_round(
+                model,
+                read_reference(request.directions, request.validation),
+                self._public("anchor"),
+                n_rows=len(rows),
+                first_step=first,
+                n_steps=per_round * recipe.train.rounds,
+                recipe=recipe,
+                silo=self.settings.name,
+            )
         trained = self._run_training(
             rows,
             f"round {request.round + 1}",
+            order=seen.order[first : first + per_round].ravel().tolist() if seen else None,
+            observer=seen,
             start=request.adapter,
             schedule=Schedule(
                 recipe.train.learning_rate, recipe.train.warmup, per_round * recipe.train.rounds
             ),
             n_steps=per_round,
-            first_step=request.round * per_round,
+            first_step=first,
             seed=derived_seed(recipe.seed, "train", self.settings.name, request.round),
             checkpoint_at=(per_round,),
         )
+        if seen:
+            write_round(self._inrun_folder(), request.round, seen)
         last, forms = trained.checkpoints[-1], recipe.score.forms
         return TrainReply(
             recipe_hash=recipe.hash,
@@ -257,7 +283,7 @@ class Silo:
         recipe, encoded = self._recipe(), self._encoded()
         groups = group_names(recipe, self.settings.name, self.settings.domain)
         model, rows = self._model(), list(encoded.rows)
-        frozen = recipe.score.trajectory == "global" and recipe.train.aggregation == "ffa"
+        frozen = recipe.score.shared and recipe.train.aggregation == "ffa"
         weights = scored_weights(model, recipe.score, frozen_a=frozen)
         raw: dict[str, np.ndarray] = {}
         parts: dict[str, np.ndarray] = {
@@ -285,6 +311,8 @@ class Silo:
                 domain=self.settings.domain,
                 names=weights,
             )
+            if "inrun" in recipe.score.compare:
+                found["inrun"] = self._compared_in_run(rows)
             for name, other in found.items():
                 compared.setdefault(name, {})[group] = [float(x) for x in other.anchors]
             beside = {f"compare/{name}": other.rows for name, other in found.items()}
@@ -311,7 +339,7 @@ class Silo:
         recipe = self._recipe()
         public = recipe.public[self.settings.domain]
         validation = {name: self._public(name) for name in public.validation}
-        if recipe.score.trajectory == "global":
+        if recipe.score.shared:
             return _Scene(*_sent_trajectory(request), validation, weights)
         checkpoints = self._own_checkpoints(recipe, number)
         # Other scores than influence need no direction.
@@ -328,6 +356,13 @@ class Silo:
         """Scores of a group's rows, and of the anchors on the same checkpoints."""
         recipe, model = self._recipe(), self._model()
         method, anchors = recipe.score.method, self._public("anchor")
+        if recipe.score.trajectory == "inrun":
+            ours, theirs = self._in_run_scores(rows)
+            wanted = set_weights(recipe.score, recipe.public[self.settings.domain].validation)
+            parts = {f"inrun/{name}": values for name, values in ours.items() if name != LOSS}
+            parts["inrun/loss"] = -ours[LOSS]
+            chosen = {name: ours[name] for name in wanted}
+            return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
         if method in BASELINES:
             found = score_by_baseline(
                 method,
@@ -357,6 +392,23 @@ class Silo:
             )
         return scored, anchor_scores
 
+    def _in_run_scores(
+        self, rows: list[EncodedRow]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        n_anchors = len(self._public("anchor"))
+        n_rounds = self._recipe().train.rounds
+        folder = self._inrun_folder()
+        return read_scores(folder, n_rounds, n_rows=len(rows), n_anchors=n_anchors)
+
+    def _compared_in_run(self, rows: list[EncodedRow]) -> Compared:
+        """In-run influence beside the score that decides, without the loss."""
+        public = self._recipe().public[self.settings.domain]
+        weights = {name: file.weight for name, file in public.validation.items()}
+        ours, theirs = self._in_run_scores(rows)
+        # One unit for all sets already: what a mean validation row scores.
+        ones = dict.fromkeys(weights, 1.0)
+        return Compared(combine(ours, weights, ones), combine(theirs, weights, ones))
+
     def _select(self, request: SelectRequest) -> SelectReply:
         threshold = Threshold.from_json(request.threshold)
         selection = self.select(threshold)
@@ -367,19 +419,19 @@ class Silo:
 
     def _fit(self, request: FitRequest) -> FitReply:
         recipe = self._recipe()
-        combine = validate(CombineSettings, request.combine, where="the fit request")
+        settings = validate(CombineSettings, request.combine, where="the fit request")
         rows = self.arm_rows(request.arm)
         if not rows:
             return FitReply(recipe_hash=recipe.hash, weight=0, adapter={})
-        once = combine.method != "fedavg"
-        n_steps = combine.local_steps * (combine.rounds if once else 1)
-        self._model().freeze_a(frozen=not once and combine.aggregation == "ffa")
-        peak = combine.learning_rate or recipe.train.learning_rate
+        once = settings.method != "fedavg"
+        n_steps = settings.local_steps * (settings.rounds if once else 1)
+        self._model().freeze_a(frozen=not once and settings.aggregation == "ffa")
+        peak = settings.learning_rate or recipe.train.learning_rate
         trained = self._run_training(
             rows,
             f"{request.arm}, round {request.round + 1}",
             start=request.adapter,
-            schedule=Schedule(peak, recipe.train.warmup, combine.local_steps * combine.rounds),
+            schedule=Schedule(peak, recipe.train.warmup, settings.local_steps * settings.rounds),
             n_steps=n_steps,
             first_step=request.round * n_steps,
             # The same seed for every arm: arms differ by their rows alone.
@@ -564,6 +616,9 @@ class Silo:
     def _trajectory_folder(self, recipe: Recipe, fold: int) -> Path:
         name = f"{recipe.scoring_hash}-{self._data_token()}"
         return self.private / "checkpoints" / name / f"fold-{fold}"
+
+    def _inrun_folder(self) -> Path:
+        return self.private / "inrun" / f"{self._recipe().scoring_hash}-{self._data_token()}"
 
     def _own_checkpoints(self, recipe: Recipe, fold: int) -> list[Checkpoint]:
         folder = self._trajectory_folder(recipe, fold)

@@ -124,9 +124,7 @@ def group_names(recipe: Recipe, silo: str, domain: str) -> list[str]:
     """Groups that a silo's rows fall into: same checkpoints, same anchors, same units."""
     if anchors_at_coordinator(recipe):
         return [f"domain {domain}"]
-    if recipe.score.trajectory == "global":
-        return [f"silo {silo}"]
-    if recipe.score.trajectory == "local":
+    if recipe.score.trajectory != "crossfit":
         return [f"silo {silo}"]
     return [f"silo {silo}, fold {n + 1}" for n in range(N_FOLDS)]
 

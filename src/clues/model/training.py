@@ -3,12 +3,14 @@
 import gc
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from clues.config import TrainSettings
@@ -40,6 +42,18 @@ class Schedule:
         return max(0.0, (self.total_steps - step) / max(1, self.total_steps - n_warmup))
 
 
+class Observer(Protocol):
+    """Looks at the rows of every step while they train, and changes nothing."""
+
+    def watching(self, step: int, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a zero-based step of this call."""
+        ...
+
+    def saw(self, losses_N: Tensor) -> None:
+        """Take the losses of the step's rows, from inside `watching`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a training leaves behind."""
@@ -62,6 +76,8 @@ def train(
     first_step: int = 0,
     checkpoint_at: Sequence[int] = (),
     on_step: Callable[[], None] | None = None,
+    order: Sequence[int] | None = None,
+    observer: Observer | None = None,
 ) -> Trained:
     """Run `n_steps` AdamW steps on `rows`, from the adapter `start` and a fresh optimiser.
 
@@ -80,12 +96,15 @@ def train(
         first_step: steps of the schedule that earlier calls have taken.
         checkpoint_at: one-based steps of this call after which to save.
         on_step: called after every step, for a progress bar.
+        order: positions of the rows to train on, step after step; drawn by the seed if None.
+        observer: looks at every step.
 
     Raises:
         NumericsError: the loss of a step is not finite; nothing is returned then.
     """
     model.set_state(start)
     set_seed(seed)
+    chosen = list(rows) if order is None else [rows[i] for i in order]
     recorder = _Recorder(model, schedule, first_step, frozenset(checkpoint_at), on_step)
     trainer = _RowLossTrainer(
         model=model.peft,
@@ -105,11 +124,12 @@ def train(
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         ),
-        train_dataset=list(rows),  # pyright: ignore[reportArgumentType]
+        train_dataset=chosen,  # pyright: ignore[reportArgumentType]
         data_collator=list,
         callbacks=[recorder],
     )
     trainer.schedule, trainer.first_step = schedule, first_step
+    trainer.in_order, trainer.observer = order is not None, observer
     trainer.pop_callback(_printer())
     recorder.trainer = trainer
     # The Trainer collects garbage when it starts; over all that torch has imported, 0.2 s a call.
@@ -132,6 +152,8 @@ class _RowLossTrainer(Trainer):
 
     schedule: Schedule
     first_step: int = 0
+    in_order: bool = False
+    observer: Observer | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         """Tell the Trainer that our loss is a mean over the rows of a batch."""
@@ -156,9 +178,24 @@ class _RowLossTrainer(Trainer):
                 f"step {self.first_step + self.state.global_step + 1}: the loss of {n_bad} of "
                 f"{len(losses_N)} rows is not finite. Lower the learning rate, or use float32."
             )
+        if self.observer:
+            self.observer.saw(losses_N)
         self.loss_sum += float(loss.detach())
         self.n_losses += 1
         return loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward, under the observer's eyes."""
+        step = self.state.global_step
+        last = step + 1 == self.state.max_steps
+        watching = self.observer.watching(step, last=last) if self.observer else nullcontext()
+        with watching:
+            return super().training_step(*args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        if self.in_order:
+            return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]
+        return super()._get_train_sampler(*args, **kwargs)
 
     def mean_loss(self) -> float:
         """Mean loss of the batches seen, in nats."""

@@ -84,7 +84,8 @@ def datainf(scene: Scene) -> Scorer:
     total = sum(scene.weights.values())
     mean = {name: torch.zeros_like(adapter[name]) for name in scene.names}
     for part, weight in scene.weights.items():
-        gradient = mean_gradient(scene.model, scene.validation[part], adapter, weights=scene.names)
+        rows = scene.validation[part]
+        gradient, _ = mean_gradient(scene.model, rows, adapter, weights=scene.names)
         for name, tensor in gradient.items():
             mean[name] += weight / total * tensor
     direction = datainf_direction(scene.model, scene.rows, adapter=adapter, gradient=mean)

@@ -50,7 +50,21 @@ def validation_direction(
     Source: Pruthi et al. 2020, arXiv 2002.08484; the preconditioner as in arXiv 2402.04333,
     but on the direction alone, so that a score stays linear in the row's gradient.
     """
-    gradient = mean_gradient(model, rows, checkpoint.adapter, weights=weights)
+    gradient, _ = mean_gradient(model, rows, checkpoint.adapter, weights=weights)
+    return precondition(gradient, checkpoint, form=form)
+
+
+def precondition(
+    gradient: AdapterState,
+    checkpoint: Checkpoint,
+    *,
+    form: Literal["sgd", "adam", "adam_two_sided"],
+) -> AdapterState:
+    """Direction of a form from the mean validation gradient.
+
+    Raises:
+        DataError: form adam and the checkpoint has no second moment for a weight.
+    """
     if form == "sgd":
         return gradient
     missing = [name for name in gradient if name not in checkpoint.second_moment]
@@ -72,9 +86,10 @@ def mean_gradient(
     adapter: AdapterState,
     *,
     weights: Sequence[str],
-) -> AdapterState:
-    """Mean over rows of the gradient of each row's mean response-token loss."""
+) -> tuple[AdapterState, float]:
+    """Mean over rows of the gradient of each row's mean response-token loss, and of that loss."""
     model.set_state(adapter)
+    mean_loss = 0.0
     parameters = model.parameters()
     wanted = [parameters[name] for name in weights]
     total = [torch.zeros_like(p) for p in wanted]
@@ -83,6 +98,7 @@ def mean_gradient(
         for batch in token_budget_batches(lengths, budget=TOKEN_BUDGET):
             losses_N = row_losses(peft, make_batch([rows[i] for i in batch], device=model.device))
             gradients = torch.autograd.grad(losses_N.sum() / len(rows), wanted)
+            mean_loss += float(losses_N.detach().sum()) / len(rows)
             for sum_, gradient in zip(total, gradients, strict=True):
                 sum_ += gradient
     if not all(torch.isfinite(t).all() for t in total):
@@ -90,7 +106,7 @@ def mean_gradient(
             "the validation gradient is not finite. Lower recipe.train.learning_rate, or use "
             "recipe.model.dtype: float32."
         )
-    return {name: t.detach().cpu() for name, t in zip(weights, total, strict=True)}
+    return {name: t.detach().cpu() for name, t in zip(weights, total, strict=True)}, mean_loss
 
 
 def scored_weights(model: LoraModel, settings: ScoreSettings, *, frozen_a: bool) -> list[str]:

@@ -21,8 +21,11 @@ from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.direction import BLOCK, validation_direction
 from clues.scoring.finite import difference_scores
-from clues.scoring.gradients import adam_update, gradient_products
+from clues.scoring.gradients import adam_update, transformed_products
 from clues.scoring.influence import RowScores, influence_scores
+
+# Forms whose direction is the plain validation gradient: one pass over gradients gives them all.
+EXPLICIT = ("sgd", "adam_exact", "cosine", "less")
 
 
 def way_of(settings: ScoreSettings, form: str) -> str:
@@ -78,16 +81,39 @@ def form_scores(
         return difference_scores(
             model, rows, adapter=adapter, directions=directions, on_rows=on_rows
         )
-    found = gradient_products(
+    return explicit_scores(model, rows, checkpoint, directions, forms=[form], on_rows=on_rows)[form]
+
+
+def explicit_scores(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    checkpoint: Checkpoint,
+    directions: Sequence[AdapterState],
+    *,
+    forms: Sequence[str],
+    on_rows: Callable[[int], None] | None = None,
+) -> dict[str, RowScores]:
+    """Scores in several forms of `EXPLICIT` from one pass that makes the gradients.
+
+    Raises:
+        DataError: a form needs optimiser state that the checkpoint does not have.
+        NumericsError: a score is not finite.
+    """
+    adam = {form: form in ("adam_exact", "less") for form in forms}
+    found = transformed_products(
         model,
         rows,
-        adapter=adapter,
+        adapter=checkpoint.adapter,
         directions=directions,
-        transform=adam_update(checkpoint) if form in ("adam_exact", "less") else None,
+        transforms={str(x): adam_update(checkpoint) if x else None for x in set(adam.values())},
         on_rows=on_rows,
     )
-    cosine = form in ("cosine", "less")
-    return RowScores(found.cosines if cosine else found.products, found.losses)
+    scores: dict[str, RowScores] = {}
+    for form in forms:
+        products = found[str(adam[form])]
+        cosine = form in ("cosine", "less")
+        scores[form] = RowScores(products.cosines if cosine else products.products, products.losses)
+    return scores
 
 
 def by_block(direction: AdapterState) -> dict[str, AdapterState]:

@@ -10,7 +10,7 @@ One backward pass through activations gives g for all rows of a batch at once. A
 are handed on and forgotten before the next layer's exist.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +123,33 @@ def gradient_products(
     Raises:
         NumericsError: a product or a loss is not finite.
     """
+    found = transformed_products(
+        model,
+        rows,
+        adapter=adapter,
+        directions=directions,
+        transforms={"": transform},
+        on_rows=on_rows,
+        token_budget=token_budget,
+    )
+    return found[""]
+
+
+def transformed_products(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    *,
+    adapter: AdapterState,
+    directions: Sequence[AdapterState],
+    transforms: Mapping[str, Transform | None],
+    on_rows: Callable[[int], None] | None = None,
+    token_budget: int = TOKEN_BUDGET,
+) -> dict[str, Products]:
+    """`gradient_products` under several transforms of the same gradients, for one backward pass.
+
+    Raises:
+        NumericsError: a product or a loss is not finite.
+    """
     weights = sorted({name for d in directions for name in d})
     stacked = {
         name: torch.stack(
@@ -130,14 +157,15 @@ def gradient_products(
         ).to(model.device)
         for name in weights
     }
-    products = np.zeros((len(rows), len(directions)))
-    squares = np.zeros(len(rows))
+    products = {key: np.zeros((len(rows), len(directions))) for key in transforms}
+    squares = {key: np.zeros(len(rows)) for key in transforms}
 
     def add(batch: Sequence[int], name: str, gradient: Tensor) -> None:
-        moved = transform(name, gradient) if transform else gradient
-        flat_NP, d_KP = moved.flatten(1), stacked[name].to(moved).flatten(1)
-        products[batch] += (flat_NP @ d_KP.T).double().cpu().numpy()
-        squares[batch] += flat_NP.square().sum(dim=1).double().cpu().numpy()
+        d_KP = stacked[name].to(gradient).flatten(1)
+        for key, transform in transforms.items():
+            flat_NP = (transform(name, gradient) if transform else gradient).flatten(1)
+            products[key][batch] += (flat_NP @ d_KP.T).double().cpu().numpy()
+            squares[key][batch] += flat_NP.square().sum(dim=1).double().cpu().numpy()
 
     losses = each_gradient(
         model,
@@ -148,12 +176,16 @@ def gradient_products(
         on_rows=on_rows,
         token_budget=token_budget,
     )
-    n_bad = int((~np.isfinite(products).all(axis=1)).sum())
-    if n_bad:
-        raise NumericsError(f"{n_bad} of {len(rows)} scores are not finite. Score in float32.")
+    for found in products.values():
+        n_bad = int((~np.isfinite(found).all(axis=1)).sum())
+        if n_bad:
+            raise NumericsError(f"{n_bad} of {len(rows)} scores are not finite. Score in float32.")
     direction_squares = sum(d.double().flatten(1).square().sum(dim=1) for d in stacked.values())
     assert isinstance(direction_squares, Tensor)
-    return Products(products, np.sqrt(squares), direction_squares.sqrt().cpu().numpy(), losses)
+    lengths = direction_squares.sqrt().cpu().numpy()
+    return {
+        key: Products(products[key], np.sqrt(squares[key]), lengths, losses) for key in transforms
+    }
 
 
 def adam_update(checkpoint: Checkpoint) -> Transform:

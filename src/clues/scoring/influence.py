@@ -76,7 +76,7 @@ def influence_scores(
     parameters = model.parameters().values()
     with model.evaluating() as peft, trainable(parameters, only=()):
         for batch in token_budget_batches(lengths, budget=token_budget):
-            with _side_branches(model, directions, n_rows=len(batch)) as alpha_NK:
+            with side_branches(model, directions, n_rows=len(batch)) as alpha_NK:
                 batch_rows = [rows[i] for i in batch]
                 losses_N = row_losses(peft, make_batch(batch_rows, device=model.device))
                 # The rows' losses are independent, so the gradient of their sum is per row.
@@ -95,7 +95,7 @@ def influence_scores(
 
 
 @contextmanager
-def _side_branches(
+def side_branches(
     model: LoraModel, directions: Sequence[AdapterState], *, n_rows: int
 ) -> Iterator[Tensor]:
     """Hang a side branch on every LoRA layer that a direction touches."""

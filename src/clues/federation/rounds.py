@@ -1,0 +1,124 @@
+"""In-run scores across the rounds of a joint trajectory: one file a round, inside the silo."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from clues.config import LOSS, Recipe, derived_seed
+from clues.data.tokens import EncodedRow
+from clues.errors import DataError
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.scoring.direction import mean_gradient, precondition
+from clues.scoring.inrun import (
+    InRun,
+    Reference,
+    Visits,
+    mean_scores,
+    merge_visits,
+    visit_order,
+)
+
+
+def make_reference(
+    model: LoraModel,
+    validation: Mapping[str, Sequence[EncodedRow]],
+    checkpoint: Checkpoint,
+    *,
+    recipe: Recipe,
+    weights: Sequence[str],
+) -> Reference:
+    """Directions at a round's start, and what a mean validation row scores with them.
+
+    The first round has no optimiser state yet; its direction is the plain gradient.
+    """
+    form = cast(Any, recipe.score.form if checkpoint.second_moment else "sgd")
+    directions: dict[str, AdapterState] = {}
+    products: dict[str, float] = {}
+    losses: list[float] = []
+    for name, rows in validation.items():
+        gradient, loss = mean_gradient(model, rows, checkpoint.adapter, weights=weights)
+        direction = precondition(gradient, checkpoint, form=form)
+        products[name] = sum(
+            float((gradient[n].double() * direction[n].double()).sum()) for n in direction
+        )
+        directions[name] = direction
+        losses.append(loss)
+    return Reference(directions, products, float(np.mean(losses)))
+
+
+def read_reference(tensors: Mapping[str, Tensor], validation: Mapping[str, float]) -> Reference:
+    """Take a reference out of a train request.
+
+    Raises:
+        DataError: a direction has no unit, or none is there.
+    """
+    directions: dict[str, AdapterState] = {}
+    for key, tensor in tensors.items():
+        name, _, weight = key.partition("|")
+        directions.setdefault(name, {})[weight] = tensor
+    products = {name: value for name, value in validation.items() if name != LOSS}
+    fits = set(products) == set(directions) and LOSS in validation and products
+    if not fits or min(products.values()) <= 0:
+        raise DataError("the train request's directions and their units do not fit together.")
+    return Reference(directions, products, validation[LOSS])
+
+
+def is_refreshed(number: int, per_round: int, recipe: Recipe, n_rows: Sequence[int]) -> bool:
+    """Whether a round brings a new direction; those that score nobody bring none."""
+    every = recipe.score.refresh or per_round
+    due = number == 0 or number * per_round // every > (number - 1) * per_round // every
+    # Row counts travel rounded to tens: one step more than needed costs less than a lost row.
+    seen = number * per_round * recipe.train.batch_size
+    over = recipe.score.visits == "first" and seen >= max(n_rows) + 10
+    return due and not over
+
+
+def watch_round(
+    model: LoraModel,
+    reference: Reference,
+    anchors: Sequence[EncodedRow],
+    *,
+    n_rows: int,
+    first_step: int,
+    n_steps: int,
+    recipe: Recipe,
+    silo: str,
+) -> InRun:
+    """Look at a silo's round that starts after `first_step` of `n_steps`."""
+    seed = derived_seed(recipe.seed, "inrun", silo)
+    return InRun(
+        model,
+        visit_order(n_rows, n_steps, recipe.train.batch_size, seed=seed),
+        reference,
+        anchors,
+        n_rows=n_rows,
+        first_step=first_step,
+        every_visit=recipe.score.visits == "every",
+        seed=seed,
+    )
+
+
+def write_round(folder: Path, number: int, seen: InRun) -> None:
+    """Keep what a round saw."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, anchors = seen.visits()
+    rows.write(folder / f"round-{number}-rows.parquet")
+    anchors.write(folder / f"round-{number}-anchors.parquet")
+
+
+def read_scores(
+    folder: Path, n_rounds: int, *, n_rows: int, n_anchors: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Mean in-run scores of rows and of anchors over all rounds.
+
+    Raises:
+        DataError: a round is missing, or a row was never seen.
+    """
+    found = []
+    for kind, n in (("rows", n_rows), ("anchors", n_anchors)):
+        parts = [Visits.read(folder / f"round-{k}-{kind}.parquet") for k in range(n_rounds)]
+        found.append(mean_scores(merge_visits(parts), n))
+    return found[0], found[1]
