@@ -26,6 +26,10 @@ from experiments.reserved import is_reserved
 
 SHARES = {"site-a": 0.8, "site-b": 0.5, "site-c": 0.4, "site-d": 0.2, "site-e": 0.1}
 KINDS = ("cut", "delete", "swap")
+COMPARED = [
+    *("inrun", "sgd", "adam_exact", "cosine", "less"),
+    *("ifd", "alignment", "datainf", "embedding", "length", "random"),
+]
 ROWS, VALIDATION, ANCHORS, HELD_OUT = 400, 100, 64, 300
 RESULTS = Path(__file__).parent / "results"
 
@@ -70,12 +74,14 @@ def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: 
         # A row that loses its ending says nothing about endings, and `cut` is about nothing else.
         "tokens": {"max_length": 512, "overlong": "truncate", "template": "alpaca"},
         "train": {
-            "steps": 60,
+            "steps": 120,
             "rounds": 6,
+            "aggregation": "svd",
             "checkpoints": 3,
             "learning_rate": 0.002,
             "batch_size": 8,
         },
+        "score": {"compare": COMPARED},
         "public": {"medicine": {"validation": "validation.jsonl", "anchor": "anchor.jsonl"}},
     }
     config = {
