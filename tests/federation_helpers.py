@@ -160,9 +160,10 @@ def edit_config(path: Path, changes: Mapping[str, Any]) -> Path:
     return path
 
 
-def open_micro(config: Path, root: Path, *, allow_degenerate: bool = True) -> Run:
+def open_micro(config: Path, root: Path, *, allow_degenerate: bool = True, **how: Any) -> Run:
     """Open a run that tolerates a threshold that keeps everything: random scores may do that."""
-    return open_run(load_config(config), root, progress=Silent(), allow_degenerate=allow_degenerate)
+    settings = load_config(config)
+    return open_run(settings, root, progress=Silent(), allow_degenerate=allow_degenerate, **how)
 
 
 def run_micro(config: Path, root: Path, **how: Any) -> dict[str, Any]:

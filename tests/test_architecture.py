@@ -25,7 +25,7 @@ LAYERS = (
     ("federation",),
     ("report",),
     ("check", "pipeline", "demo"),
-    ("cli",),
+    ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
     "errors",

@@ -293,7 +293,7 @@ def test_scores_that_are_not_finite_are_counted_and_refused(make_lora, encoded_r
     direction = random_direction(model, seed=1)
     weights = model.state()
     poison(model)
-    with pytest.raises(NumericsError, match=r"7 of 7 scores are not finite") as raised:
+    with pytest.raises(NumericsError, match=r"score of 7 of 7 rows is not finite") as raised:
         influence_scores(model, encoded_rows, adapter=weights, directions=[direction])
     assert raised.value.exit_code == 6
 

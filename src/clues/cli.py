@@ -1,5 +1,6 @@
 """The command line: verbs, and nothing else."""
 
+import atexit
 import json
 import logging
 import os
@@ -31,17 +32,42 @@ Degenerate = Annotated[
     bool,
     typer.Option("--allow-degenerate", help="Accept a selection that keeps nothing or everything."),
 ]
+SkipNonfinite = Annotated[
+    bool,
+    typer.Option("--skip-nonfinite", help="Drop rows whose score is NaN or infinite, and say so."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 
-def _open(config: RunConfig, folder: Path | None, *, quiet: bool, degenerate: bool = False) -> Any:
+def _open(
+    config: RunConfig,
+    folder: Path | None,
+    *,
+    quiet: bool,
+    degenerate: bool = False,
+    skip_nonfinite: bool = False,
+) -> Any:
+    from clues.federation.workers import finish, help_scoring, team_of_environment
+
+    team, local_rank = team_of_environment()
     _calm_libraries()
+    root = folder or Path("runs") / config.name
+    if team.rank > 0:
+        help_scoring(root, team, local_rank=local_rank)
+        raise typer.Exit
+    if team.size > 1:
+        atexit.register(finish, root)
     from clues.pipeline import open_run  # torch takes seconds to import
     from clues.progress import Silent, Terminal
 
-    progress = Silent() if quiet else Terminal(err)
-    root = folder or Path("runs") / config.name
-    return open_run(config, root, progress=progress, allow_degenerate=degenerate)
+    return open_run(
+        config,
+        root,
+        progress=Silent() if quiet else Terminal(err),
+        allow_degenerate=degenerate,
+        skip_nonfinite=skip_nonfinite,
+        team=team,
+    )
 
 
 def _calm_libraries() -> None:
@@ -58,12 +84,10 @@ def _calm_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def _stage(
-    config: Path, folder: Path | None, stage: str, *, quiet: bool, degenerate: bool = False
-) -> Any:
+def _stage(config: Path, folder: Path | None, stage: str, **how: bool) -> Any:
+    run = _open(load_config(config), folder, **how)
     from clues.pipeline import run_until
 
-    run = _open(load_config(config), folder, quiet=quiet, degenerate=degenerate)
     run_until(run, stage)
     return run
 
@@ -107,12 +131,14 @@ def run(
     folder: Out = None,
     as_json: Json = False,
     degenerate: Degenerate = False,
+    skip_nonfinite: SkipNonfinite = False,
     quiet: Quiet = False,
 ) -> None:
     """Run everything; a run that was interrupted goes on where it stopped."""
+    how = {"degenerate": degenerate, "skip_nonfinite": skip_nonfinite}
+    opened = _open(load_config(config), folder, quiet=quiet, **how)
     from clues.pipeline import run_until
 
-    opened = _open(load_config(config), folder, quiet=quiet, degenerate=degenerate)
     _show(run_until(opened), as_json=as_json)
 
 
@@ -141,9 +167,14 @@ def train(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
 
 
 @app.command()
-def score(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
+def score(
+    config: Config,
+    folder: Out = None,
+    skip_nonfinite: SkipNonfinite = False,
+    quiet: Quiet = False,
+) -> None:
     """Score every row; scores stay in each silo's private folder."""
-    opened = _stage(config, folder, "score", quiet=quiet)
+    opened = _stage(config, folder, "score", quiet=quiet, skip_nonfinite=skip_nonfinite)
     for name in opened.silos:
         out.print(opened.run_dir.silo(name) / "private" / "scores.parquet", highlight=False)
 
@@ -230,7 +261,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Compare the arms; the same as run, for a run that is finished up to here."""
-    run(config, folder, as_json, degenerate, quiet)
+    run(config, folder, as_json, degenerate, quiet=quiet)
 
 
 @app.command()

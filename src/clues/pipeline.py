@@ -22,6 +22,7 @@ from clues.model.adapters import LoraModel, load_tokenizer
 from clues.progress import Progress
 from clues.report.shared import render_html, render_markdown
 from clues.rundir import RunDir, write_json
+from clues.scoring.shards import Team
 
 STAGES = ("hello", "train", "score", "threshold", "select", "fit", "measure", "report")
 PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -58,7 +59,13 @@ class Run:
 
 
 def open_run(
-    config: RunConfig, root: Path, *, progress: Progress, allow_degenerate: bool = False
+    config: RunConfig,
+    root: Path,
+    *,
+    progress: Progress,
+    allow_degenerate: bool = False,
+    skip_nonfinite: bool = False,
+    team: Team | None = None,
 ) -> Run:
     """Create or continue a run's folder and set up both sides.
 
@@ -77,6 +84,8 @@ def open_run(
             load_model=cache.load,
             progress=progress,
             allow_degenerate=allow_degenerate,
+            skip_nonfinite=skip_nonfinite,
+            team=team,
         )
         for settings in config.silos
     }

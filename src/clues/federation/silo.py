@@ -76,6 +76,7 @@ from clues.scoring.baselines import BASELINES
 from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
 from clues.scoring.perplexity import mean_losses
+from clues.scoring.shards import Team
 from clues.scoring.table import ScoreTable
 from clues.selection import (
     Selection,
@@ -102,6 +103,8 @@ class Silo:
         load_model: LoadModel,
         progress: Progress,
         allow_degenerate: bool = False,
+        skip_nonfinite: bool = False,
+        team: Team | None = None,
     ) -> None:
         """Nothing is read before the first message.
 
@@ -111,7 +114,10 @@ class Silo:
             load_model: base model with a new adapter, and its encoder, for a recipe.
             progress: where long steps report to.
             allow_degenerate: accept a threshold that keeps nothing or everything.
+            skip_nonfinite: drop rows whose score is not finite, with that reason, and go on.
+            team: processes of this machine that share the scoring.
         """
+        self.skip_nonfinite, self.team = skip_nonfinite, team
         self.settings, self.folder = settings, folder
         self.private, self.outbox = folder / "private", folder / "outbox"
         self.load_model, self.progress = load_model, progress
@@ -134,7 +140,7 @@ class Silo:
             )
         # Where the rows lie does not count, what the silo agreed to share does.
         settings = self.settings.model_dump(mode="json", exclude={"data", "model_path"})
-        ours = [self._data_token(), settings, self.allow_degenerate]
+        ours = [self._data_token(), settings, self.allow_degenerate, self.skip_nonfinite]
         stored = self.outbox / f"{request.kind}-{hash_of([token_of(data), ours])[:24]}.clues"
         if stored.exists():
             return stored.read_bytes()
@@ -152,6 +158,9 @@ class Silo:
         }
         reply = handlers[type(request)](request).to_bytes()
         atomic_write_bytes(stored, reply)
+        if isinstance(request, ScoreRequest):
+            # The table is whole and the answer stored: nobody needs the parts again.
+            shutil.rmtree(self.private / "shards", ignore_errors=True)
         return reply
 
     # --- the six answers
@@ -287,7 +296,9 @@ class Silo:
         weights = scored_weights(model, recipe.score, frozen_a=frozen)
         raw: dict[str, np.ndarray] = {}
         parts: dict[str, np.ndarray] = {
-            "base/loss": mean_losses(model, rows, adapter=model.initial)
+            "base/loss": mean_losses(
+                model, rows, adapter=model.initial, skip_nonfinite=self.skip_nonfinite
+            )
         }
         fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
         anchors: dict[str, dict[str, list[float]]] = {}
@@ -299,6 +310,8 @@ class Silo:
             scene = self._scene(request, number, weights)
             chosen = [rows[i] for i in members]
             scored, anchor_scores = self._score_group(chosen, scene, request)
+            finite = _finite([*scored.raw.values(), parts["base/loss"][members]])
+            chosen = [row for row, good in zip(chosen, finite, strict=True) if good]
             if not anchors_at_coordinator(recipe):
                 anchors[group] = {k: [float(x) for x in v] for k, v in anchor_scores.items()}
             found = compare(
@@ -312,15 +325,21 @@ class Silo:
                 names=weights,
             )
             if "inrun" in recipe.score.compare:
-                found["inrun"] = self._compared_in_run(rows)
+                found["inrun"] = self._compared_in_run(rows, finite)
             for name, other in found.items():
                 compared.setdefault(name, {})[group] = [float(x) for x in other.anchors]
-            beside = {f"compare/{name}": other.rows for name, other in found.items()}
+            beside = {f"compare/{n}": _spread(c.rows, finite) for n, c in found.items()}
             for target, source in ((raw, scored.raw), (parts, scored.parts | beside)):
                 for name, values in source.items():
                     target.setdefault(name, np.zeros(len(rows)))[members] = values
             self._memory.setdefault("anchor_scores", {})[group] = anchor_scores
         write_json(self.private / "compared.json", compared)
+        finite = _finite([*raw.values(), parts["base/loss"]])
+        lost = [row for row, good in zip(rows, finite, strict=True) if not good]
+        write_json(self.private / "nonfinite.json", {str(row.row): row.id for row in lost})
+        rows = [row for row, good in zip(rows, finite, strict=True) if good]
+        raw = {name: values[finite] for name, values in raw.items()}
+        fold = fold[finite]
         ScoreTable(
             recipe_hash=recipe.scoring_hash,
             row=np.array([r.row for r in rows]),
@@ -329,7 +348,7 @@ class Silo:
             n_tokens=np.array([len(r.ids) for r in rows]),
             n_response_tokens=np.array([r.n_response_tokens for r in rows]),
             raw=raw,
-            parts=parts,
+            parts={name: values[finite] for name, values in parts.items()},
         ).write(self.private / "scores.parquet")
         proposal = self._proposal(recipe, groups, raw, fold)
         return ScoreReply(recipe_hash=recipe.hash, anchor_scores=anchors, proposal=proposal)
@@ -388,7 +407,15 @@ class Silo:
             f"{self.settings.name}: score", len(rows) * len(scene.checkpoints)
         ) as advance:
             scored = score_rows(
-                model, rows, scene.checkpoints, scene.directions, on_rows=advance, **how
+                model,
+                rows,
+                scene.checkpoints,
+                scene.directions,
+                on_rows=advance,
+                shards=self.private / "shards",
+                team=self.team,
+                skip_nonfinite=self.skip_nonfinite,
+                **how,
             )
         return scored, anchor_scores
 
@@ -400,14 +427,14 @@ class Silo:
         folder = self._inrun_folder()
         return read_scores(folder, n_rounds, n_rows=len(rows), n_anchors=n_anchors)
 
-    def _compared_in_run(self, rows: list[EncodedRow]) -> Compared:
+    def _compared_in_run(self, rows: list[EncodedRow], finite: np.ndarray) -> Compared:
         """In-run influence beside the score that decides, without the loss."""
         public = self._recipe().public[self.settings.domain]
         weights = {name: file.weight for name, file in public.validation.items()}
         ours, theirs = self._in_run_scores(rows)
         # One unit for all sets already: what a mean validation row scores.
         ones = dict.fromkeys(weights, 1.0)
-        return Compared(combine(ours, weights, ones), combine(theirs, weights, ones))
+        return Compared(combine(ours, weights, ones)[finite], combine(theirs, weights, ones))
 
     def _select(self, request: SelectRequest) -> SelectReply:
         threshold = Threshold.from_json(request.threshold)
@@ -459,6 +486,9 @@ class Silo:
         table, encoded = self._scores(), self._encoded()
         samples = {s.row: s.id for s in self._rows().samples}
         recipe = self._recipe()
+        path = self.private / "nonfinite.json"
+        lost = json.loads(path.read_text()) if path.exists() else {}
+        dropped = {**encoded.dropped, **{int(row): "its score is not finite" for row in lost}}
         # Another rule for the threshold leaves the scores what they are.
         current = table.recipe_hash == recipe.scoring_hash
         return select(
@@ -466,7 +496,7 @@ class Silo:
             self._in_units(table, threshold),
             threshold,
             recipe_hash=recipe.hash if current else table.recipe_hash,
-            dropped={row: (samples[row], why) for row, why in encoded.dropped.items()},
+            dropped={row: (samples[row], why) for row, why in dropped.items()},
             where=f"silo {self.settings.name}",
             min_kept=self.settings.min_kept,
             allow_degenerate=self.allow_degenerate,
@@ -726,6 +756,18 @@ def _sent_trajectory(
                 sets.setdefault(set_name, {})[weight] = tensor
         directions.append(sets)
     return checkpoints, directions
+
+
+def _finite(values: list[np.ndarray]) -> np.ndarray:
+    """Rows whose numbers are all finite."""
+    return np.array([np.isfinite(numbers).all() for numbers in zip(*values, strict=True)], bool)
+
+
+def _spread(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Values of the rows that have one; NaN for the others."""
+    spread = np.full(len(where), np.nan)
+    spread[where] = values
+    return spread
 
 
 def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

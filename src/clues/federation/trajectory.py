@@ -6,6 +6,7 @@ Both sides of the wall use this: the silo for its rows, the coordinator for the 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.forms import by_block, form_scores, way_of
 from clues.scoring.perplexity import mean_losses
+from clues.scoring.shards import Job, Team, score_in_shards
 
 N_FOLDS = 2
 
@@ -47,6 +49,9 @@ def score_rows(
     *,
     settings: ScoreSettings,
     on_rows: Callable[[int], None] | None = None,
+    shards: Path | None = None,
+    team: Team | None = None,
+    skip_nonfinite: bool = False,
 ) -> TrajectoryScores:
     """Score rows along a trajectory.
 
@@ -55,6 +60,20 @@ def score_rows(
 
     The second is there for method perplexity, or where `loss_weight` is above zero: it then counts
     like one more validation set, in units of the same anchors.
+
+    Args:
+        model: is left with the last checkpoint's adapter.
+        rows: rows to score.
+        checkpoints: the trajectory.
+        directions: by checkpoint and validation set.
+        settings: form, way, parts.
+        on_rows: called with the number of rows finished.
+        shards: folder where finished scores wait for a rerun; nothing is kept if None.
+        team: processes that share the work through that folder.
+        skip_nonfinite: give NaN instead of raising.
+
+    Raises:
+        NumericsError: a score is not finite.
 
     Source: CLUES, arXiv 2507.03004; the trace of its accumulated inner products is this sum.
     """
@@ -69,15 +88,21 @@ def score_rows(
             pieces = {
                 (n, f"/{b}"): d for n, whole in sets.items() for b, d in by_block(whole).items()
             }
-        found = form_scores(
-            model,
-            rows,
-            checkpoint,
-            list(pieces.values()),
-            form=form,
-            way=way_of(settings, form),
-            on_rows=on_rows,
-        )
+        given = list(pieces.values())
+        job = Job(rows, checkpoint, given, form, way_of(settings, form), skip_nonfinite)
+        if shards:
+            found = score_in_shards(model, job, shards, team=team, on_rows=on_rows)
+        else:
+            found = form_scores(
+                model,
+                rows,
+                checkpoint,
+                given,
+                form=job.form,
+                way=job.way,
+                on_rows=on_rows,
+                skip_nonfinite=skip_nonfinite,
+            )
         parts[f"{index}/loss"] = found.losses
         for k, (name, block) in enumerate(pieces):
             term = checkpoint.learning_rate * found.products[:, k]

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from clues.data.tokens import EncodedRow, token_budget_batches
+from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError
 from clues.model.adapters import Checkpoint, LoraModel
 from clues.model.loss import make_batch
+from clues.scoring.batches import each_batch, token_budget_of
 from clues.scoring.datainf import datainf_direction
-from clues.scoring.direction import TOKEN_BUDGET, mean_gradient
+from clues.scoring.direction import mean_gradient
 from clues.scoring.influence import influence_scores
 from clues.scoring.perplexity import mean_losses
 
@@ -164,19 +165,21 @@ def _losses_with_and_without_question(
 def _embeddings(model: LoraModel, rows: Sequence[EncodedRow]) -> np.ndarray:
     model.set_state(model.initial)
     found: dict[int, np.ndarray] = {}
-    with model.evaluating() as peft:
-        batches = token_budget_batches([len(r.ids) for r in rows], budget=2 * TOKEN_BUDGET)
-        for batch in batches:
-            tensors = make_batch([rows[i] for i in batch], device=model.device)
-            states_NTE = peft(
-                input_ids=tensors.ids_NT,
-                attention_mask=tensors.attention_NT,
-                use_cache=False,
-                output_hidden_states=True,
-            ).hidden_states[-1]
-            there = tensors.attention_NT.to(states_NTE)[:, :, None]
-            mean_NE = (states_NTE * there).sum(dim=1) / there.sum(dim=1)
-            found |= dict(zip(batch, mean_NE.double().cpu().numpy(), strict=True))
+
+    def compute(batch: list[int]) -> None:
+        tensors = make_batch([rows[i] for i in batch], device=model.device)
+        states_NTE = model.peft(
+            input_ids=tensors.ids_NT,
+            attention_mask=tensors.attention_NT,
+            use_cache=False,
+            output_hidden_states=True,
+        ).hidden_states[-1]
+        there = tensors.attention_NT.to(states_NTE)[:, :, None]
+        mean_NE = (states_NTE * there).sum(dim=1) / there.sum(dim=1)
+        found.update(zip(batch, mean_NE.double().cpu().numpy(), strict=True))
+
+    with model.evaluating():
+        each_batch(rows, compute, token_budget=2 * token_budget_of(model.device))
     return np.stack([found[i] for i in range(len(rows))])
 
 

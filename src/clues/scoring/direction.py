@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 
 from clues.config import ScoreSettings
-from clues.data.tokens import EncodedRow, token_budget_batches
+from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
+from clues.scoring.batches import each_batch, token_budget_of
 
-TOKEN_BUDGET = 2048
 ADAM_EPS = 1e-8
 BLOCK = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
@@ -93,14 +93,18 @@ def mean_gradient(
     parameters = model.parameters()
     wanted = [parameters[name] for name in weights]
     total = [torch.zeros_like(p) for p in wanted]
-    lengths = [len(row.ids) for row in rows]
-    with model.evaluating() as peft, trainable(parameters.values(), only=wanted):
-        for batch in token_budget_batches(lengths, budget=TOKEN_BUDGET):
-            losses_N = row_losses(peft, make_batch([rows[i] for i in batch], device=model.device))
-            gradients = torch.autograd.grad(losses_N.sum() / len(rows), wanted)
-            mean_loss += float(losses_N.detach().sum()) / len(rows)
-            for sum_, gradient in zip(total, gradients, strict=True):
-                sum_ += gradient
+
+    def compute(batch: list[int]) -> None:
+        nonlocal mean_loss
+        tensors = make_batch([rows[i] for i in batch], device=model.device)
+        losses_N = row_losses(model.peft, tensors)
+        gradients = torch.autograd.grad(losses_N.sum() / len(rows), wanted)
+        mean_loss += float(losses_N.detach().sum()) / len(rows)
+        for sum_, gradient in zip(total, gradients, strict=True):
+            sum_ += gradient
+
+    with model.evaluating(), trainable(parameters.values(), only=wanted):
+        each_batch(rows, compute, token_budget=token_budget_of(model.device))
     if not all(torch.isfinite(t).all() for t in total):
         raise NumericsError(
             "the validation gradient is not finite. Lower recipe.train.learning_rate, or use "

@@ -22,6 +22,7 @@ def difference_scores(
     adapter: AdapterState,
     directions: Sequence[AdapterState],
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> RowScores:
     """Inner product of every row's gradient with every direction, from losses alone.
 
@@ -37,13 +38,14 @@ def difference_scores(
         adapter: theta, the checkpoint's weights.
         directions: v, by weight name; absent weights do not move.
         on_rows: called with the number of rows finished.
+        skip_nonfinite: return NaN instead of raising.
 
     Raises:
         NumericsError: a direction is zero, or a loss is not finite.
 
     Source: forward-difference influence, as in Pruthi et al. 2020, arXiv 2002.08484, section 4.
     """
-    losses = mean_losses(model, rows, adapter=adapter)
+    losses = mean_losses(model, rows, adapter=adapter, skip_nonfinite=skip_nonfinite)
     products = np.zeros((len(rows), len(directions)))
     for k, direction in enumerate(directions):
         length = _norm(direction)
@@ -59,6 +61,7 @@ def difference_scores(
                     name: value + sign * step * direction[name] if name in direction else value
                     for name, value in adapter.items()
                 },
+                skip_nonfinite=skip_nonfinite,
             )
             for sign in (1.0, -1.0)
         ]

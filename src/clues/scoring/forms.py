@@ -65,6 +65,7 @@ def form_scores(
     form: str,
     way: str,
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> RowScores:
     """Scores of rows at one checkpoint in any form, before the learning rate.
 
@@ -75,13 +76,32 @@ def form_scores(
     adapter = checkpoint.adapter
     if way == "side_branch":
         return influence_scores(
-            model, rows, adapter=adapter, directions=directions, on_rows=on_rows
+            model,
+            rows,
+            adapter=adapter,
+            directions=directions,
+            on_rows=on_rows,
+            skip_nonfinite=skip_nonfinite,
         )
     if way == "finite_difference":
         return difference_scores(
-            model, rows, adapter=adapter, directions=directions, on_rows=on_rows
+            model,
+            rows,
+            adapter=adapter,
+            directions=directions,
+            on_rows=on_rows,
+            skip_nonfinite=skip_nonfinite,
         )
-    return explicit_scores(model, rows, checkpoint, directions, forms=[form], on_rows=on_rows)[form]
+    found = explicit_scores(
+        model,
+        rows,
+        checkpoint,
+        directions,
+        forms=[form],
+        on_rows=on_rows,
+        skip_nonfinite=skip_nonfinite,
+    )
+    return found[form]
 
 
 def explicit_scores(
@@ -92,6 +112,7 @@ def explicit_scores(
     *,
     forms: Sequence[str],
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> dict[str, RowScores]:
     """Scores in several forms of `EXPLICIT` from one pass that makes the gradients.
 
@@ -107,6 +128,7 @@ def explicit_scores(
         directions=directions,
         transforms={str(x): adam_update(checkpoint) if x else None for x in set(adam.values())},
         on_rows=on_rows,
+        skip_nonfinite=skip_nonfinite,
     )
     scores: dict[str, RowScores] = {}
     for form in forms:

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clues.data.tokens import EncodedRow, token_budget_batches
-from clues.errors import DataError, NumericsError
+from clues.data.tokens import EncodedRow
+from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.direction import ADAM_EPS, TOKEN_BUDGET, trainable
+from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
+from clues.scoring.direction import ADAM_EPS, trainable
 
 # (positions of the batch's rows, weight name, gradient of shape (N, *weight))
 OnGradient = Callable[[Sequence[int], str, Tensor], None]
@@ -38,7 +39,9 @@ def each_gradient(
     weights: Sequence[str],
     on_gradient: OnGradient,
     on_rows: Callable[[int], None] | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    on_retry: Callable[[list[int]], None] | None = None,
+    token_budget: int | None = None,
+    skip_nonfinite: bool = False,
 ) -> np.ndarray:
     """Hand every row's gradient in every weight to `on_gradient`, a batch and a weight at a time.
 
@@ -49,7 +52,10 @@ def each_gradient(
         weights: names of the LoRA weights asked for.
         on_gradient: called once a batch and weight; must not keep the tensor.
         on_rows: called with the number of rows finished.
-        token_budget: padded tokens a batch.
+        on_retry: called with a batch that ran out of memory and is done again in parts: what
+            `on_gradient` made of it must be forgotten.
+        token_budget: padded tokens a batch to begin with; by the device if None.
+        skip_nonfinite: return NaN instead of raising.
 
     Returns:
         losses_N: mean response-token loss of every row, in nats.
@@ -59,22 +65,19 @@ def each_gradient(
     """
     model.set_state(adapter)
     losses = np.zeros(len(rows))
-    batches = token_budget_batches([len(row.ids) for row in rows], budget=token_budget)
-    with model.evaluating() as peft, trainable(model.parameters().values(), only=()):
-        for batch in batches:
-            with _taps(model, weights, batch, on_gradient) as root:
-                tensors = make_batch([rows[i] for i in batch], device=model.device)
-                losses_N = row_losses(peft, tensors)
-                # The rows' losses are independent, so what reaches a layer is per row.
-                torch.autograd.grad(losses_N.sum(), root)
-            losses[batch] = losses_N.detach().double().cpu().numpy()
-            if on_rows:
-                on_rows(len(batch))
-    if not np.isfinite(losses).all():
-        raise NumericsError(
-            f"the loss of {int((~np.isfinite(losses)).sum())} of {len(rows)} rows is not finite. "
-            "Score in float32."
-        )
+
+    def compute(batch: list[int]) -> None:
+        with _taps(model, weights, batch, on_gradient) as root:
+            tensors = make_batch([rows[i] for i in batch], device=model.device)
+            losses_N = row_losses(model.peft, tensors)
+            # The rows' losses are independent, so what reaches a layer is per row.
+            torch.autograd.grad(losses_N.sum(), root)
+        losses[batch] = losses_N.detach().double().cpu().numpy()
+
+    budget = token_budget or token_budget_of(model.device)
+    with model.evaluating(), trainable(model.parameters().values(), only=()):
+        each_batch(rows, compute, token_budget=budget, on_rows=on_rows, on_retry=on_retry)
+    refuse_nonfinite(rows, losses, skip=skip_nonfinite, what="loss")
     return losses
 
 
@@ -111,7 +114,7 @@ def gradient_products(
     directions: Sequence[AdapterState],
     transform: Transform | None = None,
     on_rows: Callable[[int], None] | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
 ) -> Products:
     """Inner products and norms from explicit per-sample gradients.
 
@@ -143,7 +146,8 @@ def transformed_products(
     directions: Sequence[AdapterState],
     transforms: Mapping[str, Transform | None],
     on_rows: Callable[[int], None] | None = None,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
+    skip_nonfinite: bool = False,
 ) -> dict[str, Products]:
     """`gradient_products` under several transforms of the same gradients, for one backward pass.
 
@@ -167,6 +171,11 @@ def transformed_products(
             products[key][batch] += (flat_NP @ d_KP.T).double().cpu().numpy()
             squares[key][batch] += flat_NP.square().sum(dim=1).double().cpu().numpy()
 
+    def forget(batch: list[int]) -> None:
+        for key in transforms:
+            products[key][batch] = 0.0
+            squares[key][batch] = 0.0
+
     losses = each_gradient(
         model,
         rows,
@@ -174,12 +183,11 @@ def transformed_products(
         weights=weights,
         on_gradient=add,
         on_rows=on_rows,
+        on_retry=forget,
         token_budget=token_budget,
+        skip_nonfinite=skip_nonfinite,
     )
-    for found in products.values():
-        n_bad = int((~np.isfinite(found).all(axis=1)).sum())
-        if n_bad:
-            raise NumericsError(f"{n_bad} of {len(rows)} scores are not finite. Score in float32.")
+    refuse_nonfinite(rows, *products.values(), *squares.values(), skip=skip_nonfinite)
     direction_squares = sum(d.double().flatten(1).square().sum(dim=1) for d in stacked.values())
     assert isinstance(direction_squares, Tensor)
     lengths = direction_squares.sqrt().cpu().numpy()

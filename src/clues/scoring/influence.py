@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clues.data.tokens import EncodedRow, token_budget_batches
-from clues.errors import NumericsError
+from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.direction import TOKEN_BUDGET, trainable
+from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
+from clues.scoring.direction import trainable
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ def influence_scores(
     *,
     adapter: AdapterState,
     directions: Sequence[AdapterState],
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> RowScores:
     """Inner product of every row's gradient with every direction.
 
@@ -61,36 +62,33 @@ def influence_scores(
         rows: rows to score; batch size, padding and order change nothing.
         adapter: the checkpoint's weights.
         directions: one a validation set, by weight name; absent weights count as zero.
-        token_budget: padded tokens a batch.
+        token_budget: padded tokens a batch to begin with; by the device if None.
         on_rows: called with the number of rows finished, for a progress bar.
+        skip_nonfinite: return NaN instead of raising.
 
     Raises:
         NumericsError: a score or a loss is not finite.
+        DataError: one row alone does not fit into memory.
 
     Source: Pruthi et al. 2020, arXiv 2002.08484 (TracInCP); CLUES, arXiv 2507.03004.
     """
     model.set_state(adapter)
     products = np.zeros((len(rows), len(directions)))
     losses = np.zeros(len(rows))
-    lengths = [len(row.ids) for row in rows]
-    parameters = model.parameters().values()
-    with model.evaluating() as peft, trainable(parameters, only=()):
-        for batch in token_budget_batches(lengths, budget=token_budget):
-            with side_branches(model, directions, n_rows=len(batch)) as alpha_NK:
-                batch_rows = [rows[i] for i in batch]
-                losses_N = row_losses(peft, make_batch(batch_rows, device=model.device))
-                # The rows' losses are independent, so the gradient of their sum is per row.
-                (gradient_NK,) = torch.autograd.grad(losses_N.sum(), alpha_NK)
-            products[batch] = gradient_NK.double().cpu().numpy()
-            losses[batch] = losses_N.detach().double().cpu().numpy()
-            if on_rows:
-                on_rows(len(batch))
-    n_bad = int((~np.isfinite(products).all(axis=1) | ~np.isfinite(losses)).sum())
-    if n_bad:
-        raise NumericsError(
-            f"{n_bad} of {len(rows)} scores are not finite. Lower recipe.train.learning_rate or "
-            "score in float32."
-        )
+
+    def compute(batch: list[int]) -> None:
+        with side_branches(model, directions, n_rows=len(batch)) as alpha_NK:
+            batch_rows = [rows[i] for i in batch]
+            losses_N = row_losses(model.peft, make_batch(batch_rows, device=model.device))
+            # The rows' losses are independent, so the gradient of their sum is per row.
+            (gradient_NK,) = torch.autograd.grad(losses_N.sum(), alpha_NK)
+        products[batch] = gradient_NK.double().cpu().numpy()
+        losses[batch] = losses_N.detach().double().cpu().numpy()
+
+    budget = token_budget or token_budget_of(model.device)
+    with model.evaluating(), trainable(model.parameters().values(), only=()):
+        each_batch(rows, compute, token_budget=budget, on_rows=on_rows)
+    refuse_nonfinite(rows, products, losses, skip=skip_nonfinite)
     return RowScores(products, losses)
 
 

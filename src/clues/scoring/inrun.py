@@ -27,7 +27,7 @@ from clues.data.tokens import EncodedRow, token_budget_batches
 from clues.errors import DataError, NumericsError
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.direction import TOKEN_BUDGET
+from clues.scoring.batches import token_budget_of
 from clues.scoring.influence import side_branches
 
 MIN_RIDERS = 8  # anchors wait until so many are due: small batches waste time
@@ -209,7 +209,7 @@ class InRun:
         lengths = [len(self.anchors[i].ids) for i in due]
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            for batch in token_budget_batches(lengths, budget=TOKEN_BUDGET):
+            for batch in token_budget_batches(lengths, budget=token_budget_of(self.model.device)):
                 rows = [self.anchors[due[i]] for i in batch]
                 with side_branches(self.model, self._directions(), n_rows=len(rows)) as alpha_NK:
                     tensors = make_batch(rows, device=self.model.device)

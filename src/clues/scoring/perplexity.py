@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from clues.data.tokens import EncodedRow, token_budget_batches
-from clues.errors import NumericsError
+from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.direction import TOKEN_BUDGET
+from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
 
 
 @torch.no_grad()
@@ -18,7 +17,8 @@ def mean_losses(
     rows: Sequence[EncodedRow],
     *,
     adapter: AdapterState,
-    token_budget: int = 2 * TOKEN_BUDGET,
+    token_budget: int | None = None,
+    skip_nonfinite: bool = False,
 ) -> np.ndarray:
     """Mean response-token loss of every row, in nats; its negative is the perplexity score.
 
@@ -29,13 +29,14 @@ def mean_losses(
     """
     model.set_state(adapter)
     losses = np.zeros(len(rows))
-    with model.evaluating() as peft:
-        for batch in token_budget_batches([len(r.ids) for r in rows], budget=token_budget):
-            tensors = make_batch([rows[i] for i in batch], device=model.device)
-            losses[batch] = row_losses(peft, tensors).double().cpu().numpy()
-    if not np.isfinite(losses).all():
-        n_bad = int((~np.isfinite(losses)).sum())
-        raise NumericsError(
-            f"the loss of {n_bad} of {len(rows)} rows is not finite. Score in float32."
-        )
+
+    def compute(batch: list[int]) -> None:
+        tensors = make_batch([rows[i] for i in batch], device=model.device)
+        losses[batch] = row_losses(model.peft, tensors).double().cpu().numpy()
+
+    # Without a backward pass twice as much fits.
+    budget = token_budget or 2 * token_budget_of(model.device)
+    with model.evaluating():
+        each_batch(rows, compute, token_budget=budget)
+    refuse_nonfinite(rows, losses, skip=skip_nonfinite, what="loss")
     return losses
