@@ -102,9 +102,11 @@ def page() -> str:
     ]
     for folder in ("demo", "medquad"):
         by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        compared: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for file in sorted((HERE / folder / "results").glob("*.json")):
             run = json.loads(file.read_text())
-            by_model[run["base_model"]].append(run)
+            target = compared if file.name.startswith("scores-") else by_model
+            target[run["base_model"]].append(run)
         if not by_model:
             continue
         lines += ["", f"## {TITLES[folder]}"]
@@ -121,8 +123,11 @@ def page() -> str:
                 f"{first['machine']}; torch {first['versions']['torch']}. "
                 f"{first['questions']} questions, guessing scores {first['guessing']:.2f}.",
             ]
-            for block in (arms(runs), silos(runs), scores(runs)):
+            for block in (arms(runs), silos(runs), scores(compared.get(model, runs))):
                 lines += ["", *block]
+            if model in compared:
+                seeds = ", ".join(str(r["seeds"][0]) for r in compared[model])
+                lines += ["", f"Scores: runs of their own up to the selection, seeds {seeds}."]
     return "\n".join(lines) + "\n"
 
 

@@ -72,6 +72,7 @@ MESSAGES: tuple[Envelope, ...] = (
         recipe_hash=HASH,
         learning_rates=[0.1, 0.05],
         optimizer_steps=[5, 5],
+        probe_losses=[2.5, 2.25],
         anchor_scores={"validation": [1.0, -2.5]},
         checkpoints={f"0|{name}": tensor for name, tensor in ADAPTER.items()},
         directions={f"0/validation|{name}": 2 * tensor for name, tensor in ADAPTER.items()},

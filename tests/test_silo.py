@@ -29,6 +29,7 @@ from clues.federation.messages import (
     REQUESTS,
     EvaluateRequest,
     FitRequest,
+    ScoreRequest,
     from_bytes,
     round_count,
 )
@@ -409,3 +410,17 @@ def test_what_is_no_message_leaves_no_trace_and_no_reply(world, tmp_path):
         with pytest.raises(CluesError, match="coordinator"):
             silo.answer(data)
     assert sorted(p.name for p in silo.outbox.iterdir()) == before
+
+
+def test_a_silo_whose_model_answers_otherwise_does_not_score(world, tmp_path) -> None:
+    data, _ = world.recorder.last("north", "score")
+    request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
+    assert isinstance(request, ScoreRequest)
+    assert len(request.probe_losses) == 2
+    silo = world.silo(tmp_path)
+    other = replace(request, probe_losses=[loss + 0.1 for loss in request.probe_losses])
+    with pytest.raises(RecipeMismatchError, match="The base models differ"):
+        silo.answer(other.to_bytes())
+    with pytest.raises(DataError, match="do not fit together"):
+        silo.answer(replace(request, probe_losses=[]).to_bytes())
+    assert silo.answer(data)

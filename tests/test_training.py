@@ -300,7 +300,7 @@ def test_a_checkpoint_that_is_incomplete_is_refused(make_lora, tmp_path):
             (folder / name).unlink()
             if damaged is not None:
                 (folder / name).write_bytes(damaged)
-            with pytest.raises(DataError, match="unreadable checkpoint"):
+            with pytest.raises(DataError, match=r"unreadable checkpoint|not the file that"):
                 load_checkpoint(folder)
             (folder / name).write_bytes(content)
     assert load_checkpoint(folder).step == 1
@@ -308,6 +308,7 @@ def test_a_checkpoint_that_is_incomplete_is_refused(make_lora, tmp_path):
         "step",
         "learning_rate",
         "optimizer_steps",
+        "sha256",
     }
 
 
@@ -326,3 +327,15 @@ def test_no_pickle_is_ever_written(make_lora, run, tmp_path):
 def pickled(path: Path) -> bool:
     """Whether a file starts like a pickle or a zip, whatever it is called."""
     return path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK")
+
+
+def test_a_checkpoint_with_other_weights_than_training_wrote_is_refused(make_lora, tmp_path):
+    state = make_lora().state()
+    save_checkpoint(Checkpoint(1, 0.1, state, {}), tmp_path / "one")
+    save_checkpoint(Checkpoint(1, 0.1, {n: t + 1 for n, t in state.items()}, {}), tmp_path / "two")
+    name = "adapter.safetensors"
+    (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
+    with pytest.raises(
+        DataError, match=r"adapter\.safetensors is not the file that training wrote"
+    ):
+        load_checkpoint(tmp_path / "one")

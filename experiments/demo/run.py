@@ -1,6 +1,7 @@
 """The demo with several seeds, for docs/results.md.
 
 python -m experiments.demo.run --seeds 42 43 44
+python -m experiments.demo.run --seeds 42 43 44 --scores
 """
 
 import argparse
@@ -13,6 +14,7 @@ from clues.config import load_config
 from clues.demo import write_demo
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
+from experiments.scores import write_scores
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,13 +24,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--work", type=Path, default=Path("runs/demo-seeds"))
+    parser.add_argument(
+        "--scores", action="store_true", help="every score side by side, without arms"
+    )
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     for seed in args.seeds:
-        stored = RESULTS / f"{seed}.json"
+        stored = RESULTS / f"{'scores-' if args.scores else ''}{seed}.json"
         if stored.exists():
             continue
         folder = args.work / str(seed)
+        if args.scores:
+            config = write_demo(folder / "scores-input", seed=seed)
+            write_scores(config, folder / "scores", stored, base_model="built-in")
+            continue
         config = load_config(write_demo(folder / "input", seed=seed))
         results = run_until(open_run(config, folder, progress=Terminal(Console(stderr=True))))
         stored.write_text(json.dumps(results, indent=2) + "\n")

@@ -23,13 +23,10 @@ from clues.data.partition import take_disjoint
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
 from experiments.reserved import is_reserved
+from experiments.scores import ALL_SCORES, write_scores
 
 SHARES = {"site-a": 0.8, "site-b": 0.5, "site-c": 0.4, "site-d": 0.2, "site-e": 0.1}
 KINDS = ("cut", "delete", "swap")
-COMPARED = [
-    *("inrun", "sgd", "adam_exact", "cosine", "less"),
-    *("ifd", "alignment", "datainf", "embedding", "length", "random"),
-]
 ROWS, VALIDATION, ANCHORS, HELD_OUT = 400, 100, 64, 300
 RESULTS = Path(__file__).parent / "results"
 
@@ -81,7 +78,7 @@ def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: 
             "learning_rate": 0.002,
             "batch_size": 8,
         },
-        "score": {"compare": COMPARED},
+        "score": {"compare": ALL_SCORES},
         "public": {"medicine": {"validation": "validation.jsonl", "anchor": "anchor.jsonl"}},
     }
     config = {
@@ -130,6 +127,9 @@ def main() -> None:
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("runs/medquad"))
+    parser.add_argument(
+        "--scores", action="store_true", help="every score side by side, without arms"
+    )
     args = parser.parse_args()
     rows = unread_rows(args.data)
     print(f"{len(rows):,} unread questions")
@@ -138,11 +138,15 @@ def main() -> None:
             path = Path(model)
             # runs/tinystories/model is named after its folder, not after `model`.
             label = path.parent.name if path.name == "model" else path.name
-            stored = RESULTS / f"{label}-{seed}.json"
+            stored = RESULTS / f"{'scores-' if args.scores else ''}{label}-{seed}.json"
             if stored.exists():
                 continue
             folder = args.work / f"{label}-{seed}"
             name = model if model == "built-in" else str(path.resolve())
+            if args.scores:
+                config = write_inputs(folder / "scores-input", rows, model=name, seed=seed)
+                write_scores(config, folder / "scores", stored, base_model=label)
+                continue
             config = load_config(write_inputs(folder / "input", rows, model=name, seed=seed))
             results = run_until(open_run(config, folder, progress=Terminal(Console(stderr=True))))
             assert results is not None

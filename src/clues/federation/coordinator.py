@@ -50,6 +50,7 @@ from clues.federation.trajectory import (
     anchors_at_coordinator,
     group_names,
     n_train_steps,
+    probe_loss,
     score_rows,
     set_weights,
 )
@@ -354,6 +355,7 @@ class Coordinator:
                 recipe_hash=self.recipe.hash,
                 learning_rates=[],
                 optimizer_steps=[],
+                probe_losses=[],
                 anchor_scores={},
                 checkpoints={},
                 directions={},
@@ -407,6 +409,7 @@ class Coordinator:
             recipe_hash=self.recipe.hash,
             learning_rates=[c.learning_rate for c in checkpoints],
             optimizer_steps=[c.optimizer_steps for c in checkpoints],
+            probe_losses=[probe_loss(self.model, validation, c) for c in checkpoints],
             anchor_scores=anchor_scores,
             checkpoints={
                 f"{i}|{n}": t for i, c in enumerate(checkpoints) for n, t in c.adapter.items()

@@ -111,7 +111,8 @@ class ScoreRequest(Envelope):
     """Score all rows; on the global trajectory, at these checkpoints with these directions.
 
     `checkpoints`, `directions` and `moments` are keyed `index|weight`, `index/set|weight` and
-    `index/first|weight` or `index/second|weight`.
+    `index/first|weight` or `index/second|weight`. `probe_losses` are mean losses of a few public
+    rows at the checkpoints: a silo with another base model refuses to score.
     """
 
     kind: ClassVar[str] = "score"
@@ -119,6 +120,7 @@ class ScoreRequest(Envelope):
     tensor_fields: ClassVar[tuple[str, ...]] = ("checkpoints", "directions", "moments")
     learning_rates: list[float]
     optimizer_steps: list[int]
+    probe_losses: list[float]
     anchor_scores: dict[str, list[float]]
     checkpoints: Tensors = field(repr=False)
     directions: Tensors = field(repr=False)

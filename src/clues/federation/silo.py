@@ -61,10 +61,12 @@ from clues.federation.rounds import read_reference, read_scores, watch_round, wr
 from clues.federation.trajectory import (
     TrajectoryScores,
     anchors_at_coordinator,
+    check_probe,
     checkpoint_steps,
     fold_of,
     group_names,
     n_train_steps,
+    probe_loss,
     score_rows,
     set_weights,
 )
@@ -359,7 +361,18 @@ class Silo:
         public = recipe.public[self.settings.domain]
         validation = {name: self._public(name) for name in public.validation}
         if recipe.score.shared:
-            return _Scene(*_sent_trajectory(request), validation, weights)
+            n = {len(request.learning_rates), len(request.optimizer_steps)}
+            if n != {len(request.probe_losses)}:
+                raise DataError("the score request's checkpoints do not fit together.")
+            checkpoints, directions = _sent_trajectory(request)
+            for checkpoint, expected in zip(checkpoints, request.probe_losses, strict=True):
+                check_probe(
+                    probe_loss(self._model(), validation, checkpoint),
+                    expected,
+                    recipe=recipe,
+                    where=f"silo {self.settings.name}",
+                )
+            return _Scene(checkpoints, directions, validation, weights)
         checkpoints = self._own_checkpoints(recipe, number)
         # Other scores than influence need no direction.
         sets = validation if recipe.score.method == "influence" else {}

@@ -19,12 +19,16 @@ from clues.config import (
     TrainSettings,
 )
 from clues.data.tokens import EncodedRow
+from clues.errors import RecipeMismatchError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.forms import by_block, form_scores, way_of
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.shards import Job, Team, score_in_shards
 
 N_FOLDS = 2
+N_PROBES = 4
+# Half precision rounds differently on different hardware.
+PROBE_TOLERANCE = {"bfloat16": 0.05, "float16": 0.05}
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,29 @@ def _losses_alone(
         if on_rows:
             on_rows(len(rows))
     return TrajectoryScores({LOSS: -np.mean(list(parts.values()), axis=0)}, parts)
+
+
+def probe_loss(
+    model: LoraModel, validation: Mapping[str, Sequence[EncodedRow]], checkpoint: Checkpoint
+) -> float:
+    """Mean loss of a few public rows: equal on both sides if base model and adapter are."""
+    rows = [row for name in sorted(validation) for row in validation[name]][:N_PROBES]
+    return float(mean_losses(model, rows, adapter=checkpoint.adapter).mean())
+
+
+def check_probe(found: float, expected: float, *, recipe: Recipe, where: str) -> None:
+    """Compare a probe with the coordinator's.
+
+    Raises:
+        RecipeMismatchError: they differ by more than rounding.
+    """
+    tolerance = PROBE_TOLERANCE.get(recipe.model.dtype, 1e-3)
+    if abs(found - expected) > tolerance * max(1.0, abs(expected)):
+        raise RecipeMismatchError(
+            f"{where}: public rows have a mean loss of {found:.4f} here and {expected:.4f} at the "
+            "coordinator, with the same adapter. The base models differ: fetch the same weights "
+            "and revision on both sides."
+        )
 
 
 def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -> dict[str, float]:

@@ -4,6 +4,7 @@ An adapter's state is a dictionary from PEFT's saved name, such as
 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, to a float32 tensor.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from clues.config import BUILT_IN, LoraSettings, ModelSettings, built_in_folder
 from clues.errors import ConfigError, DataError, NumericsError
 
 AdapterState = dict[str, Tensor]
+CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -248,6 +250,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "step": checkpoint.step,
         "learning_rate": checkpoint.learning_rate,
         "optimizer_steps": checkpoint.optimizer_steps,
+        "sha256": {name: _sha256(folder / f"{name}.safetensors") for name in CHECKPOINT_FILES},
     }
     atomic_write_bytes(folder / "state.json", json.dumps(state).encode())
 
@@ -256,10 +259,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint that `save_checkpoint` wrote.
 
     Raises:
-        DataError: a part is missing or unreadable.
+        DataError: a part is missing, unreadable, or not what was written.
     """
     try:
         state = json.loads((folder / "state.json").read_text())
+        for name in CHECKPOINT_FILES:
+            if _sha256(folder / f"{name}.safetensors") != state["sha256"][name]:
+                raise DataError(
+                    f"{folder}: {name}.safetensors is not the file that training wrote. Remove "
+                    "the folder and train again."
+                )
         return Checkpoint(
             step=int(state["step"]),
             learning_rate=float(state["learning_rate"]),
@@ -277,6 +286,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def without_optimizer(checkpoint: Checkpoint) -> Checkpoint:
     """Drop the optimiser state, for forms that do not use it."""
     return replace(checkpoint, second_moment={}, first_moment={})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_list(value: Any) -> Any:
