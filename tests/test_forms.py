@@ -1,6 +1,7 @@
 """Every form equals a plain loop, and every way to compute a form gives the same numbers."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from test_influence import (
     row_error,
 )
 
-from clues.config import FORMS, LINEAR_FORMS, ScoreSettings
+from clues.config import BASELINE_NAMES, FORMS, LINEAR_FORMS, ScoreSettings
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.datainf import datainf_direction
@@ -301,3 +302,14 @@ def test_a_loss_that_is_not_finite_is_refused(make_lora, encoded_rows, monkeypat
             adapter=model.state(),
             directions=[random_direction(model, seed=1)],
         )
+
+
+def test_every_score_has_its_paragraph_in_the_documentation():
+    text = Path(__file__).parent.parent / "docs/scores.md"
+    if not text.exists():
+        pytest.skip("the documentation is not beside the tests")
+    named = text.read_text(encoding="utf-8")
+    trajectories = ("local", "crossfit", "global", "inrun")
+    ways = ("side_branch", "gradients", "finite_difference")
+    missing = [n for n in (*FORMS, *BASELINE_NAMES, *trajectories, *ways) if f"`{n}" not in named]
+    assert not missing, "a score without a paragraph"
