@@ -98,7 +98,7 @@ def test_a_request_answered_before_gets_the_same_bytes_without_any_work(world, t
     def no_model(recipe):
         pytest.fail("a stored answer needs no model")
 
-    silo.load_model = no_model
+    silo.space.load_model = no_model
     assert silo.answer(request) == reply
     after = {p: p.stat().st_mtime_ns for p in silo.folder.rglob("*") if p.is_file()}
     assert before == after, "something was written to answer a second time"
@@ -226,7 +226,7 @@ def test_scores_from_another_recipe_are_refused(world, tmp_path):
     content = json.loads((silo.private / "recipe.json").read_text())
     changed = merged(content, {"train": {"learning_rate": 0.5}})
     (silo.private / "recipe.json").write_text(json.dumps(changed))
-    current = world.silo(tmp_path)._recipe().hash
+    current = world.silo(tmp_path).space.recipe().hash
     assert current != hello.recipe_hash
     with pytest.raises(RecipeMismatchError, match=f"north.*{current}"):
         silo.select(replace(world.threshold(), recipe_hash=current))
@@ -375,9 +375,9 @@ def test_counts_in_messages_are_rounded(world, tmp_path):
 
 
 def test_the_data_token_follows_the_text_and_is_keyed(world, tmp_path):
-    token = world.silo(tmp_path)._data_token()
+    token = world.silo(tmp_path).space.data_token()
     moved = shutil.copy(world.data, tmp_path / "moved.jsonl")
-    assert world.silo(tmp_path, data=str(moved))._data_token() == token
+    assert world.silo(tmp_path, data=str(moved)).space.data_token() == token
     lines = world.data.read_text().splitlines(keepends=True)
     changed = tmp_path / "changed.jsonl"
     for text in (
@@ -386,10 +386,10 @@ def test_the_data_token_follows_the_text_and_is_keyed(world, tmp_path):
         "".join([lines[0].replace('"output": "', '"output": "x', 1), *lines[1:]]),
     ):
         changed.write_text(text)
-        found = world.silo(tmp_path, data=str(changed))._data_token()
+        found = world.silo(tmp_path, data=str(changed)).space.data_token()
         assert found != token, "changed rows would get the old scores"
     (tmp_path / "silo/private/data.key").unlink()
-    assert world.silo(tmp_path)._data_token() != token, "equal rows must not show as equal"
+    assert world.silo(tmp_path).space.data_token() != token, "equal rows must not show as equal"
 
 
 def test_changed_rows_are_not_answered_from_the_outbox(world, tmp_path):

@@ -1,0 +1,61 @@
+"""What a silo can say about its own selection, exactly. Leaves it only where it agreed to share."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from clues.config import LOSS
+from clues.evaluation.compare import figures as compared_figures
+from clues.evaluation.detection import detection, ranking, read_labels
+from clues.federation.decisions import in_units
+from clues.federation.workspace import Workspace
+from clues.selection import Threshold
+
+
+def diagnostics(space: Workspace) -> dict[str, Any]:
+    """Exact counts, and detection figures where the silo names a column of labels."""
+    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    table, kept = space.scores(), set(space.kept())
+    units = next(u for g, u in threshold.units.items() if g in space.groups())
+    figures: dict[str, Any] = {
+        "rows": len(table.row),
+        "kept": len(kept),
+        "threshold": None
+        if threshold.value is None
+        else threshold.value * units.spread + units.location,
+    }
+    labels = read_labels(space.rows(), space.settings.labels)
+    if labels is None:
+        return figures
+    scored = [labels[row] for row in table.row]
+    figures["clean"] = sum(label is None for label in scored)
+    figures |= detection(scored, np.array([row in kept for row in table.row]))
+    losses = [
+        v for name, v in table.parts.items() if name.endswith("/loss") and name != "base/loss"
+    ]
+    terms = [v for name, v in table.raw.items() if name != LOSS]
+    influence = np.sum(terms, axis=0) if space.recipe().score.method == "influence" else None
+    methods: dict[str, Any] = {
+        "selection score": in_units(space, table, threshold),
+        **({"influence": influence} if influence is not None else {}),
+        "perplexity": -table.parts["base/loss"],
+        "perplexity, trained": -np.mean(losses, axis=0),
+        "length": table.n_response_tokens.astype(float),
+    }
+    figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
+    for name, anchors in json.loads((space.private / "compared.json").read_text()).items():
+        figures["detection"][name] = compared_figures(
+            name,
+            table.parts[f"compare/{name}"],
+            table.fold,
+            {group: np.array(values) for group, values in anchors.items()},
+            scored,
+            recipe=space.recipe(),
+        )
+    figures["auc"] = figures["detection"]["selection score"]["auc"]
+    for kind in sorted({x for x in scored if x}):
+        mask = np.array([x == kind for x in scored])
+        dropped = np.array([row not in kept for row in table.row])
+        figures.setdefault("dropped_by_kind", {})[kind] = float(dropped[mask].mean())
+    return figures
