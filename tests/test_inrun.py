@@ -126,12 +126,20 @@ def test_all_rows_are_seen_before_any_is_seen_again() -> None:
     assert list(order[:10]) != list(order[10:20]), "the passes are shuffled apart"
 
 
-def test_scores_of_several_rounds_are_averaged_and_a_row_never_seen_is_named() -> None:
-    one = Visits(np.array([0, 1]), np.array([0, 0]), {"loss": np.array([1.0, 2.0])})
-    two = Visits(np.array([1]), np.array([1]), {"loss": np.array([4.0])})
-    assert mean_scores(merge_visits([one, two]), 2)["loss"].tolist() == [1.0, 3.0]
+def visits_of(*rows: int, score: float) -> Visits:
+    n = len(rows)
+    return Visits(np.array(rows), np.zeros(n, np.int64), {"loss": np.full(n, score)})
+
+
+def test_visits_of_the_first_round_count_for_rows_that_no_later_one_saw() -> None:
+    rounds = [visits_of(0, 1, 2, score=100.0), visits_of(1, 1, 2, score=2.0), visits_of(1, score=5)]
+    assert mean_scores(merge_visits(rounds), 3)["loss"].tolist() == [100.0, 3.0, 2.0]
+    assert mean_scores(merge_visits(rounds[:1]), 3)["loss"].tolist() == [100.0] * 3
+
+
+def test_a_row_never_seen_is_named() -> None:
     with pytest.raises(DataError, match="1 of 3 rows were never trained on"):
-        mean_scores(merge_visits([one, two]), 3)
+        mean_scores(merge_visits([visits_of(0, score=1.0), visits_of(1, score=4.0)]), 3)
 
 
 def test_visits_survive_the_disk(tmp_path) -> None:

@@ -87,8 +87,16 @@ class Visits:
 
 
 def merge_visits(parts: Sequence[Visits]) -> Visits:
-    """Visits of several rounds as one."""
-    names = parts[0].scores
+    """Visits of all rounds as one; those of the first only of rows that no later round saw.
+
+    In the first round the optimiser has no state to precondition a direction with, and B is still
+    zero, so that A has no gradient: its scores are of another kind, and noisier.
+    """
+    first, names = parts[0], parts[0].scores
+    later = [part.index for part in parts[1:]]
+    only = ~np.isin(first.index, np.concatenate(later)) if later else slice(None)
+    early = Visits(first.index[only], first.step[only], {n: first.scores[n][only] for n in names})
+    parts = [early, *parts[1:]]
     return Visits(
         np.concatenate([p.index for p in parts]),
         np.concatenate([p.step for p in parts]),
