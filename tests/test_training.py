@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from clues.config import TrainSettings
 from clues.errors import DataError, NumericsError
@@ -218,6 +219,20 @@ def test_only_the_adapter_trains(make_lora, run):
     before = {n: p.detach().clone() for n, p in base().items()}
     run(model)
     assert all(torch.equal(p, before[n]) for n, p in base().items())
+
+
+def test_gpus_that_are_merely_in_sight_change_nothing(make_lora, run, monkeypatch):
+    expected = run(make_lora()).adapter
+    plain = TrainingArguments.__post_init__
+
+    def two_gpus(self):
+        plain(self)
+        assert self.n_gpu == 0
+        self._n_gpu = 2
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", two_gpus)
+    found = run(make_lora()).adapter
+    assert all(torch.equal(found[n], expected[n]) for n in expected), "the batch has grown"
 
 
 def test_every_row_is_used_before_any_is_used_again(make_lora, run, encoded_rows, monkeypatch):

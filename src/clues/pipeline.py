@@ -174,6 +174,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         "method": {
             "score": recipe.score.method,
             "form": recipe.score.form,
+            "loss_weight": recipe.score.loss_weight,
             "trajectory": recipe.score.trajectory,
             "layers": recipe.score.layers,
             "rule": recipe.threshold.rule,

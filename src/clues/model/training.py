@@ -106,24 +106,27 @@ def train(
     set_seed(seed)
     chosen = list(rows) if order is None else [rows[i] for i in order]
     recorder = _Recorder(model, schedule, first_step, frozenset(checkpoint_at), on_step)
+    args = TrainingArguments(
+        output_dir=scratch,
+        max_steps=n_steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=schedule.peak,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=1.0,
+        seed=seed,
+        use_cpu=model.device.type == "cpu",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    # With several GPUs in sight the Trainer would copy the model to all and multiply the batch.
+    args._n_gpu = min(args.n_gpu, 1)
     trainer = _RowLossTrainer(
         model=model.peft,
-        args=TrainingArguments(
-            output_dir=scratch,
-            max_steps=n_steps,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=schedule.peak,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=1.0,
-            seed=seed,
-            use_cpu=model.device.type == "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        ),
+        args=args,
         train_dataset=chosen,  # pyright: ignore[reportArgumentType]
         data_collator=list,
         callbacks=[recorder],
