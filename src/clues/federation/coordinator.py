@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ from clues.federation.trajectory import (
     score_rows,
     set_weights,
 )
+from clues.federation.transport import Missing, Transport
 from clues.model.adapters import (
     AdapterState,
     Checkpoint,
@@ -69,19 +70,6 @@ from clues.rundir import Stages, hash_of, write_json
 from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
 from clues.selection import Threshold, fit_threshold
-
-
-class Transport(Protocol):
-    """Carries requests to silos and brings their replies."""
-
-    @property
-    def silos(self) -> tuple[str, ...]:
-        """Names of the silos that can be reached, in order."""
-        ...
-
-    def exchange(self, requests: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Send one request to each named silo and return the replies by silo."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -489,12 +477,14 @@ class Coordinator:
         encoded: dict[int, bytes] = {}
         for request in requests.values():
             encoded.setdefault(id(request), request.to_bytes())
-        replies = self.transport.exchange({n: encoded[id(r)] for n, r in requests.items()})
+        replies = dict(self.transport.exchange({n: encoded[id(r)] for n, r in requests.items()}))
         typed: dict[str, Any] = {}
         for name in sorted(replies):
-            wanted = f"{requests[name].kind}-reply"
+            wanted, reply = f"{requests[name].kind}-reply", replies[name]
+            if isinstance(reply, Missing):
+                raise DataError(f"silo {name} did not answer: {reply.why}")
             typed[name] = from_bytes(
-                replies[name], allowed={wanted: REPLIES[wanted]}, sender=f"silo {name}"
+                reply, allowed={wanted: REPLIES[wanted]}, sender=f"silo {name}"
             )
             if typed[name].recipe_hash != self.recipe.hash:
                 raise DataError(f"silo {name} answered under another recipe.")

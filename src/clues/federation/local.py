@@ -1,6 +1,6 @@
 """All silos in this process, one after the other; bytes still cross a wall, and are recorded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from clues.federation.ledger import Ledger
@@ -9,7 +9,7 @@ from clues.federation.messages import REQUESTS, from_bytes
 
 @dataclass
 class LocalTransport:
-    """Calls each silo in turn. Implements the coordinator's `Transport`."""
+    """Calls each silo in turn; a silo's error stops the run. Implements `Transport`."""
 
     answers: Mapping[str, Callable[[bytes], bytes]]
     ledger: Ledger
@@ -19,12 +19,11 @@ class LocalTransport:
         """Names of all silos, in order."""
         return tuple(sorted(self.answers))
 
-    def exchange(self, requests: Mapping[str, bytes]) -> dict[str, bytes]:
-        """Send one request to each named silo and return the replies by silo."""
-        replies: dict[str, bytes] = {}
+    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """Ask one silo after the other."""
         for name in sorted(requests):
             kind = from_bytes(requests[name], allowed=REQUESTS, sender="coordinator").kind
             self.ledger.record(name, "in", kind, requests[name])
-            replies[name] = self.answers[name](requests[name])
-            self.ledger.record(name, "out", f"{kind}-reply", replies[name])
-        return replies
+            reply = self.answers[name](requests[name])
+            self.ledger.record(name, "out", f"{kind}-reply", reply)
+            yield name, reply
