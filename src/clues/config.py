@@ -268,19 +268,96 @@ class Recipe(Settings):
         return content
 
 
+class ServerSettings(Settings):
+    """An optimiser of the coordinator, whose gradient is minus a round's joint update.
+
+    `beta_1` is the momentum of fedavgm, which has no `beta_2` and no `tau`. `learning_rate` None
+    is 1 for fedavgm and 0.01 for the others.
+    """
+
+    optimizer: Literal["fedavgm", "fedadam", "fedyogi", "fedadagrad"]
+    learning_rate: PositiveFloat | None = None
+    beta_1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta_2: float = Field(default=0.99, ge=0.0, lt=1.0)
+    tau: PositiveFloat = 1e-3
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in use."""
+        return self.learning_rate or (1.0 if self.optimizer == "fedavgm" else 0.01)
+
+
 class CombineSettings(Settings):
     """How the kept rows become one adapter.
 
-    Every arm and every silo takes `rounds * local_steps` steps, whatever the method.
+    Every arm and every silo takes `rounds * local_steps` steps, whatever the method. `rule` says
+    what joins the silos' adapters of a round, `aggregation` in which form (fedavg is another name
+    of factors), `server` what the coordinator does with the result; docs/strategies.md says which
+    go together. `proximal` is the mu of FedProx.
     """
 
-    method: Literal["fedavg", "average", "task_arithmetic", "ties", "dare"] = "fedavg"
-    aggregation: Literal["ffa", "svd", "factors"] = "ffa"
+    method: Literal["fedavg", "average", "task_arithmetic", "ties", "dare", "adaptive"] = "fedavg"
+    aggregation: Literal["ffa", "svd", "factors", "stack"] = "ffa"
     rounds: PositiveInt = 20
     local_steps: PositiveInt = 10
     learning_rate: PositiveFloat | None = None
     density: float = Field(default=0.2, gt=0.0, le=1.0)
     scale: PositiveFloat = 1.0
+    rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
+    trim: float = Field(default=0.2, gt=0.0, lt=0.5)
+    n_hostile: PositiveInt = 1
+    proximal: NonNegativeFloat = 0.0
+    server: ServerSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("aggregation") == "fedavg":
+            return {**value, "aggregation": "factors"}
+        return value
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> "CombineSettings":
+        one_shot = self.method != "fedavg"
+        if one_shot and (self.rule != "mean" or self.server):
+            raise ValueError(f"rule and server need method fedavg, not {self.method}")
+        if self.rule in ("median", "trimmed_mean") and self.aggregation not in ("ffa", "svd"):
+            raise ValueError(
+                f"rule {self.rule} on {self.aggregation} would join an A of one silo with a B of "
+                "another; set aggregation ffa or svd"
+            )
+        if self.rule == "krum" and self.aggregation == "stack":
+            raise ValueError("rule krum picks one adapter, so there is nothing to stack")
+        if self.server and self.aggregation not in ("ffa", "factors"):
+            raise ValueError("server needs factors that keep their meaning: aggregation ffa")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """Plain JSON for hashes and messages; later settings only where they are in use.
+
+        So a run stored before they existed goes on, and a silo that does not know them takes part.
+        """
+        later = {"rule", "trim", "n_hostile", "proximal", "server"}
+        unused = {name for name in later if getattr(self, name) == self._default(name)}
+        return self.model_dump(mode="json", exclude=unused)
+
+    @classmethod
+    def _default(cls, name: str) -> Any:
+        return cls.model_fields[name].default
+
+
+class FederationSettings(Settings):
+    """What the coordinator accepts from silos.
+
+    Attributes:
+        quorum: silos without which a run stops; None for all of them.
+        norm_bound: an update may be so many times longer than the median of the silos' updates.
+        max_rows: the largest number of rows that a silo may say it has.
+    """
+
+    quorum: PositiveInt | None = None
+    norm_bound: float = Field(default=10.0, gt=1.0)
+    max_rows: PositiveInt = 10_000_000
 
 
 class EvaluateSettings(Settings):
@@ -292,7 +369,11 @@ class EvaluateSettings(Settings):
 
 
 class SiloSettings(Settings):
-    """One owner of private rows. Never leaves the silo."""
+    """One owner of private rows. Never leaves the silo.
+
+    `max_selections` is how many different thresholds the rows may ever meet in one folder, one a
+    recipe; `approval` makes a selection wait for `clues approve`.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     data: str
@@ -301,6 +382,8 @@ class SiloSettings(Settings):
     labels: str | None = None
     share_diagnostics: bool = False
     min_kept: PositiveInt = 5
+    max_selections: PositiveInt = 20
+    approval: bool = False
     model_path: str | None = None
 
 
@@ -311,6 +394,7 @@ class RunConfig(Settings):
     recipe: Recipe
     combine: CombineSettings = CombineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    federation: FederationSettings = FederationSettings()
     silos: tuple[SiloSettings, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -318,6 +402,8 @@ class RunConfig(Settings):
         names = [silo.name for silo in self.silos]
         if len(set(names)) < len(names):
             raise ValueError("two silos have the same name")
+        if (self.federation.quorum or 0) > len(names):
+            raise ValueError(f"federation.quorum exceeds the number of silos, {len(names)}")
         for silo in self.silos:
             if silo.domain not in self.recipe.public:
                 known = ", ".join(sorted(self.recipe.public))

@@ -35,6 +35,16 @@ class DegenerateSelectionError(DataError):
     """A selection keeps no row, or every row."""
 
 
+class QuorumError(DataError):
+    """Too few silos are left to go on."""
+
+
+class ApprovalError(CluesError):
+    """A person has to approve before a silo goes on."""
+
+    exit_code = 7
+
+
 class LedgerError(CluesError):
     """The record of what left a silo is broken or contradicts itself."""
 

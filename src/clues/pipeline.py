@@ -98,6 +98,7 @@ def open_run(
         transport=LocalTransport(answers, Ledger(run_dir.ledger)),
         load_model=cache.load,
         progress=progress,
+        federation=config.federation,
     )
     return Run(config, run_dir, coordinator, silos)
 
@@ -183,6 +184,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         },
         "arms": arms,
         "silos": silos,
+        "absences": coordinator.attendance.to_json(),
         "threshold": {
             "value": threshold.value,
             "rule": threshold.rule,

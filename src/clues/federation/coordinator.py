@@ -5,7 +5,6 @@ It sees public rows, adapters and anchor scores; it opens no silo's folder and i
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,27 @@ from clues.config import (
     NEEDS_SECOND_MOMENT,
     CombineSettings,
     EvaluateSettings,
+    FederationSettings,
     Recipe,
     derived_seed,
 )
 from clues.data.formats import read_rows
-from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
-from clues.errors import ConfigError, DataError
 from clues.evaluation.choice import HeldOut, held_out, measure
+from clues.federation.attendance import Attendance
+from clues.federation.exchange import Exchange
+from clues.federation.fitting import Fitting
+from clues.federation.guards import (
+    check_anchor_scores,
+    check_hello,
+    check_select,
+    check_train,
+    too_long,
+    update_norm,
+)
 from clues.federation.messages import (
-    REPLIES,
     EvaluateReply,
     EvaluateRequest,
-    FitReply,
-    FitRequest,
     HelloReply,
     HelloRequest,
     ScoreReply,
@@ -43,8 +49,8 @@ from clues.federation.messages import (
     SelectRequest,
     TrainReply,
     TrainRequest,
-    from_bytes,
 )
+from clues.federation.public import check_public_rows, file_hash, portable_recipe, public_files
 from clues.federation.rounds import is_refreshed, make_reference
 from clues.federation.trajectory import (
     anchors_at_coordinator,
@@ -54,31 +60,22 @@ from clues.federation.trajectory import (
     score_rows,
     set_weights,
 )
-from clues.federation.transport import Missing, Transport
+from clues.federation.transport import Transport
+from clues.federation.updates import Inbox, Update
 from clues.model.adapters import (
     AdapterState,
     Checkpoint,
     LoraModel,
-    check_state,
     load_checkpoint,
     save_checkpoint,
     write_tensors,
 )
-from clues.model.merging import aggregate, merge
+from clues.model.merging import aggregate
 from clues.progress import Progress
 from clues.rundir import Stages, hash_of, write_json
-from clues.scoring.direction import scored_weights
+from clues.scoring.direction import mean_gradient, scored_weights
 from clues.scoring.forms import form_directions
 from clues.selection import Threshold, fit_threshold
-
-
-@dataclass(frozen=True)
-class Round:
-    """State after a round: the joint adapter, and what making it lost."""
-
-    adapter: AdapterState
-    energy_lost: float
-    n_silos: int
 
 
 class Coordinator:
@@ -94,8 +91,14 @@ class Coordinator:
         transport: Transport,
         load_model: Callable[[Recipe], tuple[LoraModel, RowEncoder]],
         progress: Progress,
+        federation: FederationSettings | None = None,
     ) -> None:
         """Load the base model and make the initial adapter from the recipe's seed."""
+        self.federation = federation or FederationSettings()
+        self.attendance = Attendance(
+            folder / "absences.json", recipe_hash=recipe.hash, quorum=self.federation.quorum
+        )
+        self.exchange = Exchange(transport, self.attendance, recipe_hash=recipe.hash)
         self.recipe, self.combine, self.evaluate = recipe, combine, evaluate
         self.folder, self.transport, self.progress = folder, transport, progress
         self.load_model = load_model
@@ -111,20 +114,27 @@ class Coordinator:
 
         Always runs: it is cheap, and the data tokens tell whether a silo's rows have changed.
         """
-        self._check_public_rows()
+        check_public_rows(self.recipe, self.evaluate)
         request = HelloRequest(
-            recipe_hash=self.recipe.hash, recipe=self._portable_recipe(), public_files=self._files()
+            recipe_hash=self.recipe.hash,
+            recipe=portable_recipe(self.recipe),
+            public_files=public_files(self.recipe),
         )
-        replies: dict[str, HelloReply] = self._ask(dict.fromkeys(self.transport.silos, request))
-        silos = {
-            name: {"domain": r.domain, "n_rows": r.n_rows, "token": r.data_token}
-            for name, r in replies.items()
-        }
-        for name, silo in silos.items():
-            if silo["domain"] not in self.recipe.public:
-                raise DataError(f"silo {name}: domain {silo['domain']!r} has no public set.")
-        self.silos = silos
-        return silos
+
+        def take(name: str, reply: HelloReply) -> dict[str, Any]:
+            domains, limit = list(self.recipe.public), self.federation.max_rows
+            check_hello(name, reply, domains=domains, max_rows=limit)
+            return {"domain": reply.domain, "n_rows": reply.n_rows, "token": reply.data_token}
+
+        asked = [name for name in self.transport.silos if name not in self.attendance.left_out]
+        found = self.exchange.ask("hello", dict.fromkeys(asked, request), take)
+        self.attendance.members = found
+        return found
+
+    @property
+    def silos(self) -> dict[str, dict[str, Any]]:
+        """Silos that take part, and what hello told about them."""
+        return self.attendance.members
 
     def train(self) -> dict[str, Any]:
         """Make the trajectory whose checkpoints are scored."""
@@ -164,17 +174,21 @@ class Coordinator:
 
         def compute() -> dict[str, Any]:
             request = SelectRequest(recipe_hash=self.recipe.hash, threshold=threshold)
-            replies: dict[str, SelectReply] = self._ask(dict.fromkeys(self.silos, request))
-            return {"n_kept": {name: r.n_kept for name, r in replies.items()}}
+
+            def take(name: str, reply: SelectReply) -> int:
+                check_select(name, reply, n_rows=self.silos[name]["n_rows"])
+                return reply.n_kept
+
+            return {"n_kept": self.exchange.ask("select", dict.fromkeys(self.silos, request), take)}
 
         return self.stages.run("select", {**self._inputs("select"), "t": threshold}, compute)
 
     def fit(self, arm: str) -> dict[str, Any]:
         """Train the joint adapter on one arm's rows."""
         inputs = {
-            **self._inputs("fit"),
+            **self._inputs("fit", arm),
             "arm": arm,
-            "combine": self.combine.model_dump(mode="json"),
+            "combine": self.combine.content(),
             # mixed and oracle do not depend on the selection: changing the rule keeps them.
             "selection": self._selection_token() if arm in ("clues", "random") else "",
         }
@@ -190,9 +204,9 @@ class Coordinator:
             "fit": _without_seconds(self.fit(arm)),
             "arm": arm,
             "selection": self._selection_token(),
-            "combine": self.combine.model_dump(mode="json"),
-            "heldout": [_file_hash(p) for p in (self.evaluate.heldout, *self.evaluate.tasks)],
-            **self._inputs("measure"),
+            "combine": self.combine.content(),
+            "heldout": [file_hash(p) for p in (self.evaluate.heldout, *self.evaluate.tasks)],
+            **self._inputs("measure", arm),
         }
 
         def compute() -> dict[str, Any]:
@@ -212,8 +226,11 @@ class Coordinator:
         request = EvaluateRequest(
             recipe_hash=self.recipe.hash, selection_token=self._selection_token()
         )
-        replies: dict[str, EvaluateReply] = self._ask(dict.fromkeys(self.silos, request))
-        return {name: reply.diagnostics for name, reply in replies.items()}
+
+        def take(_: str, reply: EvaluateReply) -> dict[str, Any]:
+            return reply.diagnostics
+
+        return self.exchange.ask("evaluate", dict.fromkeys(self.silos, request), take)
 
     def heldout(self) -> HeldOut:
         """Read and encode the held-out rows once."""
@@ -235,7 +252,7 @@ class Coordinator:
                 validation={},
                 directions={},
             )
-            self._ask(dict.fromkeys(self.silos, request))
+            self.exchange.ask("train", dict.fromkeys(self.silos, request), lambda _, reply: reply)
             return {"checkpoints": 0}
         settings = self.recipe.train
         folder = self.folder / "trajectory" / hash_of(self._inputs("train"))[:16]
@@ -246,6 +263,7 @@ class Coordinator:
         adapter, lost = self.initial, 0.0
         steps = [n_train_steps(settings, s["n_rows"]) for s in self.silos.values()]
         n_steps = max(1, round(float(np.mean(steps)) / settings.rounds))
+        inbox = Inbox(folder / "inbox")
         # No optimiser has run before the first round.
         before = Checkpoint(0, 0.0, self.initial, {})
         for number in range(settings.rounds):
@@ -256,22 +274,42 @@ class Coordinator:
                 lost = max(lost, json.loads((place / "record.json").read_text())["energy_lost"])
                 continue
             requests = self._train_requests(number, before, folder, per_round=n_steps)
-            replies: dict[str, TrainReply] = self._ask(requests)
-            joint = self._join(
-                {n: (r.adapter, r.weight) for n, r in replies.items()}, settings.aggregation
+            found = self._train_round(requests, adapter, inbox)
+            joint = aggregate(
+                [u.tensors() for u in found.values()],
+                [u.weight for u in found.values()],
+                method=settings.aggregation,
             )
             adapter, lost = joint.adapter, max(lost, joint.energy_lost)
-            for name, reply in replies.items():
-                _check_moment(name, reply)
-            second = _mean_moment([r.second_moment for r in replies.values()])
-            first = _mean_moment([r.first_moment for r in replies.values()])
-            rate = float(np.mean([r.learning_rate for r in replies.values()]))
+            second = _mean_moment([u.tensors("second_moment") for u in found.values()])
+            first = _mean_moment([u.tensors("first_moment") for u in found.values()])
+            rate = float(np.mean([u.learning_rate for u in found.values()]))
+            inbox.clear()
             write_json(place / "record.json", {"energy_lost": joint.energy_lost})
             point = Checkpoint(number + 1, rate, adapter, second, first, n_steps)
             save_checkpoint(point, place)
             before = point
         kept = [f"round-{n - 1}" for n in save_after]
         return {"folder": folder.name, "checkpoints": kept, "energy_lost": lost}
+
+    def _train_round(
+        self, requests: Mapping[str, TrainRequest], sent: AdapterState, inbox: Inbox
+    ) -> dict[str, Update]:
+        """Ask for one round, and put the replies on disk."""
+        settings = self.recipe.train
+
+        def take(name: str, reply: TrainReply) -> Update:
+            n_rows, ffa = self.silos[name]["n_rows"], settings.aggregation == "ffa"
+            peak = settings.learning_rate
+            check_train(name, reply, sent=sent, n_rows=n_rows, peak=peak, ffa=ffa)
+            norm = update_norm(reply.adapter, sent)
+            return Update(reply.weight, norm, reply.learning_rate, inbox.path(name))
+
+        def judge(found: Mapping[str, Update]) -> Mapping[str, str]:
+            norms = {name: update.norm for name, update in found.items()}
+            return too_long(norms, bound=self.federation.norm_bound)
+
+        return self.exchange.ask("train", requests, take, keep=inbox.put, judge=judge)
 
     def _train_requests(
         self, number: int, before: Checkpoint, folder: Path, *, per_round: int
@@ -350,12 +388,25 @@ class Coordinator:
                 moments={},
             )
             requests = dict.fromkeys(self.silos, request)
-        replies: dict[str, ScoreReply] = self._ask(requests)
-        for name, reply in replies.items():
-            expected = set(group_names(self.recipe, name, self.silos[name]["domain"]))
-            if not anchors_at_coordinator(self.recipe):
-                self._check_anchor_scores(name, reply, expected)
-                anchors |= reply.anchor_scores
+        here = anchors_at_coordinator(self.recipe)
+        n_anchors = {
+            domain: len(self._encoded(public.anchor.path, "anchors"))
+            for domain, public in self.recipe.public.items()
+            if not here
+        }
+
+        def take(name: str, reply: ScoreReply) -> ScoreReply:
+            domain = self.silos[name]["domain"]
+            if not here:
+                groups = set(group_names(self.recipe, name, domain))
+                parts = set_weights(self.recipe.score, self.recipe.public[domain].validation)
+                n = n_anchors[domain]
+                check_anchor_scores(name, reply, groups=groups, parts=list(parts), n_anchors=n)
+            return reply
+
+        replies = self.exchange.ask("score", requests, take)
+        for reply in replies.values() if not here else ():
+            anchors |= reply.anchor_scores
         return {"anchors": anchors, "proposals": {n: r.proposal for n, r in replies.items()}}
 
     def _domain_request(self, domain: str, checkpoints: Sequence[Checkpoint]) -> ScoreRequest:
@@ -418,80 +469,45 @@ class Coordinator:
         )
 
     def _fit(self, arm: str, key: str) -> dict[str, Any]:
-        once = self.combine.method != "fedavg"
-        n_rounds = 1 if once else self.combine.rounds
+        token = self._selection_token() if arm in ("clues", "random") else ""
+        fitting = Fitting(
+            recipe=self.recipe,
+            combine=self.combine,
+            federation=self.federation,
+            exchange=self.exchange,
+            initial=self.initial,
+            public_loss=self._public_loss,
+        )
         folder = self.folder / "rounds" / f"{arm}-{key}"
-        stored = [folder / f"round-{number}.safetensors" for number in range(n_rounds)]
-        adapter, record = self.initial, {"energy_lost": 0.0, "n_silos": 0}
-        # The newest counts: earlier rounds are removed on the way.
-        n_done = max((n + 1 for n, file in enumerate(stored) if file.exists()), default=0)
-        if n_done:
-            adapter = load_file(stored[n_done - 1])
-            record = json.loads((folder / "record.json").read_text())
-        for number in range(n_done, n_rounds):
-            request = FitRequest(
-                recipe_hash=self.recipe.hash,
-                arm=arm,
-                round=number,
-                combine=self.combine.model_dump(mode="json"),
-                selection_token=self._selection_token() if arm in ("clues", "random") else "",
-                adapter=adapter,
-            )
-            replies: dict[str, FitReply] = self._ask(dict.fromkeys(self.silos, request))
-            sent = {n: (r.adapter, r.weight) for n, r in replies.items() if r.weight > 0}
-            if not sent:
-                raise DataError(f"arm {arm}: no silo has a row to train on.")
-            joint = self._join(sent, "merge" if once else self.combine.aggregation)
-            adapter, lost = joint.adapter, max(record["energy_lost"], joint.energy_lost)
-            record = {"energy_lost": lost, "n_silos": len(sent)}
-            # Before the adapter: killed in between, the round is done again and gives the same.
-            write_json(folder / "record.json", record)
-            write_tensors(stored[number], adapter)
-            if number >= 2:
-                stored[number - 2].unlink(missing_ok=True)
+        adapter, record = fitting.run(arm, folder, token=token)
         self.model.save(adapter, self.folder / "arms" / arm)
         if arm == "clues":
             self.model.save(adapter, self.folder / "adapter")
         steps = self.combine.rounds * self.combine.local_steps
         return {"steps": steps, **record}
 
-    def _join(self, sent: Mapping[str, tuple[AdapterState, int]], method: str) -> Round:
-        for name, (state, _) in sent.items():
-            try:
-                check_state(state, like=self.initial)
-            except DataError as error:
-                raise DataError(f"silo {name}: {error}") from None
-        adapters = [state for state, _ in sent.values()]
-        weights = [weight for _, weight in sent.values()]
-        if method == "merge":
-            seed = derived_seed(self.recipe.seed, "merge")
-            joint = merge(adapters, weights, self.combine, seed=seed)
-        else:
-            joint = aggregate(adapters, weights, method=method)  # pyright: ignore[reportArgumentType]
-        return Round(joint.adapter, joint.energy_lost, len(adapters))
+    def _public_loss(self, state: AdapterState) -> tuple[float, AdapterState]:
+        """Mean loss over all public validation sets, each with one vote, and its gradient."""
+        model = self._at_rank(state)
+        model.freeze_a(frozen=False)
+        sets = [
+            self._encoded(file.path, f"validation set {name}")
+            for public in self.recipe.public.values()
+            for name, file in public.validation.items()
+        ]
+        total, gradient = 0.0, {name: torch.zeros_like(t) for name, t in state.items()}
+        for rows in sets:
+            slope, loss = mean_gradient(model, rows, state, weights=list(state))
+            total += loss / len(sets)
+            for name in gradient:
+                gradient[name] += slope[name] / len(sets)
+        return total, gradient
 
     # --- helpers
 
-    def _ask(self, requests: Mapping[str, Any]) -> dict[str, Any]:
-        """Send typed requests; validate every reply before anything uses it."""
-        encoded: dict[int, bytes] = {}
-        for request in requests.values():
-            encoded.setdefault(id(request), request.to_bytes())
-        replies = dict(self.transport.exchange({n: encoded[id(r)] for n, r in requests.items()}))
-        typed: dict[str, Any] = {}
-        for name in sorted(replies):
-            wanted, reply = f"{requests[name].kind}-reply", replies[name]
-            if isinstance(reply, Missing):
-                raise DataError(f"silo {name} did not answer: {reply.why}")
-            typed[name] = from_bytes(
-                reply, allowed={wanted: REPLIES[wanted]}, sender=f"silo {name}"
-            )
-            if typed[name].recipe_hash != self.recipe.hash:
-                raise DataError(f"silo {name} answered under another recipe.")
-        return typed
-
-    def _inputs(self, stage: str) -> dict[str, Any]:
-        silos = {n: (s["domain"], s["token"]) for n, s in self.silos.items()}
+    def _inputs(self, stage: str, arm: str = "") -> dict[str, Any]:
+        members = self.attendance.begin(f"{stage}-{arm}" if arm else stage)
+        silos = {n: (s["domain"], s["token"]) for n, s in members.items()}
         content = self.recipe.model_dump(mode="json")
         # Another rule for the threshold does not make anyone train or score again.
         later = ("threshold",) if stage in ("train", "score", "fit", "measure") else ()
@@ -506,23 +522,9 @@ class Coordinator:
     def _group_domains(self) -> dict[str, str]:
         return {
             group: silo["domain"]
-            for name, silo in self.silos.items()
+            for name, silo in self.attendance.begin("score").items()
             for group in group_names(self.recipe, name, silo["domain"])
         }
-
-    def _check_anchor_scores(self, name: str, reply: ScoreReply, expected: set[str]) -> None:
-        public = self.recipe.public[self.silos[name]["domain"]]
-        wanted = set_weights(self.recipe.score, public.validation)
-        n_anchors = len(self._encoded(public.anchor.path, "anchors"))
-        fits = set(reply.anchor_scores) == expected and all(
-            set(sets) >= set(wanted) and all(len(v) == n_anchors for v in sets.values())
-            for sets in reply.anchor_scores.values()
-        )
-        if not fits:
-            raise DataError(
-                f"silo {name}: its anchor scores do not fit the recipe ({n_anchors} anchors, "
-                f"parts {', '.join(wanted)})."
-            )
 
     def _encoded(self, path: Path, where: str) -> list[EncodedRow]:
         return list(encode_rows(read_rows(path).samples, self.encoder, where=where).rows)
@@ -536,76 +538,11 @@ class Coordinator:
         lora = self.recipe.lora.model_copy(update=update)
         return self.load_model(self.recipe.model_copy(update={"lora": lora}))[0]
 
-    def _files(self) -> dict[str, torch.Tensor]:
-        """Public files by hash and ending, as bytes."""
-        found: dict[str, torch.Tensor] = {}
-        for public in self.recipe.public.values():
-            for file in (public.anchor, *public.validation.values()):
-                content = np.frombuffer(file.path.read_bytes(), dtype=np.uint8)
-                found[_travel_name(file.path, str(file.sha256))] = torch.from_numpy(content.copy())
-        return found
 
-    def _portable_recipe(self) -> dict[str, Any]:
-        """The recipe as it travels: no path of this machine in it."""
-        content = self.recipe.model_dump(mode="json")
-        for public in content["public"].values():
-            for file in (public["anchor"], *public["validation"].values()):
-                file["path"] = _travel_name(Path(file["path"]), file["sha256"])
-        return content
-
-    def _check_public_rows(self) -> None:
-        """Anchors and validation rows must not be test rows.
-
-        Raises:
-            ConfigError: they overlap with the held-out set or with each other.
-        """
-        heldout = self.evaluate.heldout
-        test = {s.id for s in read_rows(heldout).samples} if heldout else set()
-        for domain, public in self.recipe.public.items():
-            anchors = read_rows(public.anchor.path).samples
-            sets: dict[str, tuple[Sample, ...]] = {"anchor": anchors}
-            sets |= {n: read_rows(f.path).samples for n, f in public.validation.items()}
-            for name, samples in sets.items():
-                both = len(test & {s.id for s in samples})
-                if both:
-                    raise ConfigError(
-                        f"public set {domain}.{name}: {both} rows also stand in the held-out set, "
-                        "so its figures would be too good. Remove them from one of the two."
-                    )
-            for name, samples in sets.items():
-                both = len({s.id for s in anchors} & {s.id for s in samples})
-                if name != "anchor" and both:
-                    raise ConfigError(
-                        f"public set {domain}: {both} rows are both anchors and validation rows, "
-                        "which lifts the threshold. Remove them from one of the two."
-                    )
-
-
-def _check_moment(name: str, reply: TrainReply) -> None:
-    """Moments belong to the weights that train and have their shapes; squares are not negative."""
-    trained = {n for n in reply.adapter if ".lora_B." in n}
-    for moments in (reply.second_moment, reply.first_moment):
-        fits = not moments or trained <= set(moments) <= set(reply.adapter)
-        if not fits or any(t.shape != reply.adapter[n].shape for n, t in moments.items()):
-            raise DataError(f"silo {name}: its optimiser state does not fit its adapter.")
-    if any(bool((t < 0).any()) for t in reply.second_moment.values()):
-        raise DataError(f"silo {name}: its optimiser state does not fit its adapter.")
-
-
-def _mean_moment(moments: Sequence[AdapterState]) -> AdapterState:
+def _mean_moment(moments: Sequence[Mapping[str, torch.Tensor]]) -> AdapterState:
     if not moments or not moments[0]:
         return {}
     return {name: torch.stack([m[name] for m in moments]).mean(dim=0) for name in moments[0]}
-
-
-def _travel_name(path: Path, sha256: str) -> str:
-    return sha256 + "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
-
-
-def _file_hash(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _without_seconds(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -200,6 +200,14 @@ class EvaluateReply(Envelope):
     diagnostics: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Refusal(Envelope):
+    """A silo does not go on before a person there has approved."""
+
+    kind: ClassVar[str] = "refusal"
+    reveals: ClassVar[str] = "that nobody has approved yet"
+
+
 REQUESTS: dict[str, type[Envelope]] = {
     cls.kind: cls
     for cls in (

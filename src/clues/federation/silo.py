@@ -6,6 +6,7 @@ process for every message. An answered request is answered again from the outbox
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,7 @@ from clues.federation.messages import (
     FitRequest,
     HelloReply,
     HelloRequest,
+    Refusal,
     ScoreRequest,
     SelectReply,
     SelectRequest,
@@ -48,6 +50,7 @@ from clues.federation.messages import (
     round_count,
     token_of,
 )
+from clues.federation.permission import admit, is_approved, remember
 from clues.federation.rounds import read_reference, watch_round, write_round
 from clues.federation.scoring import score
 from clues.federation.trajectory import (
@@ -122,11 +125,17 @@ class Silo:
                 f"{request.kind} request came for {request.recipe_hash}. Start again with hello."
             )
         # Where the rows lie does not count, what the silo agreed to share does.
-        settings = self.settings.model_dump(mode="json", exclude={"data", "model_path"})
+        ours_alone = {"data", "model_path", "max_selections", "approval"}
+        settings = self.settings.model_dump(mode="json", exclude=ours_alone)
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.skip_nonfinite]
         stored = self.outbox / f"{request.kind}-{hash_of([token_of(data), ours])[:24]}.clues"
         if stored.exists():
             return stored.read_bytes()
+        if isinstance(request, SelectRequest):
+            admit(self.space, request)
+            if self.settings.approval and not is_approved(self.private):
+                # Not into the outbox: the next try may get another answer.
+                return Refusal(recipe_hash=request.recipe_hash).to_bytes()
         # Only the last answer of a kind fits the private files beside it. Before the work: killed
         # half-way, those files may already be the new ones.
         for old in self.outbox.glob(f"{request.kind}-*.clues"):
@@ -273,6 +282,7 @@ class Silo:
 
     def _select(self, request: SelectRequest) -> SelectReply:
         threshold = Threshold.from_json(request.threshold)
+        remember(self.space, request)
         selection = self.select(threshold)
         write_selection(self.space, selection, threshold)
         return SelectReply(
@@ -289,16 +299,23 @@ class Silo:
         n_steps = settings.local_steps * (settings.rounds if once else 1)
         self.space.model().freeze_a(frozen=not once and settings.aggregation == "ffa")
         peak = settings.learning_rate or recipe.train.learning_rate
-        trained = self.space.train(
-            rows,
-            f"{request.arm}, round {request.round + 1}",
-            start=request.adapter,
-            schedule=Schedule(peak, recipe.train.warmup, settings.local_steps * settings.rounds),
-            n_steps=n_steps,
-            first_step=request.round * n_steps,
-            # The same seed for every arm: arms differ by their rows alone.
-            seed=derived_seed(recipe.seed, "fit", self.settings.name, request.round),
-        )
+        # With stack, what all have learnt so far is the base, and a new adapter learns the rest.
+        stacks = settings.aggregation == "stack" and not once
+        model = self.space.model()
+        with model.on_top_of(request.adapter) if stacks else nullcontext():
+            trained = self.space.train(
+                rows,
+                f"{request.arm}, round {request.round + 1}",
+                start=model.initial if stacks else request.adapter,
+                schedule=Schedule(
+                    peak, recipe.train.warmup, settings.local_steps * settings.rounds
+                ),
+                n_steps=n_steps,
+                first_step=request.round * n_steps,
+                # The same seed for every arm: arms differ by their rows alone.
+                seed=derived_seed(recipe.seed, "fit", self.settings.name, request.round),
+                proximal=settings.proximal,
+            )
         return FitReply(
             recipe_hash=recipe.hash, weight=round_count(len(rows)), adapter=trained.adapter
         )

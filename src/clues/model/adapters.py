@@ -198,6 +198,28 @@ class LoraModel:
         finally:
             self.peft.train(was_training)
 
+    @contextmanager
+    @torch.no_grad()
+    def on_top_of(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, an adapter of any rank is part of the base weights; after, they are as before."""
+        kept: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, a_RI in state.items():
+            if ".lora_A." not in name:
+                continue
+            b_OR = state[name.replace(".lora_A.", ".lora_B.")]
+            module: Any = self.peft.get_submodule(name.split(".lora_A.")[0])
+            weight = module.base_layer.weight
+            kept[name] = (weight, weight.detach().clone())
+            added = self.scaling * (b_OR.double() @ a_RI.double())
+            weight.copy_((weight.double() + added.to(weight.device)).to(weight.dtype))
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            # The copies, not a subtraction: the base model must not drift by rounding.
+            for weight, before in kept.values():
+                weight.copy_(before)
+
     def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write an adapter folder that plain PEFT opens, whatever the rank of `state`."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -78,6 +78,7 @@ def train(
     on_step: Callable[[], None] | None = None,
     order: Sequence[int] | None = None,
     observer: Observer | None = None,
+    proximal: float = 0.0,
 ) -> Trained:
     """Run `n_steps` AdamW steps on `rows`, from the adapter `start` and a fresh optimiser.
 
@@ -98,6 +99,8 @@ def train(
         on_step: called after every step, for a progress bar.
         order: positions of the rows to train on, step after step; drawn by the seed if None.
         observer: looks at every step.
+        proximal: mu of FedProx (Li et al. 2020, 1812.06127): mu / 2 |w - start|^2 is added to
+            the loss, over the weights that train.
 
     Raises:
         NumericsError: the loss of a step is not finite; nothing is returned then.
@@ -133,6 +136,8 @@ def train(
     )
     trainer.schedule, trainer.first_step = schedule, first_step
     trainer.in_order, trainer.observer = order is not None, observer
+    trainer.proximal, trainer.origin = proximal, start if proximal else {}
+    trainer.lora = model.parameters()
     trainer.pop_callback(_printer())
     recorder.trainer = trainer
     # The Trainer collects garbage when it starts; over all that torch has imported, 0.2 s a call.
@@ -157,12 +162,15 @@ class _RowLossTrainer(Trainer):
     first_step: int = 0
     in_order: bool = False
     observer: Observer | None = None
+    proximal: float = 0.0
 
     def __init__(self, **kwargs: Any) -> None:
         """Tell the Trainer that our loss is a mean over the rows of a batch."""
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
         self.loss_sum, self.n_losses = 0.0, 0
+        self.origin: AdapterState = {}
+        self.lora: dict[str, torch.nn.Parameter] = {}
 
     def compute_loss(
         self,
@@ -185,7 +193,14 @@ class _RowLossTrainer(Trainer):
             self.observer.saw(losses_N)
         self.loss_sum += float(loss.detach())
         self.n_losses += 1
-        return loss
+        if not self.proximal:
+            return loss
+        moved = [
+            (weight - self.origin[name].to(weight)).square().sum()
+            for name, weight in self.lora.items()
+            if weight.requires_grad
+        ]
+        return loss + self.proximal / 2 * torch.stack(moved).sum()
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward, under the observer's eyes."""

@@ -1,0 +1,81 @@
+"""Typed questions to silos: every reply is read and judged before anything uses it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from clues.errors import ApprovalError, DataError, NumericsError
+from clues.federation.attendance import Attendance
+from clues.federation.messages import REPLIES, Envelope, Refusal, from_bytes
+from clues.federation.transport import Missing, Transport
+
+Taken = TypeVar("Taken")
+
+
+class Exchange:
+    """Asks silos over a transport; who does not answer, or answers badly, is left out."""
+
+    def __init__(self, transport: Transport, attendance: Attendance, *, recipe_hash: str) -> None:
+        """Send nothing yet."""
+        self.transport, self.attendance = transport, attendance
+        self.recipe_hash = recipe_hash
+
+    def ask(
+        self,
+        stage: str,
+        requests: Mapping[str, Envelope],
+        take: Callable[[str, Any], Taken],
+        *,
+        keep: Callable[[str, bytes], object] | None = None,
+        judge: Callable[[Mapping[str, Taken]], Mapping[str, str]] | None = None,
+    ) -> dict[str, Taken]:
+        """Send requests and take the replies, one at a time.
+
+        Args:
+            stage: for the record of absences.
+            requests: by silo; equal objects are encoded once.
+            take: checks a silo's reply and returns what of it stays in memory.
+            keep: puts the bytes of a good reply away.
+            judge: says which of all replies to refuse, and why.
+
+        Raises:
+            QuorumError: too few silos are left.
+            ApprovalError: a silo waits for a person.
+        """
+        encoded: dict[int, bytes] = {}
+        for request in requests.values():
+            encoded.setdefault(id(request), request.to_bytes())
+        taken: dict[str, Taken] = {}
+        missing: dict[str, str] = {}
+        waiting: list[str] = []
+        for name, data in self.transport.exchange({n: encoded[id(r)] for n, r in requests.items()}):
+            if isinstance(data, Missing):
+                missing[name] = f"silo {name}: {data.why}"
+                continue
+            kind = f"{requests[name].kind}-reply"
+            try:
+                allowed = {kind: REPLIES[kind], Refusal.kind: Refusal}
+                reply = from_bytes(data, allowed=allowed, sender=f"silo {name}")
+                if reply.recipe_hash != self.recipe_hash:
+                    raise DataError(f"silo {name} answered under another recipe.")
+                if isinstance(reply, Refusal):
+                    waiting.append(name)
+                    continue
+                taken[name] = take(name, reply)
+            # What a silo sends is its own fault, and costs the others nothing.
+            except (DataError, NumericsError) as error:
+                missing[name] = str(error)
+                continue
+            if keep:
+                keep(name, data)
+        for name in requests.keys() - taken.keys() - missing.keys() - set(waiting):
+            missing[name] = f"silo {name}: no reply came."
+        for name, why in (judge(taken) if judge else {}).items():
+            missing[name] = why
+            del taken[name]
+        if waiting:
+            raise ApprovalError(
+                f"stage {stage}: {', '.join(sorted(waiting))} waits for a person's approval. Look "
+                "at the scores there, call `clues approve FOLDER` and run again."
+            )
+        self.attendance.leave_out(stage, missing, n_left=len(taken))
+        return {name: taken[name] for name in sorted(taken)}

@@ -1,0 +1,69 @@
+"""Public rows on the coordinator's side: checked, and made ready to travel."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clues.config import EvaluateSettings, Recipe
+from clues.data.formats import read_rows
+from clues.data.samples import Sample
+from clues.errors import ConfigError
+
+
+def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
+    """Anchors and validation rows must not be test rows.
+
+    Raises:
+        ConfigError: they overlap with the held-out set or with each other.
+    """
+    heldout = evaluate.heldout
+    test = {s.id for s in read_rows(heldout).samples} if heldout else set()
+    for domain, public in recipe.public.items():
+        anchors = read_rows(public.anchor.path).samples
+        sets: dict[str, tuple[Sample, ...]] = {"anchor": anchors}
+        sets |= {n: read_rows(f.path).samples for n, f in public.validation.items()}
+        for name, samples in sets.items():
+            both = len(test & {s.id for s in samples})
+            if both:
+                raise ConfigError(
+                    f"public set {domain}.{name}: {both} rows also stand in the held-out set, "
+                    "so its figures would be too good. Remove them from one of the two."
+                )
+        for name, samples in sets.items():
+            both = len({s.id for s in anchors} & {s.id for s in samples})
+            if name != "anchor" and both:
+                raise ConfigError(
+                    f"public set {domain}: {both} rows are both anchors and validation rows, "
+                    "which lifts the threshold. Remove them from one of the two."
+                )
+
+
+def public_files(recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Public files by hash and ending, as bytes."""
+    found: dict[str, torch.Tensor] = {}
+    for public in recipe.public.values():
+        for file in (public.anchor, *public.validation.values()):
+            content = np.frombuffer(file.path.read_bytes(), dtype=np.uint8)
+            found[_travel_name(file.path, str(file.sha256))] = torch.from_numpy(content.copy())
+    return found
+
+
+def portable_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it travels: no path of this machine in it."""
+    content = recipe.model_dump(mode="json")
+    for public in content["public"].values():
+        for file in (public["anchor"], *public["validation"].values()):
+            file["path"] = _travel_name(Path(file["path"]), file["sha256"])
+    return content
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _travel_name(path: Path, sha256: str) -> str:
+    return sha256 + "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
