@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from clues.errors import LedgerError
-from clues.federation.ledger import START, Entry, Ledger, summary, verify
+from clues.federation.ledger import START, Entry, Ledger, compare, summary, verify
 
 MESSAGES = (
     ("north", "in", "hello", b"recipe"),
@@ -144,3 +144,43 @@ def test_an_entry_holds_names_and_hashes_and_nothing_of_the_message(tmp_path):
     entry = ledger.record("north", "out", "fit-reply", b"zqxsecret weights")
     assert isinstance(entry, Entry)
     assert "zqxsecret" not in ledger.path.read_text()
+
+
+def both_sides(tmp_path, change=lambda messages: messages):
+    """The coordinator's ledger, and that of silo north as written after `change`."""
+    coordinator, north = Ledger(tmp_path / "c.jsonl"), Ledger(tmp_path / "n.jsonl")
+    for message in MESSAGES:
+        coordinator.record(*message)
+    for message in change([m for m in MESSAGES if m[0] == "north"]):
+        north.record(*message)
+    return verify(coordinator.path), verify(north.path)
+
+
+def test_two_sides_that_saw_the_same_agree(tmp_path):
+    ours, theirs = both_sides(tmp_path)
+    assert compare(ours, theirs) == compare(theirs, ours) == {"north": 3}
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "number"),
+    [
+        ("a flipped bit", lambda m: [m[0], (*m[1][:3], b"herd"), m[2]], 2),
+        ("one dropped", lambda m: [m[0], m[2]], 2),
+        ("the last dropped", lambda m: m[:2], 3),
+        ("two swapped", lambda m: [m[1], m[0], m[2]], 1),
+        ("one added", lambda m: [*m, m[0]], 4),
+        ("another kind", lambda m: [m[0], (*m[1][:2], "fit-reply", m[1][3]), m[2]], 2),
+        ("another direction", lambda m: [("north", "out", *m[0][2:]), *m[1:]], 1),
+    ],
+)
+def test_sides_that_differ_are_told_apart_though_both_chains_hold(tmp_path, what, change, number):
+    ours, theirs = both_sides(tmp_path, change)
+    for pair in ((ours, theirs), (theirs, ours)):
+        with pytest.raises(LedgerError, match=f"silo north, its message {number}:"):
+            compare(*pair)
+
+
+def test_ledgers_without_a_common_silo_cannot_be_compared(tmp_path):
+    ours, _ = both_sides(tmp_path)
+    with pytest.raises(LedgerError, match="no silo in common"):
+        compare(ours, [])

@@ -15,7 +15,7 @@ from rich.console import Console
 from clues import __version__
 from clues.config import RunConfig, load_config
 from clues.errors import CluesError, UsageError
-from clues.federation.ledger import summary, verify
+from clues.federation.ledger import compare, summary, verify
 
 app = typer.Typer(
     help="Select good instruction rows across data owners, with one threshold for all.",
@@ -273,14 +273,26 @@ def report(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
 
 @app.command()
 def ledger(
-    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    folder: Annotated[Path, typer.Argument(help="The run's folder, or a ledger.")],
+    other: Annotated[
+        Path | None, typer.Argument(help="With --verify: the other side's, to compare.")
+    ] = None,
     check_chain: Annotated[
-        bool, typer.Option("--verify", help="Only say whether the chain holds.")
+        bool, typer.Option("--verify", help="Only say whether the chain holds and both agree.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what crossed the wall: by silo, direction and kind."""
-    entries = verify(folder / "ledger.jsonl")
+    if other and not check_chain:
+        raise UsageError("a second ledger is for --verify, which compares the two.")
+    entries = verify(_ledger_file(folder))
+    if other:
+        agreed = compare(entries, verify(_ledger_file(other)))
+        if as_json:
+            out.print_json(json.dumps(agreed))
+            return
+        for name, n in agreed.items():
+            out.print(f"{name}: both sides have the same {n} messages.", highlight=False)
     if check_chain and not as_json:
         out.print(f"{len(entries)} messages, the chain holds.", highlight=False)
         return
@@ -293,6 +305,21 @@ def ledger(
         out.print(
             f"{line} {row['messages']:>5} messages {row['bytes']:>12,} bytes", highlight=False
         )
+
+
+def _ledger_file(place: Path) -> Path:
+    return place / "ledger.jsonl" if place.is_dir() else place
+
+
+@app.command()
+def approve(
+    folder: Annotated[Path, typer.Argument(help="A silo's folder, or a run's for all in it.")],
+) -> None:
+    """Let a silo with `approval: true` select, after somebody has looked at its scores."""
+    from clues.federation.permission import approve as approve_silos
+
+    for name in approve_silos(folder):
+        out.print(f"{name}: approved for the scores as they are now.", highlight=False)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,54 @@ def verify(path: Path) -> list[Entry]:
         previous = entry.chain
         entries.append(entry)
     return entries
+
+
+def compare(ours: Iterable[Entry], theirs: Iterable[Entry]) -> dict[str, int]:
+    """Compare what two sides say has crossed, silo by silo, in order.
+
+    A chain shows that nobody touched one file afterwards; who writes the whole file anew passes
+    it. The other side's record does not change with it. Times and positions are each side's own.
+
+    Args:
+        ours: entries of one side, for example the coordinator's, of many silos.
+        theirs: entries of the other side; only silos that both name are compared.
+
+    Returns:
+        How many messages agree, by silo.
+
+    Raises:
+        LedgerError: a message is missing on one side, differs, or stands at another place; or no
+            silo is in both.
+    """
+    sides = (_by_silo(ours), _by_silo(theirs))
+    shared = sorted(sides[0].keys() & sides[1].keys())
+    if not shared:
+        raise LedgerError("the two ledgers have no silo in common, so there is nothing to compare.")
+    for silo in shared:
+        one, two = sides[0][silo], sides[1][silo]
+        for number, pair in enumerate(zip_longest(one, two), start=1):
+            if _message(pair[0]) == _message(pair[1]):
+                continue
+            found = " and ".join(
+                f"{e.kind} ({e.n_bytes} bytes, {e.sha256[:12]})" if e else "nothing" for e in pair
+            )
+            raise LedgerError(
+                f"silo {silo}, its message {number}: one side has {found}. A message was changed, "
+                "dropped or moved on the way or in one of the ledgers. Trust neither before you "
+                "know which."
+            )
+    return {silo: len(sides[0][silo]) for silo in shared}
+
+
+def _by_silo(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.silo, []).append(entry)
+    return found
+
+
+def _message(entry: Entry | None) -> tuple[str, str, int, str] | None:
+    return entry and (entry.direction, entry.kind, entry.n_bytes, entry.sha256)
 
 
 def summary(entries: Iterable[Entry]) -> list[dict[str, Any]]:
