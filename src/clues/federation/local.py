@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from clues.federation.ledger import Ledger
-from clues.federation.messages import REQUESTS, from_bytes
+from clues.federation.messages import kind_of
 
 
 @dataclass
@@ -22,8 +22,7 @@ class LocalTransport:
     def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
         """Ask one silo after the other."""
         for name in sorted(requests):
-            kind = from_bytes(requests[name], allowed=REQUESTS, sender="coordinator").kind
-            self.ledger.record(name, "in", kind, requests[name])
+            self.ledger.record(name, "in", kind_of(requests[name]), requests[name])
             reply = self.answers[name](requests[name])
-            self.ledger.record(name, "out", f"{kind}-reply", reply)
+            self.ledger.record(name, "out", kind_of(reply), reply)
             yield name, reply

@@ -22,6 +22,8 @@ from clues.errors import DataError, NumericsError
 MAX_HEADER_BYTES = 64_000_000
 TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
 Tensors = dict[str, Tensor]
+# RecursionError: brackets nested thousands deep.
+NOT_A_MESSAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +236,10 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
         NumericsError: a tensor or a number is not finite.
     """
     try:
-        n_header = int.from_bytes(data[:8], "little")
-        if n_header > MAX_HEADER_BYTES:
-            raise ValueError
-        outer = json.loads(data[8 : 8 + n_header])
-        header = json.loads(outer["__metadata__"]["clues"])
+        header = _header(data)
         tensors = {name: tensor for name, tensor in load(data).items() if name != "empty"}
         kind = str(header.pop("kind"))
-        # RecursionError: brackets nested thousands deep.
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+    except NOT_A_MESSAGE:
         raise DataError(f"{sender}: what arrived is not a message of this program.") from None
     if kind not in allowed:
         raise DataError(f"{sender}: a message of kind {kind[:40]!r} may not come here.")
@@ -266,6 +263,22 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
             raise DataError(f"{sender}: {kind}.{name} has the wrong type.")
         _check_finite(header[name], f"{sender}: {kind}.{name}")
     return cls(**header, **content)
+
+
+def kind_of(data: bytes) -> str:
+    """What a message says it is, for the ledger; bytes that are no message are `unreadable`."""
+    try:
+        return str(_header(data)["kind"])[:40]
+    except NOT_A_MESSAGE:
+        return "unreadable"
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    n_header = int.from_bytes(data[:8], "little")
+    if n_header > MAX_HEADER_BYTES:
+        raise ValueError
+    outer = json.loads(data[8 : 8 + n_header])
+    return json.loads(outer["__metadata__"]["clues"])
 
 
 def token_of(data: bytes) -> str:
