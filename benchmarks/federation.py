@@ -1,0 +1,121 @@
+"""Time, memory and bytes of the coordinator as silos grow: python benchmarks/federation.py.
+
+Simulated silos answer a fit request with a random adapter, in this process; no model is trained.
+What is measured is the coordinator alone: reading, judging, storing and joining the replies.
+Writes a table for docs/benchmarks.md to the terminal.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clues.config import CombineSettings, FederationSettings, Recipe
+from clues.federation.attendance import Attendance
+from clues.federation.exchange import Exchange
+from clues.federation.fitting import Fitting
+from clues.federation.messages import FitReply
+
+RANK = 8
+RECIPE = Recipe(public={})
+RULES = {
+    "mean, ffa": {},
+    "mean, svd": {"aggregation": "svd"},
+    "stack": {"aggregation": "stack"},
+    "median, ffa": {"rule": "median"},
+    "trimmed mean, ffa": {"rule": "trimmed_mean"},
+    "krum, ffa": {"rule": "krum"},
+}
+HEADING = "| rule | silos | seconds a round | memory above the start, MB | MB in | MB out |"
+
+
+@dataclass
+class Simulated:
+    """Silos that send what they were given with another B."""
+
+    names: tuple[str, ...]
+    base: dict[str, torch.Tensor]
+    n_in: int = 0
+    n_out: int = 0
+    seconds: float = 0.0
+
+    @property
+    def silos(self) -> tuple[str, ...]:
+        """Names of all silos."""
+        return self.names
+
+    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+        """Answer each request when the coordinator asks for the next reply."""
+        for number, name in enumerate(requests):
+            started = time.perf_counter()
+            generator = torch.Generator().manual_seed(number)
+            moved = {
+                n: torch.randn(t.shape, generator=generator) if ".lora_B." in n else t
+                for n, t in self.base.items()
+            }
+            reply = FitReply(recipe_hash=RECIPE.hash, weight=100, adapter=moved).to_bytes()
+            self.n_in, self.n_out = self.n_in + len(reply), self.n_out + len(requests[name])
+            self.seconds += time.perf_counter() - started
+            yield name, reply
+
+
+def measure(rule: str, n_silos: int, *, width: int, n_modules: int) -> str:
+    """One row of the table; memory is the peak of this process, so one row a process."""
+    base = {}
+    for k in range(n_modules):
+        base[f"m{k}.lora_A.weight"] = torch.randn(RANK, width)
+        base[f"m{k}.lora_B.weight"] = torch.zeros(width, RANK)
+    names = tuple(f"silo-{k:04}" for k in range(n_silos))
+    silos = Simulated(names, base)
+    combine = CombineSettings.model_validate({"rounds": 1, **RULES[rule]})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        attendance = Attendance(path / "absences.json", recipe_hash=RECIPE.hash, quorum=None)
+        attendance.members = {n: {"domain": "d", "n_rows": 100, "token": n} for n in names}
+        exchange = Exchange(silos, attendance, recipe_hash=RECIPE.hash)
+        fitting = Fitting(RECIPE, combine, FederationSettings(), exchange, base, _no_loss)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.perf_counter()
+        fitting.run("clues", path, token="")
+        seconds = time.perf_counter() - started - silos.seconds
+        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (
+        f"| {rule} | {n_silos} | {seconds:.2f} | {memory:.0f} | {silos.n_in / 1e6:.1f} "
+        f"| {silos.n_out / 1e6:.1f} |"
+    )
+
+
+def _no_loss(_: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+    raise AssertionError("no rule here needs a loss")
+
+
+def main() -> None:
+    """Measure every rule at every number of silos, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--silos", type=int, nargs="*", default=[20, 100, 1000])
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--modules", type=int, default=8)
+    parser.add_argument("--one", help="measure this rule here and now")
+    given = parser.parse_args()
+    if given.one:
+        torch.set_num_threads(1)
+        row = measure(given.one, given.silos[0], width=given.width, n_modules=given.modules)
+        print(row)
+        return
+    print(HEADING + "\n| :--- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    size = ["--width", str(given.width), "--modules", str(given.modules)]
+    for rule in RULES:
+        for n in given.silos:
+            command = [sys.executable, __file__, "--one", rule, "--silos", str(n), *size]
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
