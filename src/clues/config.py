@@ -368,6 +368,17 @@ class EvaluateSettings(Settings):
     arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
 
 
+class PrivacySettings(Settings):
+    """Per-example differential privacy of a silo's trainings, warm-up and one fit together.
+
+    Half of `epsilon` is for the warm-up and half for the fit of one arm.
+    """
+
+    epsilon: PositiveFloat
+    delta: float = Field(gt=0.0, lt=1.0)
+    max_grad_norm: PositiveFloat = 1.0
+
+
 class SiloSettings(Settings):
     """One owner of private rows. Never leaves the silo.
 
@@ -384,6 +395,7 @@ class SiloSettings(Settings):
     min_kept: PositiveInt = 5
     max_selections: PositiveInt = 20
     approval: bool = False
+    privacy: PrivacySettings | None = None
     model_path: str | None = None
 
 

@@ -195,10 +195,13 @@ class EvaluateRequest(Envelope):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReply(Envelope):
-    """Diagnostics of an experiment; empty unless the silo's settings share them."""
+    """Diagnostics of an experiment, only where the silo shares them; and what privacy it spent."""
 
     kind: ClassVar[str] = "evaluate-reply"
-    reveals: ClassVar[str] = "exact counts and detection figures, only if share_diagnostics is on"
+    reveals: ClassVar[str] = (
+        "exact counts and detection figures, only if share_diagnostics is on; epsilon and delta "
+        "if the silo trains with differential privacy"
+    )
     diagnostics: dict[str, Any]
 
 

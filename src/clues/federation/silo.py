@@ -5,7 +5,7 @@ process for every message. An answered request is answered again from the outbox
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from clues.config import (
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError, RecipeMismatchError
 from clues.evaluation.detection import read_labels
+from clues.federation.budget import Budget
 from clues.federation.decisions import decide, write_selection
 from clues.federation.diagnostics import diagnostics
 from clues.federation.messages import (
@@ -61,7 +62,7 @@ from clues.federation.trajectory import (
 )
 from clues.federation.workspace import LoadModel, Workspace
 from clues.model.adapters import save_checkpoint
-from clues.model.training import Schedule
+from clues.model.training import Schedule, Trained
 from clues.progress import Progress
 from clues.rundir import hash_of, write_json
 from clues.scoring.shards import Team
@@ -126,6 +127,8 @@ class Silo:
             )
         # Where the rows lie does not count, what the silo agreed to share does.
         ours_alone = {"data", "model_path", "max_selections", "approval"}
+        # Answers from before this setting existed still count where it is not in use.
+        ours_alone |= set() if self.settings.privacy else {"privacy"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.skip_nonfinite]
         stored = self.outbox / f"{request.kind}-{hash_of([token_of(data), ours])[:24]}.clues"
@@ -226,12 +229,13 @@ class Silo:
                 recipe=recipe,
                 silo=self.settings.name,
             )
-        trained = self.space.train(
+        trained = self._run(
             rows,
             f"round {request.round + 1}",
             order=seen.order[first : first + per_round].ravel().tolist() if seen else None,
             observer=seen,
             start=request.adapter,
+            budget=f"train {request.round} {token_of(request.to_bytes())}",
             schedule=Schedule(
                 recipe.train.learning_rate, recipe.train.warmup, per_round * recipe.train.rounds
             ),
@@ -266,10 +270,11 @@ class Silo:
             if not chosen:
                 raise DataError(f"silo {self.settings.name}: too few rows to cross-fit.")
             n_steps = n_train_steps(recipe.train, len(chosen))
-            trained = self.space.train(
+            trained = self._run(
                 chosen,
                 f"fold {fold + 1}" if recipe.score.trajectory == "crossfit" else "own trajectory",
                 start=request.adapter,
+                budget="",
                 schedule=Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps),
                 n_steps=n_steps,
                 first_step=0,
@@ -279,6 +284,12 @@ class Silo:
             for number, checkpoint in enumerate(trained.checkpoints):
                 save_checkpoint(checkpoint, folder / f"checkpoint-{number}")
             atomic_write_bytes(folder / "done", b"")
+
+    def _run(self, rows: Sequence[EncodedRow], what: str, *, budget: str, **how: Any) -> Trained:
+        """Train, with noise where the silo's settings say so; `budget` is what it is booked as."""
+        if self.settings.privacy is None:
+            return self.space.train(list(rows), what, **how)
+        return Budget(self.space).train(rows, what, booked=budget, **how)
 
     def _select(self, request: SelectRequest) -> SelectReply:
         threshold = Threshold.from_json(request.threshold)
@@ -303,10 +314,11 @@ class Silo:
         stacks = settings.aggregation == "stack" and not once
         model = self.space.model()
         with model.on_top_of(request.adapter) if stacks else nullcontext():
-            trained = self.space.train(
+            trained = self._run(
                 rows,
                 f"{request.arm}, round {request.round + 1}",
                 start=model.initial if stacks else request.adapter,
+                budget=f"fit-{request.arm} {request.round} {token_of(request.to_bytes())}",
                 schedule=Schedule(
                     peak, recipe.train.warmup, settings.local_steps * settings.rounds
                 ),
@@ -321,10 +333,9 @@ class Silo:
         )
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
-        recipe = self.space.recipe()
-        if not self.settings.share_diagnostics:
-            return EvaluateReply(recipe_hash=recipe.hash, diagnostics={})
-        return EvaluateReply(recipe_hash=recipe.hash, diagnostics=self.diagnostics())
+        recipe, spent = self.space.recipe(), Budget(self.space).report()
+        shared = self.diagnostics() if self.settings.share_diagnostics else {}
+        return EvaluateReply(recipe_hash=recipe.hash, diagnostics={**shared, **spent})
 
     # --- what the silo itself may look at
 

@@ -1,0 +1,180 @@
+"""Training with per-example differential privacy: clipping, noise and accounting are Opacus'.
+
+The loop is our own, because the Trainer draws batches of a fixed size, where the accounting needs
+each row drawn by itself (Poisson), and clears gradients in a way that leaves the per-row ones.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from clues.config import TrainSettings
+from clues.data.tokens import EncodedRow
+from clues.errors import ConfigError, NumericsError
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.loss import make_batch, row_losses
+from clues.model.training import Schedule, Trained
+
+# One part of a training: noise multiplier, sample rate, steps.
+Spent = tuple[float, float, int]
+
+
+def require_opacus() -> None:
+    """Say how to install Opacus where it is missing.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    try:
+        import opacus  # noqa: F401
+    except ImportError:
+        raise ConfigError("privacy in a silo file needs Opacus: pip install 'clues[dp]'.") from None
+
+
+@cache
+def noise_for(epsilon: float, delta: float, *, sample_rate: float, n_steps: int) -> float:
+    """Noise multiplier with which `n_steps` steps cost at most `epsilon` (Opacus, RDP)."""
+    from opacus.accountants.utils import get_noise_multiplier
+
+    with warnings.catch_warnings():
+        # Opacus says when the best order is the largest it tries; the bound still holds.
+        warnings.simplefilter("ignore", UserWarning)
+        return get_noise_multiplier(
+            target_epsilon=epsilon, target_delta=delta, sample_rate=sample_rate, steps=n_steps
+        )
+
+
+def epsilon_of(history: Sequence[Spent], *, delta: float) -> float:
+    """Epsilon of everything in a history together (Opacus, RDP)."""
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = list(history)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return float(accountant.get_epsilon(delta=delta)) if history else 0.0
+
+
+def train_privately(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    *,
+    start: AdapterState,
+    settings: TrainSettings,
+    schedule: Schedule,
+    n_steps: int,
+    seed: int,
+    noise: float,
+    max_grad_norm: float,
+    first_step: int = 0,
+    checkpoint_at: Sequence[int] = (),
+    on_step: Callable[[], None] | None = None,
+) -> Trained:
+    """Run `n_steps` AdamW steps whose gradients are clipped row by row and noised.
+
+    gradient = (sum over drawn rows of clip(g, max_grad_norm) + noise * max_grad_norm * N(0, 1)) / B
+
+    Each row is drawn with probability B / rows in each step; B is `settings.batch_size`.
+
+    Args:
+        model: is left with the trained adapter.
+        rows: training rows.
+        start: adapter to begin from.
+        settings: batch size and weight decay.
+        schedule: learning rate, counted from `first_step`.
+        n_steps: optimiser steps to take now.
+        seed: of rows drawn, dropout and noise; must be secret, who knows it can take the noise off.
+        noise: multiplier.
+        max_grad_norm: to which a row's gradient over all trained weights is clipped.
+        first_step: steps of the schedule that earlier calls have taken.
+        checkpoint_at: one-based steps of this call after which to save.
+        on_step: called after every step.
+
+    Raises:
+        NumericsError: the loss of a step is not finite.
+
+    Source: Abadi et al. 2016 (1607.00133).
+    """
+    from opacus.grad_sample import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    model.set_state(start)
+    parameters = {n: p for n, p in model.parameters().items() if p.requires_grad}
+    generator = torch.Generator().manual_seed(seed)
+    noise_generator = torch.Generator(device=model.device).manual_seed(seed + 1)
+    inner = torch.optim.AdamW(
+        list(parameters.values()), lr=schedule.peak, weight_decay=settings.weight_decay
+    )
+    optimizer: Any = DPOptimizer(
+        inner,
+        noise_multiplier=noise,
+        max_grad_norm=max_grad_norm,
+        expected_batch_size=min(settings.batch_size, len(rows)),
+        generator=noise_generator,
+    )
+    rate = min(1.0, settings.batch_size / len(rows))
+    checkpoints: list[Checkpoint] = []
+    losses: list[float] = []
+    model.peft.train()
+    wrapped = GradSampleModule(model.peft, strict=False)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 2)
+            for step in range(n_steps):
+                now = schedule.peak * schedule.factor(first_step + step)
+                for group in inner.param_groups:
+                    group["lr"] = now
+                drawn = torch.rand(len(rows), generator=generator) < rate
+                chosen = [row for row, taken in zip(rows, drawn.tolist(), strict=True) if taken]
+                optimizer.zero_grad()
+                losses += _gradients(wrapped, chosen, model.device, parameters, first_step + step)
+                optimizer.step()
+                if step + 1 in checkpoint_at:
+                    second, first = (
+                        _moment(inner, parameters, key, beta, step + 1)
+                        for key, beta in (("exp_avg_sq", 1), ("exp_avg", 0))
+                    )
+                    point = (first_step + step + 1, now, model.state(), second, first, step + 1)
+                    checkpoints.append(Checkpoint(*point))
+                if on_step:
+                    on_step()
+            optimizer.zero_grad()
+    finally:
+        wrapped.to_standard_module()
+        for parameter in parameters.values():
+            parameter.grad = None
+    return Trained(model.state(), tuple(checkpoints), sum(losses) / max(1, len(losses)))
+
+
+def _gradients(
+    wrapped: Any,
+    rows: Sequence[EncodedRow],
+    device: torch.device,
+    parameters: AdapterState | dict[str, torch.nn.Parameter],
+    step: int,
+) -> list[float]:
+    """Leave every row's gradient where the optimiser looks for it; return the batch's loss."""
+    if not rows:
+        # Nobody was drawn: the step is noise alone.
+        for parameter in parameters.values():
+            parameter.grad_sample = torch.zeros(0, *parameter.shape, device=device)  # pyright: ignore[reportAttributeAccessIssue]
+        return []
+    loss = row_losses(wrapped, make_batch(rows, device=device)).mean()
+    if not math.isfinite(loss.item()):
+        raise NumericsError(
+            f"step {step + 1}: the loss is not finite. Lower the learning rate, or use float32."
+        )
+    loss.backward()
+    return [loss.item()]
+
+
+def _moment(
+    inner: torch.optim.AdamW, parameters: Any, key: str, beta: int, n_steps: int
+) -> AdapterState:
+    """A running mean of the optimiser, corrected for its start at zero; it is noised already."""
+    correction = 1 - inner.param_groups[0]["betas"][beta] ** n_steps
+    return {n: (inner.state[p][key].detach().cpu() / correction) for n, p in parameters.items()}
