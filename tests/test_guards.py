@@ -17,7 +17,7 @@ from clues.federation.guards import (
     too_long,
     update_norm,
 )
-from clues.federation.messages import FitReply, HelloReply, SelectReply, TrainReply
+from clues.federation.messages import FitReply, HelloReply, Refusal, SelectReply, TrainReply
 from clues.federation.transport import Missing
 
 NAMES = ("east", "north", "south")
@@ -67,6 +67,10 @@ ATTACKS = {
     "another recipe": (
         lambda name, request: replace(honest(name, request), recipe_hash="0" * 12),
         "another recipe",
+    ),
+    "a refusal": (
+        lambda name, request: Refusal(recipe_hash=RECIPE.hash).to_bytes(),
+        "'refusal' may not come here",
     ),
     "silence": (lambda name, request: Missing("no answer within 60 s"), "no answer within 60 s"),
 }

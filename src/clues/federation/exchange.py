@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from clues.errors import ApprovalError, DataError, NumericsError
 from clues.federation.attendance import Attendance
-from clues.federation.messages import REPLIES, Envelope, Refusal, from_bytes
+from clues.federation.messages import REPLIES, Envelope, Refusal, SelectRequest, from_bytes
 from clues.federation.transport import Missing, Transport
 
 Taken = TypeVar("Taken")
@@ -52,8 +52,11 @@ class Exchange:
                 missing[name] = f"silo {name}: {data.why}"
                 continue
             kind = f"{requests[name].kind}-reply"
+            allowed = {kind: REPLIES[kind]}
+            # Elsewhere a refusal would let one silo stop everybody for nothing.
+            if requests[name].kind == SelectRequest.kind:
+                allowed[Refusal.kind] = Refusal
             try:
-                allowed = {kind: REPLIES[kind], Refusal.kind: Refusal}
                 reply = from_bytes(data, allowed=allowed, sender=f"silo {name}")
                 if reply.recipe_hash != self.recipe_hash:
                     raise DataError(f"silo {name} answered under another recipe.")
