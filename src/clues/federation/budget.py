@@ -18,8 +18,8 @@ class Budget:
     """Trains with noise, and refuses what would cost more than the silo allows.
 
     Half of epsilon is for the warm-up, half for the fit of an arm; by the accountant both together
-    cost no more than the whole, often less, and then another arm may fit too. The same request again is the same training with the
-    same noise and costs nothing.
+    cost no more than the whole, often less, and then another arm may fit too. The same request
+    again is the same training with the same noise and costs nothing.
     """
 
     def __init__(self, space: Workspace) -> None:
