@@ -9,7 +9,7 @@ from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import Checkpoint
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.direction import mean_gradient, scored_weights, validation_direction
-from clues.scoring.influence import influence_scores
+from clues.scoring.influence import influence_scores, side_branches
 from clues.scoring.perplexity import mean_losses
 
 LIMIT = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -348,3 +348,17 @@ def test_a_half_precision_base_scores_close_to_its_float32_twin(make_lora, encod
     one = influence_scores(full, encoded_rows, adapter=weights, directions=[direction])
     two = influence_scores(half, encoded_rows, adapter=weights, directions=[direction])
     assert np.corrcoef(one.products[:, 0], two.products[:, 0])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("factors", ["AB", "B"])
+def test_a_branch_in_training_is_exact_under_dropout(make_lora, encoded_rows, factors) -> None:
+    model = make_lora(dtype=torch.float64, dropout=0.4)
+    model.freeze_a(frozen=factors == "B")
+    whole = random_direction(model, seed=2)
+    direction = {n: t for n, t in whole.items() if n.split(".lora_")[1][0] in factors}
+    model.peft.train()
+    # One forward pass, with its dropout masks, gives both the score and the gradient.
+    with side_branches(model, [direction], n_rows=1) as alpha_NK:
+        row_losses(model.peft, make_batch(encoded_rows[:1]))[0].backward()
+    expected = sum(float((model.parameters()[n].grad * t).sum()) for n, t in direction.items())
+    assert alpha_NK.grad.item() == pytest.approx(expected, rel=1e-10)

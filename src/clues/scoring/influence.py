@@ -8,16 +8,26 @@ y = W x + s B A x, the layer's output is given a side branch
     y_n + alpha_n * s * (B vA x_n + vB A x_n),    alpha = 0
 
 Then d loss_n / d alpha_n = < gradient of loss_n, v >, one number a row, from one backward pass
-through activations. alpha is zero, so the forward pass is unchanged.
+through activations. alpha is zero, so the branch itself, as wide as the output, is never made: with
+g the gradient by the output of B,
+
+    d loss_n / d alpha_nk = sum_t < B' g, vA_k x > + < vB_k' g, A x >
+
+in the R-dimensional space between the factors. A and vA share one matrix product on the way
+forward, B and vB one on the way back, so a direction costs little more than width. Not where the
+weights train: a wider product may round its first columns otherwise, and watching must not change
+the training by a single bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clues.data.tokens import EncodedRow
@@ -96,7 +106,12 @@ def influence_scores(
 def side_branches(
     model: LoraModel, directions: Sequence[AdapterState], *, n_rows: int
 ) -> Iterator[Tensor]:
-    """Hang a side branch on every LoRA layer that a direction touches."""
+    """Hang a side branch on every LoRA layer that a direction touches.
+
+    Yields:
+        alpha, (n_rows, K) zeros, whose gradient are the rows' inner products. Training goes on
+        through the same layers: outputs and weight gradients are what they are without branches.
+    """
     parameters = model.parameters()
     modules = dict(model.peft.named_modules())
     dtype = next(iter(parameters.values())).dtype
@@ -104,23 +119,29 @@ def side_branches(
         n_rows, len(directions), dtype=dtype, device=model.device, requires_grad=True
     )
     touched = {name.rsplit(".lora_", 1)[0] for d in directions for name in d}
-    hooks = []
+    fused = not any(p.requires_grad for p in parameters.values())
+    patched: list[torch.nn.Module] = []
     try:
         for name in sorted(touched):
-            names = (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
+            layer: Any = modules[name]
+            (adapter,) = layer.active_adapters
+            factors = (layer.lora_A[adapter], layer.lora_B[adapter])
             branch = _Branch(
                 alpha_NK,
-                parameters[names[0]].detach(),
-                parameters[names[1]].detach(),
-                _stack(directions, names[0], like=parameters[names[0]]),
-                _stack(directions, names[1], like=parameters[names[1]]),
-                model.scaling,
+                *(
+                    _stack(directions, f"{name}.lora_{ab}.weight", like=f.weight)
+                    for ab, f in zip("AB", factors, strict=True)
+                ),
+                fused=fused,
             )
-            hooks.append(modules[name].register_forward_hook(branch))
+            for factor, forward in zip(factors, (branch.down, branch.up), strict=True):
+                # An instance's own forward goes before its class'; deleting it brings that back.
+                factor.forward = partial(forward, factor)
+                patched.append(factor)
         yield alpha_NK
     finally:
-        for hook in hooks:
-            hook.remove()
+        for factor in patched:
+            del factor.forward
 
 
 def _stack(directions: Sequence[Mapping[str, Tensor]], name: str, *, like: Tensor) -> Tensor | None:
@@ -130,49 +151,91 @@ def _stack(directions: Sequence[Mapping[str, Tensor]], name: str, *, like: Tenso
     return torch.stack([d[name].to(like) if name in d else zero for d in directions])
 
 
-@dataclass(frozen=True)
 class _Branch:
-    alpha_NK: Tensor
-    a_RI: Tensor
-    b_OR: Tensor
-    va_KRI: Tensor | None
-    vb_KOR: Tensor | None
-    scaling: float
+    """What stands in for the forward passes of one layer's A and B.
 
-    def __call__(self, _: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x_NTI = inputs[0].detach().to(self.a_RI.dtype)
-        down_NTR = x_NTI @ self.a_RI.T if self.vb_KOR is not None else None
-        va_down = (
-            torch.einsum("nti,kri->ntkr", x_NTI, self.va_KRI) if self.va_KRI is not None else None
-        )
-        return _SideBranch.apply(output, self.alpha_NK, self, down_NTR, va_down)  # pyright: ignore
-
-
-class _SideBranch(torch.autograd.Function):
-    """output + the branch at alpha = 0, of which only the gradient by alpha is not trivial.
-
-    The branch itself, as wide as the output, is never made: with g the gradient by the output,
-
-        d loss_n / d alpha_nk = s * sum_t < B' g, vA_k x > + < vB_k' g, A x >
-
-    in the R-dimensional space between the factors.
+    Args:
+        alpha_NK: where the gradient goes.
+        va_KRI: directions of A, None where none touches it.
+        vb_KOR: directions of B, likewise.
+        fused: weights and directions share matrix products.
     """
 
+    def __init__(
+        self, alpha_NK: Tensor, va_KRI: Tensor | None, vb_KOR: Tensor | None, *, fused: bool
+    ) -> None:
+        self.alpha_NK, self.fused = alpha_NK, fused
+        self.va = None if va_KRI is None else va_KRI.flatten(0, 1)
+        self.vb = None if vb_KOR is None else vb_KOR.movedim(0, 1).flatten(1)
+        self.va_down: Tensor | None = None
+
+    def down(self, factor: torch.nn.Linear, x_NTI: Tensor) -> Tensor:
+        down_NTR, self.va_down = _Down.apply(x_NTI, factor.weight, self)  # pyright: ignore
+        return down_NTR
+
+    def up(self, factor: torch.nn.Linear, down_NTR: Tensor) -> Tensor:
+        return _Up.apply(down_NTR, factor.weight, self.alpha_NK, self.va_down, self)  # pyright: ignore
+
+
+class _Down(torch.autograd.Function):
+    """A x, and beside it vA x, which has no gradient."""
+
     @staticmethod
-    def forward(ctx: Any, output: Tensor, alpha_NK: Tensor, branch: _Branch, *downs: Tensor | None):
-        ctx.branch = branch
-        ctx.save_for_backward(*downs)
-        return output.view_as(output)
+    def forward(ctx: Any, x_NTI: Tensor, a_RI: Tensor, branch: _Branch):
+        ctx.save_for_backward(x_NTI if ctx.needs_input_grad[1] else None, a_RI)
+        if branch.va is None:
+            return F.linear(x_NTI, a_RI), None
+        if branch.fused:
+            both = F.linear(x_NTI, torch.cat([a_RI, branch.va]))
+            down_NTR, va_down = both.split([len(a_RI), len(branch.va)], dim=-1)
+        else:
+            down_NTR, va_down = F.linear(x_NTI, a_RI), F.linear(x_NTI, branch.va)
+        ctx.mark_non_differentiable(va_down)
+        return down_NTR, va_down
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
-        (g_NTO,), branch = gradients, ctx.branch
-        down_NTR, va_down_NTKR = ctx.saved_tensors
-        g = g_NTO.to(branch.a_RI.dtype)
+        x_NTI, a_RI = ctx.saved_tensors
+        g_NTR = gradients[0]
+        needs_x, needs_a, _ = ctx.needs_input_grad
+        g_a = g_NTR.flatten(0, -2).T @ x_NTI.flatten(0, -2) if needs_a else None
+        return g_NTR @ a_RI if needs_x else None, g_a, None
+
+
+class _Up(torch.autograd.Function):
+    """B h for h = A x; its gradient by alpha is that of the branch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        down_NTR: Tensor,
+        b_OR: Tensor,
+        alpha_NK: Tensor,
+        va_down: Tensor | None,
+        branch: _Branch,
+    ):
+        ctx.branch = branch
+        ctx.save_for_backward(down_NTR, b_OR, va_down)
+        return F.linear(down_NTR, b_OR)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor):
+        (g_NTO,) = gradients
+        down_NTR, b_OR, va_down = ctx.saved_tensors
+        branch, rank = ctx.branch, b_OR.shape[1]
+        vb, split = branch.vb, (branch.alpha_NK.shape[1], rank)
+        if vb is not None and branch.fused:
+            back = g_NTO @ torch.cat([b_OR, vb], dim=1)
+            g_NTR, up = back[..., :rank], back[..., rank:]
+        else:
+            g_NTR, up = g_NTO @ b_OR, None if vb is None else g_NTO @ vb
         total_NK = torch.zeros_like(branch.alpha_NK)
-        if va_down_NTKR is not None:
-            total_NK = total_NK + torch.einsum("ntr,ntkr->nk", g @ branch.b_OR, va_down_NTKR)
-        if down_NTR is not None:
-            up_NTKR = torch.einsum("nto,kor->ntkr", g, branch.vb_KOR)
+        if va_down is not None:
+            va_down_NTKR = va_down.unflatten(-1, split)
+            total_NK = total_NK + torch.einsum("ntr,ntkr->nk", g_NTR, va_down_NTKR)
+        if up is not None:
+            up_NTKR = up.unflatten(-1, split)
             total_NK = total_NK + torch.einsum("ntkr,ntr->nk", up_NTKR, down_NTR)
-        return g_NTO, branch.scaling * total_NK, None, None, None
+        needs_down, needs_b = ctx.needs_input_grad[:2]
+        g_b = g_NTO.flatten(0, -2).T @ down_NTR.flatten(0, -2) if needs_b else None
+        return g_NTR if needs_down else None, g_b, total_NK, None, None
