@@ -1,12 +1,13 @@
 # make demo   the whole method on five generated silos (about five minutes on two cores)
 # make test   all tests
 # make check  lint, format, types
+# make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check clean
+.PHONY: demo test fast check benchmark clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -21,6 +22,9 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project pyproject.toml
+
+benchmark: $(READY)
+	$(BIN)/python -m benchmarks.scoring --large --write
 
 # torch first and alone: with it in place nothing else pulls another build of it.
 $(READY): requirements.lock pyproject.toml

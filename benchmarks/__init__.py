@@ -1,0 +1,1 @@
+"""What scoring costs, measured against its limit and against other ways to the same numbers."""
