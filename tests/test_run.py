@@ -152,6 +152,28 @@ def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(model, tm
         assert silo["auc"] == plain["silos"][name]["auc"], "comparing changed the selection"
 
 
+def test_blocks_are_ranked_one_by_one_where_labels_are_known(model, tmp_path) -> None:
+    changes = {"recipe": {"score": {"per_block": True}}, "evaluate": {"arms": ["mixed", "clues"]}}
+    results = run_micro(write_micro(tmp_path / "input", model, changes=changes), tmp_path / "run")
+    for silo in results["silos"].values():
+        blocks = [name for name in silo["detection"] if "block" in name]
+        assert blocks == ["influence, block 0", "influence, block 1"]
+        aucs = [silo["detection"][name]["auc"] for name in (*blocks, "influence")]
+        assert len(set(aucs)) > 1, "every block ranks like the whole"
+    assert "influence, block 1" in (tmp_path / "run" / "results.md").read_text()
+
+
+def test_a_run_goes_on_where_its_input_was_moved(model, tmp_path) -> None:
+    config = write_micro(tmp_path / "input", model)
+    before = run_micro(config, tmp_path / "run")
+    stages = tmp_path / "run" / "coordinator" / "stages"
+    times = {path.name: path.stat().st_mtime_ns for path in stages.glob("*.json")}
+    (tmp_path / "input").rename(tmp_path / "elsewhere")
+    after = run_micro(tmp_path / "elsewhere" / config.name, tmp_path / "run")
+    assert {path.name: path.stat().st_mtime_ns for path in stages.glob("*.json")} == times
+    assert without_volatile(after) == without_volatile(before)
+
+
 def test_two_weighted_validation_sets_are_scored_side_by_side(model, tmp_path) -> None:
     config = write_micro(tmp_path / "input", model)
     public = {

@@ -508,7 +508,8 @@ class Coordinator:
     def _inputs(self, stage: str, arm: str = "") -> dict[str, Any]:
         members = self.attendance.begin(f"{stage}-{arm}" if arm else stage)
         silos = {n: (s["domain"], s["token"]) for n, s in members.items()}
-        content = self.recipe.model_dump(mode="json")
+        # Public rows count by their hash, not by where they lie: a run may be moved.
+        content = portable_recipe(self.recipe)
         # Another rule for the threshold does not make anyone train or score again.
         later = ("threshold",) if stage in ("train", "score", "fit", "measure") else ()
         kept = {k: v for k, v in content.items() if k not in later}

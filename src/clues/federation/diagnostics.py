@@ -1,6 +1,7 @@
 """What a silo can say about its own selection, exactly. Leaves it only where it agreed to share."""
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,9 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
         "perplexity, trained": -np.mean(losses, axis=0),
         "length": table.n_response_tokens.astype(float),
     }
+    for block in sorted({n.split("/")[2] for n in table.parts if n.count("/") == 2}, key=_number):
+        terms = [v for name, v in table.parts.items() if name.endswith(f"/{block}")]
+        methods[f"influence, {block}"] = np.sum(terms, axis=0)
     figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
     for name, anchors in json.loads((space.private / "compared.json").read_text()).items():
         figures["detection"][name] = compared_figures(
@@ -59,3 +63,9 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
         dropped = np.array([row not in kept for row in table.row])
         figures.setdefault("dropped_by_kind", {})[kind] = float(dropped[mask].mean())
     return figures
+
+
+def _number(block: str) -> tuple[int, str]:
+    """Block 10 comes after block 9; what lies outside blocks comes last."""
+    last = block.split()[-1]
+    return (int(last) if last.isdigit() else sys.maxsize, block)
