@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from benchmarks.clock import ratio, take_turns
-from benchmarks.memory import resident_growth
+from benchmarks.memory import Resident
 from benchmarks.scene import Scene
 from benchmarks.speed import products
 from benchmarks.table import NOT_MEASURED, Row
@@ -28,9 +29,41 @@ def growth_rows(scene: Scene, n_rows: int, n_turns: int) -> list[Row]:
     ]
 
 
-def memory_row(model: str, counts: Sequence[int], *, device: str) -> Row:
-    """Peak resident memory for more and more short rows, each peak counted afresh."""
-    found = resident_growth(model, counts, device=device)
+def long_rows(found: Sequence[Resident]) -> list[Row]:
+    """Time and peak memory of one process for more and more short rows."""
+    first, last = found[0], found[-1]
+    times = (last.seconds / last.n_rows) / (first.seconds / first.n_rows)
+    seconds = ", ".join(f"{c.seconds:.1f}" for c in found)
+    counts = ", ".join(f"{c.n_rows}" for c in found)
+    return [
+        Row(
+            f"time for {counts} short rows",
+            f"linear: a row of the last at most {TOLERANCE} x one of the first",
+            f"{seconds} s, {times:.2f} x",
+            times <= TOLERANCE,
+        ),
+        _memory_row(found),
+    ]
+
+
+def draw(found: Sequence[Resident], path: Path) -> None:
+    """Time and peak memory by number of rows, as SVG; needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    rows = [c.n_rows for c in found]
+    figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.loglog(rows, [c.seconds for c in found], "o-", color="#0072b2")
+    left.set(xlabel="rows", ylabel="seconds", title="time")
+    right.semilogx(rows, [c.peak / 1e6 for c in found], "o-", color="#d55e00")
+    right.set(xlabel="rows", ylabel="MB", title="peak resident memory", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(visible=True, color="#dddddd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def _memory_row(found: Sequence[Resident]) -> Row:
     what = f"peak resident memory for {', '.join(f'{c.n_rows}' for c in found)} short rows"
     target = f"flat: last at most {TOLERANCE} x first"
     if not all(c.peak for c in found):

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -69,14 +70,15 @@ def resident_peak(call: Callable[[], object]) -> int:
 
 @dataclass(frozen=True)
 class Resident:
-    """What a process held at most while scoring so many rows, in bytes."""
+    """What a process held at most while scoring so many rows, in bytes, and how long it took."""
 
     n_rows: int
     peak: int
+    seconds: float
 
 
 def resident_growth(model: str, counts: Sequence[int], *, device: str) -> list[Resident]:
-    """Peak resident memory of a fresh process at each number of short rows."""
+    """Peak resident memory and time of a fresh process at each number of short rows."""
     arguments = ["--model", model, "--device", device, *map(str, counts)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *arguments],
@@ -85,7 +87,7 @@ def resident_growth(model: str, counts: Sequence[int], *, device: str) -> list[R
         capture_output=True,
         text=True,
     )
-    return [Resident(*pair) for pair in json.loads(done.stdout.splitlines()[-1])]
+    return [Resident(*found) for found in json.loads(done.stdout.splitlines()[-1])]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         score = partial(influence_scores, scene.model, rows, adapter=adapter, directions=directions)
         if not found:
             score()  # what the allocator keeps from the first call on is no growth
-        found.append((n_rows, resident_peak(score)))
+        start = time.perf_counter()
+        peak = resident_peak(score)
+        found.append((n_rows, peak, time.perf_counter() - start))
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.footprint import disk_row, peak_row
-from benchmarks.growth import growth_rows, memory_row
-from benchmarks.memory import ROOT
+from benchmarks.growth import draw, growth_rows, long_rows
+from benchmarks.memory import ROOT, resident_growth
 from benchmarks.observer import observer_rows
 from benchmarks.processes import processes_row
 from benchmarks.scene import built_scene, demo_owner, describe, with_rows
@@ -65,8 +65,16 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
     return Sizes(options.rows, options.pairs, min(3, options.pairs), memory, 4, False, 2, 4_000)
 
 
-def measure(model: str, device: str, sizes: Sizes) -> tuple[str, list[Row]]:
+def measure(
+    model: str, device: str, sizes: Sizes, *, figure: Path | None = None
+) -> tuple[str, list[Row]]:
     """Everything, in the order of the table.
+
+    Args:
+        model: built-in, or an absolute folder.
+        device: cpu or cuda.
+        sizes: how much.
+        figure: where to draw growth.
 
     Returns:
         What was measured on, in one line, and the rows.
@@ -76,13 +84,20 @@ def measure(model: str, device: str, sizes: Sizes) -> tuple[str, list[Row]]:
     rows = scene.repeated(sizes.rows)
     owner = demo_owner(model)
     n_shared = sizes.shards * ROWS_PER_SHARD
+
+    def many() -> list[Row]:
+        found = resident_growth(model, sizes.memory, device=device)
+        if figure:
+            draw(found, figure)
+        return long_rows(found)
+
     steps: dict[str, Callable[[], list[Row]]] = {
         "limit, other ways, directions": lambda: speed_rows(scene, rows, sizes.turns),
         "large shapes": lambda: large_rows(scene.model.device, sizes.few),
         "bytes on disk": lambda: [disk_row(scene, sizes.rows)],
         "peak memory": lambda: [peak_row(scene, sizes.rows)],
         "growth of time": lambda: growth_rows(scene, max(1, sizes.rows // 2), sizes.few),
-        "growth of memory": lambda: [memory_row(model, sizes.memory, device=device)],
+        "growth in one process": many,
         "processes": lambda: [processes_row(model, n_shared, min(2, sizes.few), short=sizes.short)],
         "in-run scores, demo": lambda: observer_rows(
             scene, owner, n_rounds=sizes.rounds, n_turns=sizes.turns
@@ -129,13 +144,17 @@ def main(arguments: Sequence[str] | None = None, *, page: Path = PAGE) -> None:
     parser.add_argument("--pairs", type=int, default=5, help="turns of the calls compared")
     parser.add_argument("--quick", action="store_true", help="seconds; the numbers mean nothing")
     parser.add_argument("--large", action="store_true", help="memory up to 100,000 rows")
+    parser.add_argument(
+        "--figure", action="store_true", help="draw growth into docs/images (needs matplotlib)"
+    )
     parser.add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
     options = parser.parse_args(arguments)
     _silence_libraries()
     folder = Path(options.model)
     # Programs that this one starts work in another folder.
     model = options.model if options.model == BUILT_IN else str(folder.resolve())
-    about, rows = measure(model, options.device, sizes_of(options))
+    figure = page.parent / "images" / "growth.svg" if options.figure else None
+    about, rows = measure(model, options.device, sizes_of(options), figure=figure)
     key = f"{BUILT_IN if model == BUILT_IN else folder.name} on {machine_name(options.device)}"
     text = f"{facts(about)}\n\n{table_text(rows)}"
     sys.stdout.write(f"{key}\n\n{text}")

@@ -12,6 +12,8 @@ HEAD = """# Benchmarks
 Made by `python -m benchmarks.scoring --write`: one section for every machine and model, replaced when
 the same machine measures the same model again. A ratio is the median over turns, with the smallest and
 the largest in brackets. A target that is missed stays in the table.
+
+![Time and peak memory from a thousand to a hundred thousand rows](images/growth.svg)
 """
 NOT_MEASURED = "not measured"
 

@@ -10,7 +10,8 @@ from federation_helpers import tiny_model
 from benchmarks import scoring
 from benchmarks.clock import ratio, take_turns
 from benchmarks.footprint import written_by
-from benchmarks.memory import peak_bytes
+from benchmarks.growth import draw, long_rows
+from benchmarks.memory import Resident, peak_bytes
 from benchmarks.scene import Scene, built_scene, demo_owner, with_rows
 from benchmarks.speed import each_set, faster_row, products
 from benchmarks.table import HEAD, Row, read_sections, table_text, write_section
@@ -96,6 +97,16 @@ def test_a_larger_silo_trains_one_epoch(folder) -> None:
     assert len(larger.rows) == 400
     assert larger.recipe.train.steps == 400 // owner.recipe.train.batch_size
     assert larger.recipe.score.trajectory == "inrun"
+
+
+def test_growth_is_judged_by_the_last_against_the_first(tmp_path) -> None:
+    flat = [Resident(1000, 800, 1.0), Resident(10_000, 810, 10.1)]
+    steep = [Resident(1000, 800, 1.0), Resident(10_000, 1000, 12.0)]
+    assert [row.met for row in long_rows(flat)] == [True, True]
+    assert [row.met for row in long_rows(steep)] == [False, False]
+    pytest.importorskip("matplotlib", reason="figures need the extra `figures`")
+    draw(flat, tmp_path / "images" / "growth.svg")
+    assert "<svg" in (tmp_path / "images" / "growth.svg").read_text()
 
 
 def test_a_section_replaces_its_own_and_leaves_the_others(tmp_path) -> None:
