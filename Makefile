@@ -1,13 +1,14 @@
 # make demo   the whole method on five generated silos (about five minutes on two cores)
 # make test   all tests
 # make check  lint, format, types
+# make results     docs/results.md from the stored results
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark clean
+.PHONY: demo test fast check benchmark results clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -25,6 +26,9 @@ check: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.scoring --large --write
+
+results: $(READY)
+	$(BIN)/python -m experiments.tables
 
 # torch first and alone: with it in place nothing else pulls another build of it.
 $(READY): requirements.lock pyproject.toml

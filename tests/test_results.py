@@ -1,0 +1,35 @@
+"""The published tables are those of the stored results."""
+
+import pytest
+
+from experiments import tables
+
+
+def run(mixed: float, clues: float, oracle: float) -> dict:
+    losses = {"mixed": mixed, "random": mixed, "clues": clues, "oracle": oracle}
+    shared = {"knowledge_accuracy": 0.5, "kept": 10, "seconds": 1.0}
+    return {"arms": {arm: {"heldout_loss": loss, **shared} for arm, loss in losses.items()}}
+
+
+def test_the_results_page_is_made_of_the_stored_results() -> None:
+    assert tables.DOCS.read_text() == tables.page(), "docs/results.md is old: make results"
+
+
+def test_an_interval_is_students() -> None:
+    # Three values of deviation 1: 4.303 / sqrt(3).
+    assert tables.spread([1.0, 2.0, 3.0]) == "2.000 ± 2.484"
+    assert tables.spread([1.0]) == "1.000"
+
+
+def test_paired_differences_cancel_what_seeds_share() -> None:
+    lines = tables.arms([run(2.0, 1.9, 1.8), run(5.0, 4.9, 4.8)])
+    assert "| clues minus mixed, paired | | -0.100 ± 0.000 | 0.000 ± 0.000 | |" in lines
+    assert any("± 19" in line for line in lines), "the arms themselves differ much between seeds"
+
+
+@pytest.mark.parametrize(
+    ("runs", "share"),
+    [([(2.0, 1.9, 1.8), (2.0, 1.8, 1.8)], "75%"), ([(2.0, 1.9, 2.1)], "oracle gains nothing")],
+)
+def test_the_share_of_the_oracles_gain(runs, share) -> None:
+    assert tables.arms([run(*losses) for losses in runs])[-1].split("|")[3].strip() == share
