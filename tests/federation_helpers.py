@@ -192,8 +192,10 @@ class Recorder:
 
     def __init__(self, run: Run) -> None:
         self.crossed: list[tuple[str, bytes, bytes]] = []
-        self.answers = dict(run.coordinator.transport.answers)  # pyright: ignore
-        run.coordinator.transport.answers = {n: partial(self._answer, n) for n in self.answers}  # pyright: ignore
+        self.answers = dict(run.coordinator.exchange.transport.answers)  # pyright: ignore
+        run.coordinator.exchange.transport.answers = {
+            n: partial(self._answer, n) for n in self.answers
+        }  # pyright: ignore
 
     def _answer(self, name: str, request: bytes) -> bytes:
         reply = self.answers[name](request)

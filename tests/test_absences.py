@@ -37,8 +37,7 @@ def lossy(run, silo: str, kind: str, **how) -> Lossy:
     run.coordinator.exchange.transport = Lossy(
         run.coordinator.exchange.transport, silo, kind, **how
     )
-    run.coordinator.transport = run.coordinator.exchange.transport
-    return run.coordinator.transport
+    return run.coordinator.exchange.transport
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,153 @@
+"""The coordinator's score and threshold stages: directions, the anchors' scores, one threshold."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
+from clues.data.tokens import EncodedRow
+from clues.federation.desk import Desk
+from clues.federation.guards import check_anchor_scores
+from clues.federation.messages import ScoreReply, ScoreRequest
+from clues.federation.trajectory import (
+    anchors_at_coordinator,
+    group_names,
+    probe_loss,
+    score_rows,
+    set_weights,
+)
+from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
+from clues.scoring.forms import form_directions
+from clues.selection import Threshold, fit_threshold
+
+
+def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Have every silo score its rows, and collect the anchors' scores by group.
+
+    Args:
+        desk: recipe, model, silos.
+        trained: what the train stage returned.
+
+    Returns:
+        Anchor scores by group and part, and each silo's proposal for a cut.
+    """
+    here = anchors_at_coordinator(desk.recipe)
+    anchors: dict[str, dict[str, list[float]]] = {}
+    requests: dict[str, ScoreRequest] = {}
+    if desk.recipe.score.shared:
+        base = desk.folder / "trajectory" / trained["folder"]
+        checkpoints = [load_checkpoint(base / name) for name in trained["checkpoints"]]
+        for domain in desk.domains:
+            request = _domain_request(desk, domain, checkpoints)
+            if here:
+                anchors[f"domain {domain}"] = request.anchor_scores
+            requests |= dict.fromkeys(desk.members(domain), request)
+    else:
+        requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}))
+    sizes = {} if here else {domain: len(desk.anchors(domain)) for domain in desk.recipe.public}
+
+    def take(name: str, reply: ScoreReply) -> ScoreReply:
+        domain = desk.silos[name]["domain"]
+        if not here:
+            groups = set(group_names(desk.recipe, name, domain))
+            parts = set_weights(desk.recipe.score, desk.recipe.public[domain].validation)
+            n = sizes[domain]
+            check_anchor_scores(name, reply, groups=groups, parts=list(parts), n_anchors=n)
+        return reply
+
+    replies = desk.exchange.ask("score", requests, take)
+    for reply in replies.values() if not here else ():
+        anchors |= reply.anchor_scores
+    return {"anchors": anchors, "proposals": {n: r.proposal for n, r in replies.items()}}
+
+
+def one_threshold(desk: Desk, scored: Mapping[str, Any]) -> Threshold:
+    """The threshold of all silos, from what the score stage returned."""
+    domains = {
+        group: silo["domain"]
+        for name, silo in desk.attendance.begin("score").items()
+        for group in group_names(desk.recipe, name, silo["domain"])
+    }
+    groups = scored["anchors"]
+    return fit_threshold(
+        {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
+        {
+            g: set_weights(desk.recipe.score, desk.recipe.public[domains[g]].validation)
+            for g in groups
+        },
+        desk.recipe.threshold,
+        recipe_hash=desk.recipe.hash,
+        seed=derived_seed(desk.recipe.seed, "bootstrap"),
+        proposals={k: v for k, v in scored["proposals"].items() if v is not None},
+    )
+
+
+def _domain_request(desk: Desk, domain: str, checkpoints: Sequence[Checkpoint]) -> ScoreRequest:
+    """Directions and anchor scores of one domain on the joint trajectory."""
+    settings, validation = desk.recipe.score, desk.validation(domain)
+    directions: list[dict[str, AdapterState]] = []
+    with desk.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
+        for checkpoint in checkpoints:
+            # Other scores than influence need no direction.
+            decides = settings.trajectory == "global" and settings.method == "influence"
+            sets: dict[str, list[EncodedRow]] = validation if decides else {}
+            weights = desk.scored_weights()
+            directions.append(
+                form_directions(desk.model, sets, checkpoint, form=settings.form, weights=weights)
+            )
+            advance(1)
+    anchor_scores: dict[str, list[float]] = {}
+    if anchors_at_coordinator(desk.recipe):
+        rows = desk.anchors(domain)
+        scored = score_rows(desk.model, rows, checkpoints, directions, settings=settings)
+        anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
+    probes = [probe_loss(desk.model, validation, c) for c in checkpoints]
+    return _request(desk, checkpoints, directions, probes, anchor_scores)
+
+
+def _request(
+    desk: Desk,
+    checkpoints: Sequence[Checkpoint],
+    directions: Sequence[Mapping[str, AdapterState]],
+    probe_losses: list[float],
+    anchor_scores: dict[str, list[float]],
+) -> ScoreRequest:
+    needed = _moments_at_rows(desk)
+    return ScoreRequest(
+        recipe_hash=desk.recipe.hash,
+        learning_rates=[c.learning_rate for c in checkpoints],
+        optimizer_steps=[c.optimizer_steps for c in checkpoints],
+        probe_losses=probe_losses,
+        anchor_scores=anchor_scores,
+        checkpoints={
+            f"{i}|{n}": t for i, c in enumerate(checkpoints) for n, t in c.adapter.items()
+        },
+        directions={
+            f"{i}/{name}|{n}": t
+            for i, sets in enumerate(directions)
+            for name, direction in sets.items()
+            for n, t in direction.items()
+        },
+        moments={
+            f"{i}/{which}|{n}": t
+            for i, c in enumerate(checkpoints)
+            for which, moment in (("first", c.first_moment), ("second", c.second_moment))
+            if which in needed
+            for n, t in moment.items()
+        },
+    )
+
+
+def _moments_at_rows(desk: Desk) -> set[str]:
+    """Which optimiser moments a silo needs beside the directions.
+
+    A linear form carries the moments in its direction; the others need them at the rows, and a
+    silo makes the directions of compared forms itself.
+    """
+    settings = desk.recipe.score
+    forms = {name for name in settings.compare if name in FORMS}
+    if anchors_at_coordinator(desk.recipe) and settings.form not in LINEAR_FORMS:
+        forms.add(settings.form)
+    needed = {"first": NEEDS_FIRST_MOMENT, "second": NEEDS_SECOND_MOMENT}
+    return {which for which, those in needed.items() if forms & set(those)}
