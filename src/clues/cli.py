@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -213,33 +214,81 @@ def select(
     at: Annotated[
         float | None, typer.Option("--threshold", help="With --dry-run: this threshold instead.")
     ] = None,
+    overrides: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--overrides",
+            help="What a person decided against the score, as exported from a silo's private "
+            "report. Once for each silo; it replaces what was in force there.",
+        ),
+    ] = None,
     as_json: Json = False,
     degenerate: Degenerate = False,
     quiet: Quiet = False,
 ) -> None:
-    """Decide about every row and write kept and dropped rows in the format that came in."""
+    """Decide about every row and write kept and dropped rows in the format that came in.
+
+    Overrides stay in the silo and in force for every later run under the same recipe.
+    """
     if at is not None and not dry_run:
         raise UsageError(
             "--threshold needs --dry-run: one silo's own number is no global threshold. To use "
             "a number for all, set recipe.threshold to rule: preset."
         )
-    stage = "threshold" if dry_run else "select"
+    given = _overrides_by_silo(overrides or (), load_config(config))
+    stage = "threshold" if dry_run or given else "select"
     opened = _stage(config, folder, stage, quiet=quiet, degenerate=degenerate or dry_run)
     found = opened.coordinator.threshold()
+    if given and not dry_run:
+        from clues.pipeline import overrule
+
+        overrule(opened, given)
     if at is not None:
         from dataclasses import replace
 
         found = replace(found, value=at, ratio=None)
     counts = {}
     for name, silo in opened.silos.items():
-        selection = silo.select(found)
-        counts[name] = {"rows": len(selection.decisions), "kept": len(selection.kept)}
+        selection = silo.select(found, given.get(name) if dry_run else None)
+        counts[name] = {
+            "rows": len(selection.decisions),
+            "kept": len(selection.kept),
+            "by_hand": sum(d.by_hand for d in selection.decisions),
+        }
     if as_json:
         out.print_json(json.dumps(counts))
         return
     for name, count in counts.items():
         share = count["kept"] / count["rows"]
-        out.print(f"{name}: {count['kept']} of {count['rows']} kept ({share:.0%})", highlight=False)
+        by_hand = f", {count['by_hand']} rows decided by a person" if count["by_hand"] else ""
+        text = f"{name}: {count['kept']} of {count['rows']} kept ({share:.0%}){by_hand}"
+        out.print(text, highlight=False)
+    if not dry_run:
+        for name in opened.silos:
+            page = opened.run_dir.silo(name) / "private" / "report.html"
+            out.print(f"{name}, private report: {page}", highlight=False)
+
+
+def _overrides_by_silo(paths: Sequence[Path], config: RunConfig) -> dict[str, Any]:
+    """Read exported files; each says whose it is."""
+    from clues.federation.overrides import read_overrides
+
+    found: dict[str, Any] = {}
+    names = [silo.name for silo in config.silos]
+    for path in paths:
+        overrides = read_overrides(path)
+        if overrides.silo not in names:
+            raise UsageError(
+                f"{path.name}: it is of silo {overrides.silo[:63]!r}, which this run does not "
+                f"have. Its silos: {', '.join(names)}."
+            )
+        if overrides.silo in found:
+            raise UsageError(
+                f"{path.name}: a second file of silo {overrides.silo}. Each replaces what was in "
+                "force, so give one."
+            )
+        found[overrides.silo] = overrides
+    return found
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """A whole run in order, resumable; what is finished is not done again."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from clues.errors import UsageError
 from clues.federation.coordinator import Coordinator
 from clues.federation.ledger import Ledger, summary, verify
 from clues.federation.local import LocalTransport
+from clues.federation.overrides import Overrides
 from clues.federation.silo import Silo
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.progress import Progress
@@ -128,6 +129,21 @@ def run_until(run: Run, stage: str = "report") -> dict[str, Any] | None:
     for silo in run.silos.values():
         silo.clean_scratch()
     return write_results(run) if "report" in wanted else None
+
+
+def overrule(run: Run, overrides: Mapping[str, Overrides]) -> None:
+    """Put persons' decisions in force, all or none, and select again.
+
+    Raises:
+        CluesError: some do not fit; then none is in force.
+    """
+    threshold = run.coordinator.threshold()
+    for name, decided in overrides.items():
+        run.silos[name].select(threshold, decided)
+    for name, decided in overrides.items():
+        run.silos[name].overrule(decided, threshold)
+    # Through hello the coordinator learns that a silo will answer anew.
+    run_until(run, "select")
 
 
 def arms_of(config: RunConfig) -> Sequence[str]:

@@ -6,7 +6,7 @@ Scores of different groups compare only in units of each group's anchors.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -301,14 +301,23 @@ def mixture_cut(scores: Array, *, seed: int) -> float | None:
 
 
 @dataclass(frozen=True)
+class Ruling:
+    """What a person decided about a row, whatever it scores."""
+
+    keep: bool
+    reason: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Decision:
-    """What happens to one row, and why."""
+    """What happens to one row, and why; `by_hand` if a person has decided it."""
 
     row: int
     id: str
     score: float | None
     kept: bool
-    reason: str
+    reason: str = field(repr=False)
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -339,6 +348,7 @@ def select(
     where: str,
     min_kept: int = 1,
     allow_degenerate: bool = False,
+    rulings: Mapping[str, Ruling] | None = None,
 ) -> Selection:
     """Decide about every row; a row at the threshold is kept.
 
@@ -351,10 +361,13 @@ def select(
         where: name of the silo, for errors.
         min_kept: fewer kept rows than this would single people out.
         allow_degenerate: accept a selection that keeps nothing or everything.
+        rulings: by content id, what a person decided; it wins over the score, and the limits
+            above hold for what comes out.
 
     Raises:
         RecipeMismatchError: scores and threshold come from different recipes.
         NumericsError: a score is not finite.
+        DataError: a person keeps a row that has no score.
         DegenerateSelectionError: nothing, everything, or fewer than `min_kept` rows are kept.
     """
     if recipe_hash != threshold.recipe_hash:
@@ -376,6 +389,7 @@ def select(
         for (row, id_), score in zip(rows, scores, strict=True)
     ]
     decisions += [Decision(r, id_, None, False, why) for r, (id_, why) in dropped.items()]
+    decisions = [_ruled(d, rulings or {}, where) for d in decisions]
     selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
     n_kept, n_rows = len(selection.kept), len(rows)
     if not allow_degenerate and n_kept in (0, n_rows):
@@ -391,6 +405,22 @@ def select(
             "A model trained on so few can give them away."
         )
     return selection
+
+
+def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:
+    """The decision with a person's ruling over it, if there is one for this text."""
+    ruling = rulings.get(decision.id)
+    if ruling is None:
+        return decision
+    if ruling.keep and decision.score is None:
+        raise DataError(
+            f"{where}: row {decision.row + 1} (id {decision.id}) cannot be kept by hand, because "
+            f"nothing can be trained on it: {decision.reason}. Mend the row, or take it out of "
+            "the overrides."
+        )
+    what = "kept" if ruling.keep else "dropped"
+    reason = f"{what} by a person: {ruling.reason}; {decision.reason}"
+    return replace(decision, kept=ruling.keep, reason=reason, by_hand=True)
 
 
 def _reason(score: float, cut: float) -> str:

@@ -93,7 +93,8 @@ class Coordinator:
         def take(name: str, reply: HelloReply) -> dict[str, Any]:
             domains, limit = list(self.recipe.public), self.desk.federation.max_rows
             check_hello(name, reply, domains=domains, max_rows=limit)
-            return {"domain": reply.domain, "n_rows": reply.n_rows, "token": reply.data_token}
+            facts = {"domain": reply.domain, "n_rows": reply.n_rows, "token": reply.data_token}
+            return facts | ({"overrides": reply.overrides_token} if reply.overrides_token else {})
 
         asked = [
             name for name in self.exchange.transport.silos if name not in self.attendance.left_out
@@ -144,7 +145,8 @@ class Coordinator:
 
             return {"n_kept": self.exchange.ask("select", dict.fromkeys(self.silos, request), take)}
 
-        return self.stages.run("select", {**self._inputs("select"), "t": threshold}, compute)
+        inputs = {**self._inputs("select"), "t": threshold, **self._overruled("select")}
+        return self.stages.run("select", inputs, compute)
 
     def fit(self, arm: str) -> dict[str, Any]:
         """Train the joint adapter on one arm's rows."""
@@ -237,7 +239,15 @@ class Coordinator:
         return {"stage": stage, "recipe": kept, "silos": silos}
 
     def _selection_token(self) -> str:
-        return hash_of(self.threshold().to_json())[:16]
+        decided = self._overruled("select")
+        threshold = self.threshold().to_json()
+        return hash_of([threshold, decided] if decided else threshold)[:16]
+
+    def _overruled(self, stage: str) -> dict[str, Any]:
+        """Tokens of the silos where a person overruled rows: they decide what is selected."""
+        members = self.attendance.begin(stage)
+        tokens = {n: s["overrides"] for n, s in members.items() if s.get("overrides")}
+        return {"overrules": tokens} if tokens else {}
 
 
 def _without_seconds(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,20 +3,34 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 
 import numpy as np
 
 from clues.atomic import atomic_write_bytes
 from clues.data.formats import write_rows
 from clues.errors import RecipeMismatchError
+from clues.federation.overrides import in_force
 from clues.federation.workspace import Workspace
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
-from clues.selection import Selection, Threshold, Units, select
+from clues.selection import Ruling, Selection, Threshold, Units, select
 
 
-def decide(space: Workspace, threshold: Threshold, *, allow_degenerate: bool) -> Selection:
+def decide(
+    space: Workspace,
+    threshold: Threshold,
+    *,
+    allow_degenerate: bool,
+    rulings: Mapping[str, Ruling] | None = None,
+) -> Selection:
     """Decide about every row under a threshold, and write nothing.
+
+    Args:
+        space: of the silo.
+        threshold: the one for all.
+        allow_degenerate: accept a selection that keeps nothing or everything.
+        rulings: what a person decided, by content id; None for the overrides in force.
 
     Raises:
         RecipeMismatchError: the scores come from another recipe.
@@ -39,6 +53,7 @@ def decide(space: Workspace, threshold: Threshold, *, allow_degenerate: bool) ->
         where=f"silo {space.name}",
         min_kept=space.settings.min_kept,
         allow_degenerate=allow_degenerate,
+        rulings=in_force(space, recipe.hash) if rulings is None else rulings,
     )
 
 

@@ -10,6 +10,7 @@ from clues.config import LOSS
 from clues.evaluation.compare import figures as compared_figures
 from clues.evaluation.detection import detection, ranking, read_labels
 from clues.federation.decisions import in_units
+from clues.federation.overrides import in_force
 from clues.federation.workspace import Workspace
 from clues.selection import Threshold
 
@@ -26,6 +27,10 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
         if threshold.value is None
         else threshold.value * units.spread + units.location,
     }
+    rulings = in_force(space, space.recipe().hash)
+    by_hand = [rulings[id_].keep for id_ in table.id if id_ in rulings]
+    if by_hand:
+        figures["by_hand"] = {"kept": sum(by_hand), "dropped": len(by_hand) - sum(by_hand)}
     labels = read_labels(space.rows(), space.settings.labels)
     if labels is None:
         return figures

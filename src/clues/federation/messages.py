@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin
 
@@ -45,7 +45,8 @@ class Envelope:
             if spec.name in self.tensor_fields:
                 for name, tensor in value.items():
                     tensors[f"{spec.name}|{name}"] = tensor.detach().cpu().contiguous().clone()
-            else:
+            # A later field stays out where it is not in use: older programs read the message.
+            elif spec.default is MISSING or value != spec.default:
                 header[spec.name] = value
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return save(tensors or {"empty": torch.zeros(0)}, metadata={"clues": text})
@@ -67,12 +68,16 @@ class HelloReply(Envelope):
     """A silo is there, with so many rows."""
 
     kind: ClassVar[str] = "hello-reply"
-    reveals: ClassVar[str] = "number of rows rounded to tens, domain, versions, a keyed data token"
+    reveals: ClassVar[str] = (
+        "number of rows rounded to tens, domain, versions, a keyed data token, and by another "
+        "that a person's overrides have changed"
+    )
     silo: str
     domain: str
     n_rows: int
     data_token: str
     versions: dict[str, str]
+    overrides_token: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,10 +263,13 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
             raise NumericsError(f"{sender}: {kind} carries a tensor that is not finite: {name}.")
         content[owner][name] = tensor
     specs = {s.name: s for s in fields(cls) if s.name not in cls.tensor_fields}
-    if set(header) != set(specs):
-        odd = sorted(set(header) ^ set(specs))
+    needed = {name for name, spec in specs.items() if spec.default is MISSING}
+    if not needed <= set(header) <= set(specs):
+        odd = sorted((needed - set(header)) | (set(header) - set(specs)))
         raise DataError(f"{sender}: {kind} lacks or adds field {odd[0][:40]!r}.")
     for name, spec in specs.items():
+        if name not in header:
+            continue
         if not _fits(header[name], spec.type):
             raise DataError(f"{sender}: {kind}.{name} has the wrong type.")
         _check_finite(header[name], f"{sender}: {kind}.{name}")

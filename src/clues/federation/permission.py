@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clues.errors import DataError, RecipeMismatchError, UsageError
 from clues.federation.messages import SelectRequest, token_of
+from clues.federation.overrides import FILE
 from clues.federation.workspace import Workspace
 from clues.rundir import write_json
 
@@ -65,15 +66,15 @@ def approve(folder: Path) -> list[str]:
         raise UsageError(f"{folder}: no silo here has scores yet. Approve after scoring.")
     for place in scored:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"time": now, "scores": _scores_hash(place / "private")}
+        content = {"time": now, "scores": _seen_hash(place / "private")}
         write_json(place / "private" / "approval.json", content)
     return [place.name for place in scored]
 
 
 def is_approved(private: Path) -> bool:
-    """Whether a person has approved these very scores."""
+    """Whether a person has approved these very scores and overrides."""
     path = private / "approval.json"
-    return path.exists() and json.loads(path.read_text())["scores"] == _scores_hash(private)
+    return path.exists() and json.loads(path.read_text())["scores"] == _seen_hash(private)
 
 
 def _met(space: Workspace) -> dict[str, str]:
@@ -83,6 +84,10 @@ def _met(space: Workspace) -> dict[str, str]:
     return stored.get(space.data_token(), {})
 
 
-def _scores_hash(private: Path) -> str | None:
-    path = private / "scores.parquet"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+def _seen_hash(private: Path) -> str | None:
+    """Of the scores, and of the overrides where there are some: both decide what is kept."""
+    path, overrides = private / "scores.parquet", private / FILE
+    if not path.exists():
+        return None
+    seen = path.read_bytes() + (overrides.read_bytes() if overrides.exists() else b"")
+    return hashlib.sha256(seen).hexdigest()

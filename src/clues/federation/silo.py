@@ -51,6 +51,7 @@ from clues.federation.messages import (
     round_count,
     token_of,
 )
+from clues.federation.overrides import Overrides, check_overrides, overrides_token, store
 from clues.federation.permission import admit, is_approved, remember
 from clues.federation.rounds import read_reference, watch_round, write_round
 from clues.federation.scoring import score
@@ -131,6 +132,10 @@ class Silo:
         ours_alone |= set() if self.settings.privacy else {"privacy"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.skip_nonfinite]
+        overruled = overrides_token(self.space, request.recipe_hash)
+        # What a person decides changes neither training nor scores.
+        if overruled and not isinstance(request, TrainRequest | ScoreRequest):
+            ours.append(overruled)
         stored = self.outbox / f"{request.kind}-{hash_of([token_of(data), ours])[:24]}.clues"
         if stored.exists():
             return stored.read_bytes()
@@ -198,6 +203,7 @@ class Silo:
             n_rows=round_count(n_rows),
             data_token=self.space.data_token(),
             versions={name: version(name) for name in PACKAGES},
+            overrides_token=overrides_token(self.space, recipe.hash),
         )
 
     def _train(self, request: TrainRequest) -> TrainReply:
@@ -339,14 +345,32 @@ class Silo:
 
     # --- what the silo itself may look at
 
-    def select(self, threshold: Threshold) -> Selection:
+    def select(self, threshold: Threshold, overrides: Overrides | None = None) -> Selection:
         """Decide about every row under a threshold, and write nothing.
 
+        Args:
+            threshold: the one for all.
+            overrides: what a person decided; None for what is in force.
+
         Raises:
-            RecipeMismatchError: the scores come from another recipe.
+            RecipeMismatchError: the scores or the overrides come from another recipe.
+            DataError: the overrides are not of these rows.
             DegenerateSelectionError: nothing, everything or too few rows would be kept.
         """
-        return decide(self.space, threshold, allow_degenerate=self.allow_degenerate)
+        if overrides is not None:
+            check_overrides(self.space, overrides)
+        rulings = overrides.rulings if overrides is not None else None
+        degenerate = self.allow_degenerate
+        return decide(self.space, threshold, allow_degenerate=degenerate, rulings=rulings)
+
+    def overrule(self, overrides: Overrides, threshold: Threshold) -> None:
+        """Put a person's decisions in force, in place of those that were.
+
+        Raises:
+            CluesError: as `select`; what was in force still is.
+        """
+        self.select(threshold, overrides)
+        store(self.space, overrides)
 
     def diagnostics(self) -> dict[str, Any]:
         """Exact counts, and detection figures where the silo names a column of labels."""
