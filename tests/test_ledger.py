@@ -184,3 +184,47 @@ def test_ledgers_without_a_common_silo_cannot_be_compared(tmp_path):
     ours, _ = both_sides(tmp_path)
     with pytest.raises(LedgerError, match="no silo in common"):
         compare(ours, [])
+
+
+ASKED, ANSWERED = ("north", "in", "train", b"adapter"), ("north", "out", "train-reply", b"mine")
+LOST_ONE = ("north", "lost", "train", b"adapter")
+
+
+@pytest.mark.parametrize(
+    ("what", "theirs"),
+    [
+        ("never arrived", [ASKED, ANSWERED]),
+        ("arrived, and the silo died", [ASKED, ASKED, ANSWERED]),
+        ("arrived, and the answer got lost", [ASKED, ANSWERED, ASKED, ANSWERED]),
+    ],
+)
+def test_what_the_coordinator_calls_lost_may_stand_on_the_other_side_or_not(tmp_path, what, theirs):
+    ours = write(tmp_path / "ours.jsonl", [*MESSAGES, ASKED, LOST_ONE, ASKED, ANSWERED])
+    other = write(tmp_path / "theirs.jsonl", [m for m in MESSAGES if m[0] == "north"] + theirs)
+    assert "north" in compare(ours, other)
+    assert "north" in compare(other, ours)
+
+
+@pytest.mark.parametrize(
+    ("what", "theirs"),
+    [
+        ("the answer differs", [ASKED, (*ANSWERED[:3], b"other")]),
+        ("one answer too many", [ASKED, ANSWERED, ASKED, ANSWERED, ASKED, ANSWERED]),
+        ("nothing at all", []),
+        ("another request in its place", [("north", "in", "fit", b"adapter"), ASKED, ANSWERED]),
+    ],
+)
+def test_nothing_else_is_excused_by_a_lost_message(tmp_path, what, theirs):
+    ours = write(tmp_path / "ours.jsonl", [ASKED, LOST_ONE, ASKED, ANSWERED])
+    other = write(tmp_path / "theirs.jsonl", [("north", "in", "hello", b""), *theirs])
+    ours = [*write(tmp_path / "hello.jsonl", [("north", "in", "hello", b"")]), *ours]
+    with pytest.raises(LedgerError, match="silo north"):
+        compare(ours, other)
+
+
+def write(path, messages):
+    """A ledger of these messages, as its entries."""
+    ledger = Ledger(path)
+    for message in messages:
+        ledger.record(*message)
+    return verify(path)

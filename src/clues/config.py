@@ -346,18 +346,33 @@ class CombineSettings(Settings):
         return cls.model_fields[name].default
 
 
+# A day of training or scoring; other answers only read rows or count.
+LONG_TIMEOUT_S, SHORT_TIMEOUT_S = 86_400.0, 3_600.0
+
+
 class FederationSettings(Settings):
-    """What the coordinator accepts from silos.
+    """What the coordinator accepts from silos, and how long it waits for them.
 
     Attributes:
         quorum: silos without which a run stops; None for all of them.
         norm_bound: an update may be so many times longer than the median of the silos' updates.
         max_rows: the largest number of rows that a silo may say it has.
+        wait_s: seconds that a silo on another machine may be out of reach.
+        timeouts: seconds from a message to its answer, by kind of message.
     """
 
     quorum: PositiveInt | None = None
     norm_bound: float = Field(default=10.0, gt=1.0)
     max_rows: PositiveInt = 10_000_000
+    wait_s: PositiveFloat = 900.0
+    timeouts: dict[
+        Literal["hello", "train", "score", "select", "fit", "evaluate"], PositiveFloat
+    ] = {}
+
+    def timeout_s(self, kind: str) -> float:
+        """Seconds to wait for the answer to a kind of message."""
+        default = LONG_TIMEOUT_S if kind in ("train", "score", "fit") else SHORT_TIMEOUT_S
+        return {str(k): v for k, v in self.timeouts.items()}.get(kind, default)
 
 
 class EvaluateSettings(Settings):
@@ -399,15 +414,30 @@ class SiloSettings(Settings):
     model_path: str | None = None
 
 
-class RunConfig(Settings):
-    """A whole run, as `clues run` reads it."""
+class SharedConfig(Settings):
+    """A run without its silos, as the coordinator of separate machines reads it."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     recipe: Recipe
     combine: CombineSettings = CombineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     federation: FederationSettings = FederationSettings()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether arm oracle can run; a coordinator alone believes who asks for it by name."""
+        return "arms" in self.evaluate.model_fields_set
+
+
+class RunConfig(SharedConfig):
+    """A whole run, as `clues run` reads it."""
+
     silos: tuple[SiloSettings, ...] = Field(min_length=1)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every silo names a column of labels."""
+        return all(silo.labels for silo in self.silos)
 
     @model_validator(mode="after")
     def _silos_fit(self) -> "RunConfig":
@@ -455,6 +485,7 @@ def derived_seed(seed: int, *parts: object) -> int:
 
 
 Model = TypeVar("Model", bound=BaseModel)
+Shared = TypeVar("Shared", bound=SharedConfig)
 
 
 def load_config(path: str | Path) -> RunConfig:
@@ -471,7 +502,35 @@ def load_config(path: str | Path) -> RunConfig:
     silos = content.get("silos")
     if isinstance(silos, list):
         content["silos"] = [_silo_content(entry, path) for entry in silos]
-    config = validate(RunConfig, content, where=path.name)
+    return _resolved(validate(RunConfig, content, where=path.name), path)
+
+
+def load_shared(path: Path) -> SharedConfig:
+    """Read a run's YAML for a coordinator whose silos are on other machines.
+
+    Raises:
+        ConfigError: as `load_config`; or it lists silos, whose settings are not the coordinator's.
+    """
+    content = _read_yaml(path)
+    if "silos" in content:
+        raise ConfigError(
+            f"{path.name}: on separate machines each silo keeps its own settings. Remove `silos` "
+            "here, and name silos and their public keys in the coordinator's file."
+        )
+    return _resolved(validate(SharedConfig, content, where=path.name), path)
+
+
+def load_silo(path: Path) -> SiloSettings:
+    """Read one silo's own file.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, or a value out of range.
+    """
+    return validate(SiloSettings, _silo_content(path.name, path), where=path.name)
+
+
+def _resolved(config: Shared, path: Path) -> Shared:
+    """Fill in absolute paths and the hashes of public files."""
     base = path.parent
     public = {
         domain: PublicSet(

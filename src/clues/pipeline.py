@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from clues.atomic import atomic_write_bytes
-from clues.config import Recipe, RunConfig, dump_yaml
-from clues.data.tokens import RowEncoder
+from clues.config import RunConfig, SharedConfig, dump_yaml
 from clues.errors import UsageError
 from clues.federation.coordinator import Coordinator
 from clues.federation.ledger import Ledger, summary, verify
+from clues.federation.loading import ModelCache
 from clues.federation.local import LocalTransport
 from clues.federation.overrides import Overrides
 from clues.federation.silo import Silo
-from clues.model.adapters import LoraModel, load_tokenizer
+from clues.federation.transport import Transport
 from clues.progress import Progress
 from clues.report.shared import render_html, render_markdown
 from clues.rundir import RunDir, write_json
@@ -29,31 +29,11 @@ STAGES = ("hello", "train", "score", "threshold", "select", "fit", "measure", "r
 PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
-class ModelCache:
-    """One base model in memory for all silos of this process.
-
-    A silo sets its own adapter before every use, so that sharing changes no number.
-    """
-
-    def __init__(self) -> None:
-        """Load nothing yet."""
-        self._loaded: dict[str, tuple[LoraModel, RowEncoder]] = {}
-
-    def load(self, recipe: Recipe) -> tuple[LoraModel, RowEncoder]:
-        """Return the model of a recipe, loading it at first use."""
-        key = f"{recipe.model!r}{recipe.lora!r}{recipe.tokens!r}{recipe.seed}"
-        if key not in self._loaded:
-            model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
-            encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
-            self._loaded[key] = (model, encoder)
-        return self._loaded[key]
-
-
 @dataclass(frozen=True)
 class Run:
-    """A run under way: both sides of the wall, in one process."""
+    """A run under way: both sides of the wall, or the coordinator alone with no silo here."""
 
-    config: RunConfig
+    config: SharedConfig
     run_dir: RunDir
     coordinator: Coordinator
     silos: dict[str, Silo]
@@ -74,9 +54,8 @@ def open_run(
         LedgerError: the folder's ledger is broken.
     """
     run_dir = RunDir(root)
-    for folder in (run_dir.coordinator / "stages", *(run_dir.silo(s.name) for s in config.silos)):
-        folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(root / "config.resolved.yaml", dump_yaml(config).encode())
+    for settings in config.silos:
+        run_dir.silo(settings.name).mkdir(parents=True, exist_ok=True)
     cache = ModelCache()
     silos = {
         settings.name: Silo(
@@ -91,17 +70,34 @@ def open_run(
         for settings in config.silos
     }
     answers = {name: silo.answer for name, silo in silos.items()}
+    transport = LocalTransport(answers, Ledger(run_dir.ledger))
+    run = open_coordinator(config, root, transport=transport, progress=progress, cache=cache)
+    return replace(run, silos=silos)
+
+
+def open_coordinator(
+    config: SharedConfig,
+    root: Path,
+    *,
+    transport: Transport,
+    progress: Progress,
+    cache: ModelCache | None = None,
+) -> Run:
+    """Set up the coordinator's side alone; the silos are where the transport leads."""
+    run_dir = RunDir(root)
+    (run_dir.coordinator / "stages").mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(root / "config.resolved.yaml", dump_yaml(config).encode())
     coordinator = Coordinator(
         config.recipe,
         config.combine,
         config.evaluate,
         run_dir.coordinator,
-        transport=LocalTransport(answers, Ledger(run_dir.ledger)),
-        load_model=cache.load,
+        transport=transport,
+        load_model=(cache or ModelCache()).load,
         progress=progress,
         federation=config.federation,
     )
-    return Run(config, run_dir, coordinator, silos)
+    return Run(config, run_dir, coordinator, {})
 
 
 def run_until(run: Run, stage: str = "report") -> dict[str, Any] | None:
@@ -146,10 +142,9 @@ def overrule(run: Run, overrides: Mapping[str, Overrides]) -> None:
     run_until(run, "select")
 
 
-def arms_of(config: RunConfig) -> Sequence[str]:
+def arms_of(config: SharedConfig) -> Sequence[str]:
     """Arms that can be run: oracle only where every silo knows its labels."""
-    known = all(silo.labels for silo in config.silos)
-    return [arm for arm in config.evaluate.arms if arm != "oracle" or known]
+    return [arm for arm in config.evaluate.arms if arm != "oracle" or config.labelled]
 
 
 def write_results(run: Run) -> dict[str, Any]:

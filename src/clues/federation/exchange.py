@@ -5,10 +5,18 @@ from typing import Any, TypeVar
 
 from clues.errors import ApprovalError, DataError, NumericsError
 from clues.federation.attendance import Attendance
-from clues.federation.messages import REPLIES, Envelope, Refusal, SelectRequest, from_bytes
+from clues.federation.messages import (
+    REPLIES,
+    Envelope,
+    Failure,
+    Refusal,
+    SelectRequest,
+    from_bytes,
+)
 from clues.federation.transport import Missing, Transport
 
 Taken = TypeVar("Taken")
+MAX_REFERENCE = 16
 
 
 class Exchange:
@@ -52,12 +60,17 @@ class Exchange:
                 missing[name] = f"silo {name}: {data.why}"
                 continue
             kind = f"{requests[name].kind}-reply"
-            allowed = {kind: REPLIES[kind]}
+            allowed = {kind: REPLIES[kind], Failure.kind: Failure}
             # Elsewhere a refusal would let one silo stop everybody for nothing.
             if requests[name].kind == SelectRequest.kind:
                 allowed[Refusal.kind] = Refusal
             try:
                 reply = from_bytes(data, allowed=allowed, sender=f"silo {name}")
+                if isinstance(reply, Failure):
+                    raise DataError(
+                        f"silo {name}: could not answer. Its own log has the reason, under "
+                        f"reference {_reference(reply.reference)}."
+                    )
                 if reply.recipe_hash != self.recipe_hash:
                     raise DataError(f"silo {name} answered under another recipe.")
                 if isinstance(reply, Refusal):
@@ -82,3 +95,9 @@ class Exchange:
             )
         self.attendance.leave_out(stage, missing, n_left=len(taken))
         return {name: taken[name] for name in sorted(taken)}
+
+
+def _reference(text: str) -> str:
+    """A reference as a silo makes it; whatever else it sends is not repeated."""
+    whole = len(text) <= MAX_REFERENCE and text.isascii() and text.isalnum()
+    return text if whole else "(unreadable)"

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from clues.errors import LedgerError
 
 START = "0" * 64
+LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Entry:
         n: position in the ledger, from zero.
         time: UTC, ISO 8601.
         silo: the silo it came from or went to.
-        direction: `out` leaves the silo, `in` enters it.
+        direction: `out` leaves the silo, `in` enters it; `lost`: no answer came to the coordinator,
+            so that the silo may have seen it and answered, or not.
         kind: message kind.
         n_bytes: length of the message.
         sha256: of the message.
@@ -69,14 +70,22 @@ class Ledger:
 
     def record(self, silo: str, direction: str, kind: str, message: bytes) -> Entry:
         """Append one entry and force it to the disk."""
+        digest = hashlib.sha256(message).hexdigest()
+        return self._append(silo, direction, kind, len(message), digest)
+
+    def note_lost(self, asked: Entry) -> Entry:
+        """Append that a request found no answer; its bytes need not be there any more."""
+        return self._append(asked.silo, LOST, asked.kind, asked.n_bytes, asked.sha256)
+
+    def _append(self, silo: str, direction: str, kind: str, n_bytes: int, digest: str) -> Entry:
         content: dict[str, Any] = {
             "n": self.n_entries,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "silo": silo,
             "direction": direction,
             "kind": kind,
-            "n_bytes": len(message),
-            "sha256": hashlib.sha256(message).hexdigest(),
+            "n_bytes": n_bytes,
+            "sha256": digest,
             "previous": self.last,
         }
         entry = Entry(**content, chain="")
@@ -140,18 +149,47 @@ def compare(ours: Iterable[Entry], theirs: Iterable[Entry]) -> dict[str, int]:
         raise LedgerError("the two ledgers have no silo in common, so there is nothing to compare.")
     for silo in shared:
         one, two = sides[0][silo], sides[1][silo]
-        for number, pair in enumerate(zip_longest(one, two), start=1):
-            if _message(pair[0]) == _message(pair[1]):
-                continue
-            found = " and ".join(
-                f"{e.kind} ({e.n_bytes} bytes, {e.sha256[:12]})" if e else "nothing" for e in pair
-            )
-            raise LedgerError(
-                f"silo {silo}, its message {number}: one side has {found}. A message was changed, "
-                "dropped or moved on the way or in one of the ledgers. Trust neither before you "
-                "know which."
-            )
-    return {silo: len(sides[0][silo]) for silo in shared}
+        if any(entry.direction == LOST for entry in two):
+            one, two = two, one
+        number = _first_difference(one, two)
+        if number is None:
+            continue
+        pair = [side[number] if number < len(side) else None for side in (one, two)]
+        found = " and ".join(
+            f"{e.kind} ({e.n_bytes} bytes, {e.sha256[:12]})" if e else "nothing" for e in pair
+        )
+        raise LedgerError(
+            f"silo {silo}, its message {number + 1}: one side has {found}. A message was changed, "
+            "dropped or moved on the way or in one of the ledgers. Trust neither before you "
+            "know which."
+        )
+    return {silo: min(len(side[silo]) for side in sides) for silo in shared}
+
+
+def _first_difference(one: list[Entry], two: list[Entry]) -> int | None:
+    """Position of the first message that two sides do not agree on; None where they do.
+
+    Args:
+        one: the side that may say `lost`. A request that got lost may stand on the other side or
+            not, with an answer or without.
+        two: the other side.
+    """
+    # All positions of the other side at which it may stand after what was read of this side.
+    places = {0}
+    for number, entry in enumerate(one):
+        if entry.direction == LOST:
+            continue
+        lost = number + 1 < len(one) and one[number + 1].direction == LOST
+        after = set(places) if lost else set()
+        for place in places:
+            if place < len(two) and _message(two[place]) == _message(entry):
+                after.add(place + 1)
+                if lost and place + 1 < len(two) and two[place + 1].direction == "out":
+                    after.add(place + 2)
+        if not after:
+            return number
+        places = after
+    return None if len(two) in places else max(places)
 
 
 def _by_silo(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
@@ -161,8 +199,8 @@ def _by_silo(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     return found
 
 
-def _message(entry: Entry | None) -> tuple[str, str, int, str] | None:
-    return entry and (entry.direction, entry.kind, entry.n_bytes, entry.sha256)
+def _message(entry: Entry) -> tuple[str, str, int, str]:
+    return (entry.direction, entry.kind, entry.n_bytes, entry.sha256)
 
 
 def summary(entries: Iterable[Entry]) -> list[dict[str, Any]]:

@@ -218,6 +218,32 @@ class Refusal(Envelope):
     reveals: ClassVar[str] = "that nobody has approved yet"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure(Envelope):
+    """A silo could not answer; the reason stays in its own log, under this reference."""
+
+    kind: ClassVar[str] = "failure"
+    reveals: ClassVar[str] = "that something went wrong there, and a random number"
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhoRequest(Envelope):
+    """Ask a machine without a registered key which silo it is; on loopback only."""
+
+    kind: ClassVar[str] = "who"
+    reveals: ClassVar[str] = "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhoReply(Envelope):
+    """The silo's name."""
+
+    kind: ClassVar[str] = "who-reply"
+    reveals: ClassVar[str] = "the silo's name"
+    silo: str
+
+
 REQUESTS: dict[str, type[Envelope]] = {
     cls.kind: cls
     for cls in (
