@@ -24,7 +24,7 @@ LAYERS = (
     ("evaluation",),
     ("federation",),
     ("report",),
-    ("check", "pipeline", "demo"),
+    ("reference", "checklist", "scaffold", "check", "pipeline", "demo"),
     ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
@@ -38,6 +38,7 @@ WITHOUT_TORCH = (
     "data.formats",
     "data.damage",
     "data.partition",
+    "checklist",
     "cli",
 )
 

@@ -52,6 +52,9 @@ def test_help_names_every_verb_and_needs_no_torch() -> None:
     )
     verbs = "demo run check train score threshold select merge evaluate report ledger approve"
     assert all(verb in done.stdout for verb in verbs.split())
+    groups = ("Whole runs", "One stage", "Audit")
+    places = [done.stdout.index(group) for group in groups]
+    assert places == sorted(places), "a newcomer's verbs must come first"
 
 
 def test_an_unknown_key_comes_with_a_suggestion(inputs, capsys) -> None:
@@ -65,6 +68,22 @@ def test_a_missing_config_is_named(tmp_path, capsys) -> None:
     code, message = fails(capsys, "run", tmp_path / "nothing.yaml")
     assert code == 2
     assert "nothing.yaml" in message
+
+
+def test_a_folder_is_no_configuration_and_what_lies_in_it_is_named(inputs, capsys) -> None:
+    code, message = fails(capsys, "check", inputs.parent)
+    assert code == 2
+    assert "this is a folder" in message
+    assert "clues.yaml" in message
+
+
+def test_a_data_file_is_no_configuration_and_shows_no_row(inputs, capsys) -> None:
+    path = inputs.parent / "silos" / "harbor-bank.jsonl"
+    path.write_text('{"instruction": "SECRET-41"}\n' * 2)
+    code, message = fails(capsys, "run", path)
+    assert code == 2
+    assert "data file" in message
+    assert "SECRET-41" not in message
 
 
 def test_yaml_that_is_broken_names_its_line(tmp_path, capsys) -> None:
@@ -134,6 +153,34 @@ def test_a_row_that_loses_its_response_is_named(inputs, tmp_path, capsys) -> Non
     assert "row 1" in message
 
 
+def test_columns_that_are_nearly_a_schema_come_with_the_renaming(inputs, capsys) -> None:
+    path = inputs.parent / "silos" / "harbor-bank.jsonl"
+    path.write_text(path.read_text().replace('"instruction"', '"Instruction"'))
+    code, _ = call("check", inputs, "--rows", "0")
+    assert code == 3
+    assert "Rename Instruction to instruction" in capsys.readouterr().out
+
+
+def test_a_labels_column_that_is_missing_is_found_before_any_training(
+    inputs, tmp_path, capsys
+) -> None:
+    edit(inputs, lambda c: c["silos"][2].update(labels="dirt"))
+    code, _ = call("check", inputs, "--rows", "0")
+    assert code == 3
+    assert "silo harbor-bank, labels:" in capsys.readouterr().out
+    code, message = fails(capsys, "run", inputs, "--out", tmp_path / "run", "-q")
+    assert code == 3
+    assert "no column dirt" in message
+    assert not list(tmp_path.glob("run/coordinator/stages/train.json"))
+
+
+def test_check_says_what_few_anchors_can_promise(inputs, capsys) -> None:
+    assert call("check", inputs, "--json")[0] == 0
+    notes = "\n".join(json.loads(capsys.readouterr().out)["notes"])
+    # 1 - 0.95^10
+    assert "10 rows keep 95% of the clean rows with probability 40% only; with 59" in notes
+
+
 def test_check_reports_overlap_of_anchors_with_the_held_out_set(inputs, capsys) -> None:
     heldout = inputs.parent / "public" / "heldout.jsonl"
     anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
@@ -171,7 +218,11 @@ def test_stages_run_one_by_one_and_the_dry_run_writes_nothing(inputs, tmp_path, 
     edit(inputs, lambda c: c["recipe"]["train"].update(steps=2, rounds=2, checkpoints=2))
     edit(inputs, lambda c: c["combine"].update(rounds=1, local_steps=1))
     root = tmp_path / "run"
-    assert call("score", inputs, "--out", root, "-q")[0] == 0
+    assert call("train", inputs, "--out", root, "-q", "--json")[0] == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(root)}
+    assert call("score", inputs, "--out", root, "-q", "--json")[0] == 0
+    places = json.loads(capsys.readouterr().out)
+    assert all(Path(place).is_file() for place in places.values())
     assert call("threshold", inputs, "--out", root, "-q", "--json")[0] == 0
     capsys.readouterr()
     what_if = ("select", inputs, "--out", root, "-q", "--dry-run", "--json")
@@ -180,10 +231,19 @@ def test_stages_run_one_by_one_and_the_dry_run_writes_nothing(inputs, tmp_path, 
     assert set(counts) == {silo.name for silo in SILOS}
     assert all(c["kept"] == c["rows"] == 24 for c in counts.values())
     assert not list(root.glob("silos/*/private/kept*")), "a dry run must not write a selection"
-    assert call("merge", inputs, "--out", root, "-q", "--allow-degenerate")[0] == 0
-    assert (root / "coordinator" / "adapter" / "adapter_model.safetensors").exists()
+    capsys.readouterr()
+    assert call("merge", inputs, "--out", root, "-q", "--allow-degenerate", "--json")[0] == 0
+    adapter = Path(json.loads(capsys.readouterr().out)["adapter"])
+    assert (adapter / "adapter_model.safetensors").exists()
     assert call("ledger", root, "--verify")[0] == 0
     assert "the chain holds" in capsys.readouterr().out
+    assert call("ledger", root, "--verify", "--json")[0] == 0
+    n_messages = json.loads(capsys.readouterr().out)["messages"]
+    assert call("ledger", root, "--messages", "--json")[0] == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["n"] for entry in entries] == list(range(n_messages))
+    assert call("ledger", root, "--messages")[0] == 0
+    assert entries[-1]["sha256"] in capsys.readouterr().out
     ledger = root / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace('"train"', '"score"', 1))
     code, message = fails(capsys, "ledger", root, "--verify")

@@ -2,16 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from clues.checklist import Check, FileCheck, notes_on
 from clues.config import RunConfig
 from clues.data.formats import RowFile, read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
@@ -19,62 +16,7 @@ from clues.errors import CluesError
 from clues.federation.trajectory import n_train_steps
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.loss import make_batch, row_losses
-
-
-@dataclass(frozen=True)
-class FileCheck:
-    """One file of rows.
-
-    Attributes:
-        name: silo or set.
-        description: format as detected.
-        n_rows: rows in the file.
-        n_too_long: rows that do not fit and are left out.
-        n_truncated: rows that are cut.
-        n_duplicates: rows whose text stands earlier in the file.
-        tokens: 5 %, 50 %, 95 % and largest length, prompt included.
-        response_tokens: the same of what carries loss.
-    """
-
-    name: str
-    description: str
-    n_rows: int
-    n_too_long: int
-    n_truncated: int
-    n_duplicates: int
-    tokens: tuple[int, ...]
-    response_tokens: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """Everything that was looked at.
-
-    Attributes:
-        files: one a file.
-        overlaps: pairs of sets that share rows, and how many.
-        errors: what makes the run's figures worthless, or stops it.
-        template: name of the template in use.
-        n_parameters: of the base model.
-        n_lora: trainable LoRA weights.
-        minutes: estimated time of the whole run on this machine.
-        memory_gb: estimated peak of one process.
-        shown: rows to look at, as ids and masks; not part of `to_json`.
-    """
-
-    files: tuple[FileCheck, ...]
-    overlaps: tuple[tuple[str, str, int], ...]
-    errors: tuple[str, ...]
-    template: str
-    n_parameters: int
-    n_lora: int
-    minutes: float
-    memory_gb: float
-    shown: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = field(default=(), repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return figures only, no text."""
-        return {k: v for k, v in asdict(self).items() if k != "shown"}
+from clues.selection import MIN_ANCHORS
 
 
 def check_run(config: RunConfig, *, n_shown: int) -> Check:
@@ -102,6 +44,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     errors: list[str] = []
     ids: dict[str, set[str]] = {}
     encoded: dict[str, Sequence[EncodedRow]] = {}
+    label_columns = {f"silo {silo.name}": silo.labels for silo in config.silos}
     for name, (path, schema) in sources.items():
         try:
             rows = read_rows(path, schema=schema)
@@ -112,8 +55,13 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         ids[name] = {sample.id for sample in rows.samples}
         encoded[name] = kept.rows
         files.append(_file_check(name, rows, kept.rows, len(kept.dropped)))
-        if name.endswith("anchors") and rows.n_rows < 5:
-            errors.append(f"{name}: {rows.n_rows} rows, at least 5 are needed.")
+        try:
+            if column := label_columns.get(name):
+                rows.column(column)
+        except CluesError as error:
+            errors.append(f"{name}, labels: {error}")
+        if name.endswith("anchors") and rows.n_rows < MIN_ANCHORS:
+            errors.append(f"{name}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
     overlaps = _overlaps(ids)
     errors += [
         f"{a} and {b} share {n} rows. Remove them from one of the two."
@@ -123,54 +71,20 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     silo_rows = {n: r for n, r in encoded.items() if n.startswith("silo ")}
     minutes = _estimate_minutes(config, model, encoder, silo_rows) if silo_rows else 0.0
     first = next(iter(silo_rows.values()), ())
+    steps = [n_train_steps(recipe.train, len(rows)) for rows in silo_rows.values()]
     return Check(
         files=tuple(files),
         overlaps=overlaps,
         errors=tuple(errors),
+        notes=notes_on(config, files),
         template=encoder.template,
         n_parameters=sum(p.numel() for n, p in model.peft.named_parameters() if ".lora_" not in n),
         n_lora=sum(p.numel() for p in model.parameters().values()),
+        steps=round(float(np.mean(steps))) if steps else 0,
         minutes=minutes,
         memory_gb=_estimate_memory(config, model, first),
         shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
     )
-
-
-def print_check(check: Check, console: Console) -> None:
-    """Show a check on a terminal: prompt dim, response bright."""
-    table = Table(title="Rows", title_justify="left", box=None, padding=(0, 1))
-    for heading in ("set", "format", "rows", "dupl.", "left out", "cut", "tokens", "response"):
-        numeric = heading not in ("set", "format")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for file in check.files:
-        table.add_row(
-            file.name,
-            file.description,
-            f"{file.n_rows:,}",
-            str(file.n_duplicates),
-            str(file.n_too_long),
-            str(file.n_truncated),
-            f"{file.tokens[1]} (to {file.tokens[3]})",
-            f"{file.response_tokens[1]} (to {file.response_tokens[3]})",
-        )
-    console.print(table)
-    for name, pieces in check.shown:
-        text = Text(f"\n{name}: ", style="bold")
-        for piece, is_response in pieces:
-            text.append(piece, style="bold green" if is_response else "dim")
-        console.print(text)
-    console.print(
-        f"\nTemplate {check.template}. Base model {check.n_parameters:,} parameters, LoRA "
-        f"{check.n_lora:,}.\nEstimate for this machine: {check.minutes:.0f} minutes, "
-        f"{check.memory_gb:.1f} GB.",
-        highlight=False,
-    )
-    for a, b, n in check.overlaps:
-        console.print(f"note: {a} and {b} share {n} rows.", style="yellow", highlight=False)
-    for error in check.errors:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
-    if not check.errors:
-        console.print("No error found.", highlight=False)
 
 
 def _file_check(

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,17 +17,28 @@ from rich.console import Console
 from clues import __version__
 from clues.config import RunConfig, load_config
 from clues.errors import CluesError, UsageError
-from clues.federation.ledger import compare, summary, verify
+from clues.federation.ledger import Entry, compare, summary, verify
 
 app = typer.Typer(
-    help="Select good instruction rows across data owners, with one threshold for all.",
+    help=(
+        "Select good instruction rows across data owners, with one threshold for all.\n\n"
+        "New here? clues demo shows everything on generated rows, clues init writes a "
+        "configuration for your own files, clues check looks at it, clues run runs it."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
+    suggest_commands=False,  # click suggests already
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+WHOLE, STAGE, AUDIT = "Whole runs", "One stage (what it needs runs first)", "Audit"
 out, err = Console(), Console(stderr=True)
 
-Config = Annotated[Path, typer.Argument(help="The run's YAML file.", show_default=False)]
+Config = Annotated[
+    # click 8.5 hides the help of typer's arguments, so the name has to say it.
+    Path,
+    typer.Argument(metavar="CLUES.YAML", help="The run's configuration.", show_default=False),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Degenerate = Annotated[
@@ -80,7 +92,9 @@ def _calm_libraries() -> None:
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # The hub's retries end in an error of ours.
+    for name in ("accelerate", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # PEFT asks transformers for a name that transformers has renamed; no user can act on that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
@@ -102,7 +116,14 @@ def _show(result: Any, *, as_json: bool) -> None:
     print_table(result, out)
 
 
-@app.command()
+def _show_path(path: Path, what: str, *, as_json: bool) -> None:
+    if as_json:
+        out.print_json(json.dumps({what: str(path)}))
+    else:
+        out.print(path, highlight=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=WHOLE)
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where data and run go.")] = Path(
         "runs/demo"
@@ -123,10 +144,10 @@ def demo(
     run = _open(config, folder, quiet=quiet)
     _show(run_until(run), as_json=as_json)
     if not as_json:
-        out.print(f"\nReport: {folder / 'report.html'}", highlight=False)
+        _say_where(folder)
 
 
-@app.command()
+@app.command(rich_help_panel=WHOLE)
 def run(
     config: Config,
     folder: Out = None,
@@ -141,46 +162,68 @@ def run(
     from clues.pipeline import run_until
 
     _show(run_until(opened), as_json=as_json)
+    if not as_json:
+        _say_where(opened.run_dir.root)
 
 
-@app.command()
-def check(config: Config, as_json: Json = False, rows: int = 2) -> None:
+def _say_where(root: Path) -> None:
+    """Tell what to open next."""
+    kept = root / "silos" / "SILO" / "private"
+    out.print(f"\nReport: {root / 'report.html'}", highlight=False, soft_wrap=True)
+    out.print(f"Kept rows: {kept}{os.sep}kept.*", highlight=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=WHOLE)
+def check(
+    config: Config,
+    as_json: Json = False,
+    rows: Annotated[int, typer.Option(help="Rows to show with their loss mask.", min=0)] = 2,
+) -> None:
     """Look at data, masks, lengths, overlaps and cost before anything heavy starts.
 
-    Rows are shown on this terminal only; use --rows 0 to show none.
+    Errors stop a run or make its figures worthless; notes may be meant. Rows are shown on this
+    terminal only; --rows 0 shows none, and neither does --json.
     """
+    settings = load_config(config)
     _calm_libraries()
-    from clues.check import check_run, print_check
+    from clues.check import check_run
+    from clues.checklist import print_check
 
-    found = check_run(load_config(config), n_shown=0 if as_json else rows)
+    found = check_run(settings, n_shown=0 if as_json else rows)
     if as_json:
         out.print_json(json.dumps(found.to_json()))
     else:
-        print_check(found, out)
+        print_check(found, out, command=f"clues run {config}")
     if found.errors:
         raise typer.Exit(3)
 
 
-@app.command()
-def train(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
-    """Make the trajectory whose checkpoints are scored."""
-    _stage(config, folder, "train", quiet=quiet)
+@app.command(rich_help_panel=STAGE)
+def train(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Make the trajectory: the short training whose checkpoints are scored."""
+    opened = _stage(config, folder, "train", quiet=quiet)
+    _show_path(opened.run_dir.root, "folder", as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def score(
     config: Config,
     folder: Out = None,
+    as_json: Json = False,
     skip_nonfinite: SkipNonfinite = False,
     quiet: Quiet = False,
 ) -> None:
     """Score every row; scores stay in each silo's private folder."""
     opened = _stage(config, folder, "score", quiet=quiet, skip_nonfinite=skip_nonfinite)
-    for name in opened.silos:
-        out.print(opened.run_dir.silo(name) / "private" / "scores.parquet", highlight=False)
+    places = {n: opened.run_dir.silo(n) / "private" / "scores.parquet" for n in opened.silos}
+    if as_json:
+        out.print_json(json.dumps({name: str(place) for name, place in places.items()}))
+        return
+    for place in places.values():
+        out.print(place, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def threshold(
     config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
@@ -204,7 +247,7 @@ def threshold(
         )
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def select(
     config: Config,
     folder: Out = None,
@@ -229,6 +272,7 @@ def select(
     """Decide about every row and write kept and dropped rows in the format that came in.
 
     Overrides stay in the silo and in force for every later run under the same recipe.
+    What would another threshold keep? clues select CLUES.YAML --dry-run --threshold -2
     """
     if at is not None and not dry_run:
         raise UsageError(
@@ -291,17 +335,21 @@ def _overrides_by_silo(paths: Sequence[Path], config: RunConfig) -> dict[str, An
     return found
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def merge(
-    config: Config, folder: Out = None, degenerate: Degenerate = False, quiet: Quiet = False
+    config: Config,
+    folder: Out = None,
+    as_json: Json = False,
+    degenerate: Degenerate = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train on the kept rows, federated or merged, and write the joint adapter."""
     opened = _stage(config, folder, "select", quiet=quiet, degenerate=degenerate)
     opened.coordinator.fit("clues")
-    out.print(opened.run_dir.coordinator / "adapter", highlight=False)
+    _show_path(opened.run_dir.coordinator / "adapter", "adapter", as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=STAGE)
 def evaluate(
     config: Config,
     folder: Out = None,
@@ -313,65 +361,97 @@ def evaluate(
     run(config, folder, as_json, degenerate, quiet=quiet)
 
 
-@app.command()
-def report(config: Config, folder: Out = None, quiet: Quiet = False) -> None:
+@app.command(rich_help_panel=WHOLE)
+def report(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Write results.json, results.md and report.html again."""
     opened = _stage(config, folder, "report", quiet=quiet)
-    out.print(opened.run_dir.root / "report.html", highlight=False)
+    _show_path(opened.run_dir.root / "report.html", "report", as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=AUDIT)
 def ledger(
-    folder: Annotated[Path, typer.Argument(help="The run's folder, or a ledger.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_FOLDER", help="The run's folder, or a ledger.")
+    ],
     other: Annotated[
-        Path | None, typer.Argument(help="With --verify: the other side's, to compare.")
+        Path | None,
+        typer.Argument(metavar="OTHER_SIDE", help="With --verify: the other side's, to compare."),
     ] = None,
     check_chain: Annotated[
         bool, typer.Option("--verify", help="Only say whether the chain holds and both agree.")
     ] = False,
+    every: Annotated[
+        bool, typer.Option("--messages", help="List every message with its time and SHA-256.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what crossed the wall: by silo, direction and kind."""
+    """Show what crossed the wall: by silo, direction and kind.
+
+    RUN_FOLDER is a run's folder, such as runs/demo, or a ledger.jsonl. OTHER_SIDE is the same of
+    the other side, which --verify compares with the first.
+    """
     if other and not check_chain:
         raise UsageError("a second ledger is for --verify, which compares the two.")
     entries = verify(_ledger_file(folder))
-    if other:
-        agreed = compare(entries, verify(_ledger_file(other)))
-        if as_json:
-            out.print_json(json.dumps(agreed))
-            return
-        for name, n in agreed.items():
-            out.print(f"{name}: both sides have the same {n} messages.", highlight=False)
-    if check_chain and not as_json:
+    agreed = compare(entries, verify(_ledger_file(other))) if other else {}
+    if as_json:
+        found = {"messages": len(entries), "chain_holds": True}
+        found |= {"both_sides": agreed} if other else {}
+        listed = [asdict(entry) for entry in entries] if every else summary(entries)
+        out.print_json(json.dumps(found if check_chain else listed))
+        return
+    for name, n in agreed.items():
+        out.print(f"{name}: both sides have the same {n} messages.", highlight=False)
+    if check_chain:
         out.print(f"{len(entries)} messages, the chain holds.", highlight=False)
         return
-    totals = summary(entries)
-    if as_json:
-        out.print_json(json.dumps(totals))
-        return
-    for row in totals:
+    _print_ledger(entries, every=every)
+
+
+def _print_ledger(entries: Sequence[Entry], *, every: bool) -> None:
+    for e in entries if every else ():
+        line = f"{e.n:>5} {e.time} {e.silo:<20} {e.direction:<3} {e.kind:<15}"
+        out.print(f"{line} {e.n_bytes:>11,} {e.sha256}", highlight=False, soft_wrap=True)
+    for row in [] if every else summary(entries):
         line = f"{row['silo']:<20} {row['direction']:<4} {row['kind']:<16}"
         out.print(
             f"{line} {row['messages']:>5} messages {row['bytes']:>12,} bytes", highlight=False
         )
+    out.print(
+        "out: left the silo. in: came to it. The messages that left lie in silos/SILO/outbox.",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _ledger_file(place: Path) -> Path:
     return place / "ledger.jsonl" if place.is_dir() else place
 
 
-@app.command()
+@app.command(rich_help_panel=AUDIT)
 def approve(
-    folder: Annotated[Path, typer.Argument(help="A silo's folder, or a run's for all in it.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A silo's folder, or a run's for all in it."),
+    ],
+    as_json: Json = False,
 ) -> None:
-    """Let a silo with `approval: true` select, after somebody has looked at its scores."""
+    """Let a silo with `approval: true` select, after somebody has looked at its scores.
+
+    FOLDER is a silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
+    """
     from clues.federation.permission import approve as approve_silos
 
-    for name in approve_silos(folder):
+    names = approve_silos(folder)
+    if as_json:
+        out.print_json(json.dumps({"approved": names}))
+        return
+    for name in names:
         out.print(f"{name}: approved for the scores as they are now.", highlight=False)
 
 
-@app.command()
+@app.command(rich_help_panel=AUDIT)
 def version() -> None:
     """Print the version."""
     out.print(__version__, highlight=False)

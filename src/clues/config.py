@@ -618,12 +618,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path}: there is no such file. Write one with a `recipe` and `silos`."
-        ) from None
+        raise ConfigError(f"{path}: there is no such file.{_yaml_beside(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: this is a folder, not a file.{_yaml_beside(path)}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
     except yaml.YAMLError as error:
+        if path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(
+                f"{path}: not valid YAML. Is this a data file? clues init --help says how to name "
+                "it in a configuration."
+            ) from None
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
@@ -631,6 +636,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name}: expected keys such as recipe and silos at the top.")
     return content
+
+
+def _yaml_beside(path: Path) -> str:
+    """Say which configurations lie in the folder that was meant, or how to get one."""
+    folder = path if path.is_dir() else path.parent
+    found = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+    if found:
+        return f" In {folder} there is: {', '.join(found[:5])}."
+    return " clues init writes one from your files."
 
 
 def _silo_content(entry: Any, config_path: Path) -> Any:

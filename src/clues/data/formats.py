@@ -11,7 +11,7 @@ from typing import Any
 from clues.atomic import write_atomically
 from clues.data.files import named_container, read_source, suffix_of
 from clues.data.samples import Sample
-from clues.data.schemas import KNOWN_COLUMNS, SCHEMAS, BadRow, Layout, layouts_of, parse_row
+from clues.data.schemas import KNOWN_COLUMNS, PAIRS, SCHEMAS, BadRow, Layout, layouts_of, parse_row
 from clues.data.tables import Table, bad_rows, write_table
 from clues.errors import ConfigError, DataError, UsageError
 
@@ -150,8 +150,22 @@ def _choose_layout(path: Path, table: Table, schema: str | None) -> Layout:
         fits = ", ".join(f"{way.schema} ({way.prompt}, {way.response})" for way in layouts)
         problem, advice = f"several schemas fit: {fits}", "Name one with schema"
     else:
-        problem, advice = "no schema fits", "Rename the columns"
+        problem, advice = "no schema fits", _renaming(table) or "Rename the columns"
     raise DataError(f"{path}: {problem}. Found: {_shown(table)}. {advice}; known: {_known()}")
+
+
+def _renaming(table: Table) -> str:
+    """Which columns to rename where they are nearly those of a schema."""
+    if table.named_by_row and not KNOWN_COLUMNS & {name.lower() for name in table.columns}:
+        return ""
+    lower = {name.lower(): name for name in table.columns}
+    for wanted in (("instruction", "output"), *PAIRS, ("conversations",), ("messages",)):
+        near = [difflib.get_close_matches(name, lower, n=1, cutoff=0.75) for name in wanted]
+        if all(near):
+            pairs = [(lower[found[0]], name) for found, name in zip(near, wanted, strict=True)]
+            renamed = [f"{old} to {new}" for old, new in pairs if old != new]
+            return f"Rename {' and '.join(renamed)}"
+    return ""
 
 
 def _known() -> str:

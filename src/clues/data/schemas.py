@@ -16,11 +16,11 @@ SCHEMAS = {
     "prompt_completion": "prompt and completion or response, or question and answer",
     "multiple_choice": "question or instruction; choices, options or A, B, ...; answer",
 }
-_PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 _ROLE_OF = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
 # Names that may be shown; any other value of a role may be a row's text.
 _TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "ipython")
-KNOWN_COLUMNS = {name for pair in _PAIRS for name in pair} | {
+KNOWN_COLUMNS = {name for pair in PAIRS for name in pair} | {
     "instruction",
     "input",
     "output",
@@ -61,7 +61,7 @@ def layouts_of(names: Sequence[str]) -> list[Layout]:
     for column, schema in (("conversations", "sharegpt"), ("messages", "messages")):
         if column in names:
             found.append(Layout(schema, column, column))
-    for prompt, response in _PAIRS:
+    for prompt, response in PAIRS:
         if prompt in names and response in names and not (response == "answer" and choices):
             found.append(Layout("prompt_completion", prompt, response, choices))
     for prompt in ("question", "instruction"):

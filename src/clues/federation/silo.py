@@ -195,6 +195,9 @@ class Silo:
             raise DataError("the coordinator left out public rows that its recipe names.")
         write_json(self.private / "recipe.json", own.model_dump(mode="json"))
         self.space.memory.clear()
+        if self.settings.labels:
+            # Labels are read after the last training; a missing column must not wait for that.
+            self.space.rows().column(self.settings.labels)
         n_rows = len(self.space.encoded().rows)
         return HelloReply(
             recipe_hash=recipe.hash,

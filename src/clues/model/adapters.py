@@ -25,6 +25,10 @@ from clues.errors import ConfigError, DataError, NumericsError
 
 AdapterState = dict[str, Tensor]
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
+ADVICE = (
+    "recipe.model.name may be a folder, relative to the configuration, or a hub name whose files "
+    "can be fetched."
+)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -85,7 +89,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{settings.name}: no tokenizer can be loaded ({_first_line(error)})"
+            f"{settings.name}: no tokenizer can be loaded ({_first_line(error)}) {ADVICE}"
         ) from error
 
 
@@ -146,7 +150,7 @@ class LoraModel:
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise DataError(
-                f"{model.name}: no model can be loaded ({_first_line(error)})"
+                f"{model.name}: no model can be loaded ({_first_line(error)}) {ADVICE}"
             ) from error
         return cls(base, lora, seed=seed, device=device)
 
