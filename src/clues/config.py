@@ -27,6 +27,7 @@ from pydantic import (
 from clues.errors import ConfigError
 
 BUILT_IN = "built-in"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 Fraction = float
 LOSS = "loss"  # name of the part of a score that is the row's own loss
 ARMS = ("mixed", "random", "clues", "oracle")
@@ -375,12 +376,41 @@ class FederationSettings(Settings):
         return {str(k): v for k, v in self.timeouts.items()}.get(kind, default)
 
 
+class TaskSettings(Settings):
+    """A file of multiple-choice questions.
+
+    Attributes:
+        path: any file of rows; each has choices and an answer, or lists its choices in the prompt.
+        name: of the task; None makes one task of every value of the column `source`, or one
+            with the name of the file.
+        style: `as_written` leaves prompt and choices as they stand in the file; `cloze` takes a
+            listing of the choices out of the prompt, and the marks off the choices.
+        where: only rows whose columns have these values, such as `split: test`.
+        limit: at most so many questions a task, the same ones in every run.
+    """
+
+    path: Path
+    name: str | None = Field(default=None, pattern=NAME)
+    style: Literal["as_written", "cloze"] = "as_written"
+    where: dict[str, str] = {}
+    limit: PositiveInt | None = None
+
+
 class EvaluateSettings(Settings):
     """What the joint models are measured on. All of it is public."""
 
     heldout: Path | None = None
-    tasks: tuple[Path, ...] = ()
+    tasks: tuple[TaskSettings, ...] = ()
     arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """Accept a bare path for a task."""
+        if not isinstance(value, dict) or not isinstance(value.get("tasks"), list | tuple):
+            return value
+        tasks = [{"path": t} if isinstance(t, str | Path) else t for t in value["tasks"]]
+        return {**value, "tasks": tasks}
 
 
 class PrivacySettings(Settings):
@@ -401,7 +431,7 @@ class SiloSettings(Settings):
     recipe; `approval` makes a selection wait for `clues approve`.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    name: str = Field(pattern=NAME)
     data: str
     domain: str
     schema_name: str | None = Field(default=None, alias="schema")
@@ -417,7 +447,7 @@ class SiloSettings(Settings):
 class SharedConfig(Settings):
     """A run without its silos, as the coordinator of separate machines reads it."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    name: str = Field(default="run", pattern=NAME)
     recipe: Recipe
     combine: CombineSettings = CombineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -553,7 +583,10 @@ def _resolved(config: Shared, path: Path) -> Shared:
     evaluate = config.evaluate.model_copy(
         update={
             "heldout": _existing(heldout, base, path) if heldout else None,
-            "tasks": tuple(_existing(task, base, path) for task in config.evaluate.tasks),
+            "tasks": tuple(
+                task.model_copy(update={"path": _existing(task.path, base, path)})
+                for task in config.evaluate.tasks
+            ),
         }
     )
     recipe = config.recipe.model_copy(update={"public": public, "model": model})

@@ -13,6 +13,7 @@ import torch
 from clues.atomic import atomic_write_bytes
 from clues.config import RunConfig, SharedConfig, dump_yaml
 from clues.errors import UsageError
+from clues.evaluation.tasks import arms_on_tasks
 from clues.federation.coordinator import Coordinator
 from clues.federation.ledger import Ledger, summary, verify
 from clues.federation.loading import ModelCache
@@ -117,7 +118,9 @@ def run_until(run: Run, stage: str = "report") -> dict[str, Any] | None:
         "threshold": coordinator.threshold,
         "select": coordinator.select,
         "fit": lambda: [coordinator.fit(arm) for arm in arms_of(run.config)],
-        "measure": lambda: [coordinator.measure(arm) for arm in arms_of(run.config)],
+        "measure": lambda: [
+            (coordinator.measure(arm), coordinator.answers(arm)) for arm in arms_of(run.config)
+        ],
     }
     for name in wanted:
         if name in steps:
@@ -209,6 +212,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         },
         "questions": len(heldout.options) if heldout else None,
         "guessing": heldout.guessing if heldout else None,
+        "tasks": arms_on_tasks({arm: coordinator.answers(arm) for arm in arms}, seed=recipe.seed),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
 

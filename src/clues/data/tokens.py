@@ -4,7 +4,7 @@ T tokens of a row. `mask_T` is True where the token belongs to a response and is
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clues.config import TokenSettings
@@ -69,24 +69,28 @@ class RowEncoder:
             )
         self.template = "chat" if has_template and settings.template != "alpaca" else "alpaca"
 
-    def encode(self, sample: Sample) -> EncodedRow:
+    def encode(self, sample: Sample, *, with_end: bool = True) -> EncodedRow:
         """Return token ids and mask of one sample, cut at `max_length`.
+
+        Args:
+            sample: what to encode.
+            with_end: whether what ends the last response belongs to it. It does in training and
+                scoring; a choice of an answer is its own words alone.
 
         Raises:
             DataError: no response token is left, or the chat template cannot be split.
         """
-        ids: list[int] = []
-        mask: list[bool] = []
-        for segment in self.segments(sample):
-            piece = self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
-            if segment.ends_text:
-                piece = [*piece, self.tokenizer.eos_token_id]
-            ids += piece
-            mask += [segment.is_response] * len(piece)
-        first = self.tokenizer.bos_token_id
-        # Templates may write the first token themselves: two of them would change every score.
-        if first is not None and self._adds_bos() and ids[:1] != [first]:
-            ids, mask = [first, *ids], [False, *mask]
+        segments = self.segments(sample)
+        return self._cut(sample, segments if with_end else _without_end(segments, sample))
+
+    def encode_prompt(self, sample: Sample) -> tuple[int, ...]:
+        """Return the token ids in front of the last response, whole."""
+        segments = self.segments(sample)
+        last = max(i for i, segment in enumerate(segments) if segment.is_response)
+        return tuple(self._tokens(segments[:last])[0])
+
+    def _cut(self, sample: Sample, segments: Sequence[Segment]) -> EncodedRow:
+        ids, mask = self._tokens(segments)
         truncated = len(ids) > self.settings.max_length
         ids, mask = ids[: self.settings.max_length], mask[: self.settings.max_length]
         # The first token of a text has nothing before it that could predict it.
@@ -100,6 +104,21 @@ class RowEncoder:
                 "overlong: drop."
             )
         return EncodedRow(sample.row, sample.id, tuple(ids), tuple(mask), truncated)
+
+    def _tokens(self, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for segment in segments:
+            piece = self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
+            if segment.ends_text:
+                piece = [*piece, self.tokenizer.eos_token_id]
+            ids += piece
+            mask += [segment.is_response] * len(piece)
+        first = self.tokenizer.bos_token_id
+        # Templates may write the first token themselves: two of them would change every score.
+        if first is not None and self._adds_bos() and ids[:1] != [first]:
+            ids, mask = [first, *ids], [False, *mask]
+        return ids, mask
 
     def segments(self, sample: Sample) -> list[Segment]:
         """Split the rendered text into prompt and response pieces, in order."""
@@ -162,6 +181,19 @@ class RowEncoder:
 
     def _adds_bos(self) -> bool:
         return self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+
+
+def _without_end(segments: Sequence[Segment], sample: Sample) -> list[Segment]:
+    """Only the words of the last response count; templates write an end-of-turn after them."""
+    last = max(i for i, segment in enumerate(segments) if segment.is_response)
+    before, words, _ = segments[last].text.partition(sample.response.strip())
+    if not words:
+        raise DataError(
+            f"row {sample.row + 1}: this model's chat template rewrites responses, so the words "
+            "of a choice cannot be found in it. Set recipe.tokens.template: alpaca."
+        )
+    earlier = [replace(segment, is_response=False) for segment in segments[:last]]
+    return [*earlier, Segment(before + words, is_response=True)]
 
 
 def _common_start(one: str, two: str) -> str:

@@ -1,1 +1,1 @@
-"""What may read labels: detection, knowledge, comparison of arms."""
+"""What may read labels: detection, knowledge, comparison of arms; and judges of answers."""

@@ -35,16 +35,14 @@ class HeldOut:
         return float(np.mean([1 / len(options) for options in self.options]))
 
 
-def held_out(
-    samples: Sequence[Sample], encoder: RowEncoder, *, tasks: Sequence[Sample] = (), where: str
-) -> HeldOut:
-    """Encode held-out rows; every row with choices, and every task row, becomes a question.
+def held_out(samples: Sequence[Sample], encoder: RowEncoder, *, where: str) -> HeldOut:
+    """Encode held-out rows; every row with choices becomes a question too.
 
     A question is left out whole if one of its choices does not fit into `max_length`.
     """
     rows = encode_rows(samples, encoder, where=where).rows
     options, answers = [], []
-    for sample in [*samples, *tasks]:
+    for sample in samples:
         if sample.answer is None:
             continue
         variants = [

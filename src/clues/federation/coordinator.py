@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from clues.config import CombineSettings, EvaluateSettings, FederationSettings, Recipe
 from clues.data.formats import read_rows
 from clues.evaluation.choice import HeldOut, held_out, measure
+from clues.evaluation.questions import read_tasks
+from clues.evaluation.tasks import answer_task, encode_task
 from clues.federation.anchoring import ask_for_scores, one_threshold
 from clues.federation.attendance import Attendance
 from clues.federation.desk import Desk, LoadModel
@@ -29,6 +31,7 @@ from clues.federation.messages import (
 from clues.federation.public import check_public_rows, file_hash, portable_recipe, public_files
 from clues.federation.transport import Transport
 from clues.federation.warmup import train_apart, train_together
+from clues.model.adapters import AdapterState, LoraModel
 from clues.progress import Progress
 from clues.rundir import Stages, hash_of, write_json
 from clues.selection import Threshold
@@ -164,27 +167,56 @@ class Coordinator:
         """Held-out loss and knowledge of one arm's joint adapter."""
         if self.evaluate.heldout is None:
             return {"heldout_loss": None, "knowledge_accuracy": None, "knowledge_stderr": None}
-        adapter_file = self.folder / "arms" / arm / "adapter_model.safetensors"
-        inputs = {
-            "fit": _without_seconds(self.fit(arm)),
-            "arm": arm,
-            "selection": self._selection_token(),
-            "combine": self.combine.content(),
-            "heldout": [file_hash(p) for p in (self.evaluate.heldout, *self.evaluate.tasks)],
-            **self._inputs("measure", arm),
-        }
+        inputs = {**self._measured(arm), "heldout": [file_hash(self.evaluate.heldout)]}
 
         def compute() -> dict[str, Any]:
             heldout = self.heldout()
             n = len(heldout.rows) + sum(map(len, heldout.options))
             with self.desk.progress.task(f"coordinator: measure {arm}", n) as advance:
-                # The joint adapter may have another rank than the recipe's.
-                joint = load_file(adapter_file)
-                figures = measure(self.desk.at_rank(joint), heldout, joint)
+                model, joint = self.joint(arm)
+                figures = measure(model, heldout, joint)
                 advance(n)
             return figures
 
         return self.stages.run(f"measure-{arm}", inputs, compute)
+
+    def answers(self, arm: str) -> dict[str, Any]:
+        """What one arm's joint adapter answers to the questions of each task."""
+        if not self.evaluate.tasks:
+            return {}
+        tasks = [
+            {**t.model_dump(mode="json"), "path": t.path.name, "sha256": file_hash(t.path)}
+            for t in self.evaluate.tasks
+        ]
+        inputs = {**self._measured(arm), "tasks": tasks}
+
+        def compute() -> dict[str, Any]:
+            model, joint = self.joint(arm)
+            # Read for each arm anew: to encode takes a fraction of the time to answer.
+            asked = [encode_task(t, self.desk.encoder) for t in read_tasks(self.evaluate.tasks)]
+            n = sum(task.n_rows for task in asked)
+            with self.desk.progress.task(f"coordinator: tasks, {arm}", n) as advance:
+                return {t.name: answer_task(model, t, joint, on_rows=advance) for t in asked}
+
+        return _without_seconds(self.stages.run(f"tasks-{arm}", inputs, compute))
+
+    def joint(self, arm: str) -> tuple[LoraModel, AdapterState]:
+        """An arm's joint adapter, and the model that it fits: its rank may not be the recipe's."""
+        state = load_file(self.adapter_file(arm))
+        return self.desk.at_rank(state), state
+
+    def adapter_file(self, arm: str) -> Path:
+        """Where an arm's joint adapter lies once it is fitted."""
+        return self.folder / "arms" / arm / "adapter_model.safetensors"
+
+    def _measured(self, arm: str) -> dict[str, Any]:
+        return {
+            "fit": _without_seconds(self.fit(arm)),
+            "arm": arm,
+            "selection": self._selection_token(),
+            "combine": self.combine.content(),
+            **self._inputs("measure", arm),
+        }
 
     def diagnostics(self) -> dict[str, Any]:
         """Ask the silos that share them for exact counts and detection figures."""
@@ -201,9 +233,8 @@ class Coordinator:
         """Read and encode the held-out rows once."""
         if not hasattr(self, "_heldout"):
             assert self.evaluate.heldout is not None
-            tasks = [s for path in self.evaluate.tasks for s in read_rows(path).samples]
             samples = read_rows(self.evaluate.heldout).samples
-            self._heldout = held_out(samples, self.desk.encoder, tasks=tasks, where="held-out set")
+            self._heldout = held_out(samples, self.desk.encoder, where="held-out set")
         return self._heldout
 
     # --- helpers

@@ -1,6 +1,7 @@
 """Public rows on the coordinator's side: checked, and made ready to travel."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,35 @@ from clues.config import EvaluateSettings, Recipe
 from clues.data.formats import read_rows
 from clues.data.samples import Sample
 from clues.errors import ConfigError
+from clues.evaluation.questions import asked_rows, read_tasks
 
 
 def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
     """Anchors and validation rows must not be test rows.
 
     Raises:
-        ConfigError: they overlap with the held-out set or with each other.
+        ConfigError: they overlap with the held-out set, a task or each other.
+        DataError: a task file holds no question.
     """
+    # A file without a question stops the run here, and not after the training.
+    read_tasks(evaluate.tasks)
     heldout = evaluate.heldout
-    test = {s.id for s in read_rows(heldout).samples} if heldout else set()
+    tests: dict[str, Sequence[Sample]]
+    tests = {"the held-out set": read_rows(heldout).samples} if heldout else {}
+    tests |= {f"task file {task.path.name}": asked_rows(task) for task in evaluate.tasks}
+    test = {name: {s.id for s in rows} for name, rows in tests.items()}
     for domain, public in recipe.public.items():
         anchors = read_rows(public.anchor.path).samples
         sets: dict[str, tuple[Sample, ...]] = {"anchor": anchors}
         sets |= {n: read_rows(f.path).samples for n, f in public.validation.items()}
         for name, samples in sets.items():
-            both = len(test & {s.id for s in samples})
-            if both:
-                raise ConfigError(
-                    f"public set {domain}.{name}: {both} rows also stand in the held-out set, "
-                    "so its figures would be too good. Remove them from one of the two."
-                )
+            for where, ids in test.items():
+                both = len(ids & {s.id for s in samples})
+                if both:
+                    raise ConfigError(
+                        f"public set {domain}.{name}: {both} rows also stand in {where}, "
+                        "so its figures would be too good. Remove them from one of the two."
+                    )
         for name, samples in sets.items():
             both = len({s.id for s in anchors} & {s.id for s in samples})
             if name != "anchor" and both:

@@ -255,6 +255,60 @@ def detection_table(results: Mapping[str, Any]) -> Table | None:
     return Table(note, columns, tuple(rows))
 
 
+def tasks_table(results: Mapping[str, Any]) -> Table | None:
+    """Accuracy of every arm in every task, with its standard error; None without tasks."""
+    tasks: Mapping[str, Mapping[str, Any]] = results.get("tasks") or {}
+    if not tasks:
+        return None
+    columns = (
+        Column("task", "Task", "task", numeric=False),
+        Column("arm", "Arm", "arm", numeric=False),
+        Column("questions", "Questions", "n"),
+        Column("accuracy", "Accuracy", "accuracy"),
+        Column("minus_mixed", "Minus mixed, 95 % interval", "minus mixed"),
+        Column("raw", "Without length norm", "raw"),
+    )
+    rows: list[tuple[str, ...]] = []
+    for name, task in tasks.items():
+        parts = {name: task, **{f"{name}, {k}": part for k, part in task["languages"].items()}}
+        for title, part in parts.items():
+            rows += _task_rows(title, part, task["headline"])
+    return Table(_tasks_note(tasks), columns, tuple(rows))
+
+
+def _task_rows(name: str, part: Mapping[str, Any], headline: str) -> list[tuple[str, ...]]:
+    questions = number(part["questions"], 0)
+    rows = [(clean(name), "guessing", questions, number(part["guessing"]), DASH, DASH)]
+    for arm, own in part["arms"].items():
+        gap = own.get("minus_mixed")
+        ends = f" ({number(gap['interval'][0])} to {number(gap['interval'][1])})" if gap else ""
+        rows.append(
+            (
+                clean(name),
+                clean(arm),
+                questions,
+                _with_error(own.get(headline), own.get(f"{headline}_stderr")),
+                f"{number(gap['value'])}{ends}" if gap else DASH,
+                DASH if headline == "acc" else _with_error(own.get("acc"), own.get("acc_stderr")),
+            )
+        )
+    return rows
+
+
+def _tasks_note(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    left_out = [
+        f"{clean(name)} {n:,} ({clean(reason)})"
+        for name, task in tasks.items()
+        for reason, n in task["left_out"].items()
+    ]
+    return (
+        "The model's answer is the choice with the highest log-likelihood a character (acc_norm; "
+        "acc where a task has no other), with its standard error; the last column does not divide "
+        "by length (acc). The difference to mixed is on the same questions; its interval comes "
+        "from a bootstrap over them." + (f" Left out: {'; '.join(left_out)}." if left_out else "")
+    )
+
+
 def threshold_strip(threshold: Mapping[str, Any], *, width: int = 640) -> Strip | None:
     """Places of the anchors' quantiles, the interval and the threshold; None without quantiles."""
     pairs: Sequence[tuple[float, float]] = threshold.get("anchor_quantiles") or ()
@@ -398,6 +452,8 @@ def _view(results: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that both renderings say, as text."""
     detection = detection_table(results)
     tables = {"Arms": arms_table(results), "Silos": silos_table(results)}
+    if tasks := tasks_table(results):
+        tables["Tasks"] = tasks
     if detection:
         tables["Detection by score"] = detection
     facts = {key: clean(need(results, key, "results")) for key in ("name", "date", "recipe_hash")}

@@ -8,16 +8,26 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from clues.report.shared import Table, arms_table, need, silos_table, threshold_pairs
+from clues.report.shared import (
+    Table,
+    arms_table,
+    need,
+    silos_table,
+    tasks_table,
+    threshold_pairs,
+)
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
-    """Print the arms, the silos and the threshold, with the roundings of the shared page.
+    """Print arms, silos, tasks and the threshold, with the roundings of the shared page.
 
     Raises:
         DataError: a key that every run has is missing.
     """
-    for title, table in (("Arms", arms_table(results)), ("Silos", silos_table(results))):
+    tables = {"Arms": arms_table(results), "Silos": silos_table(results)}
+    if tasks := tasks_table(results):
+        tables["Tasks"] = tasks
+    for title, table in tables.items():
         console.print(_grid(title, table))
         console.print(Text(table.note, style="dim"))
         console.print()

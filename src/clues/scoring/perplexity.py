@@ -1,6 +1,6 @@
 """Perplexity as a score: how well a model already predicts a row's response."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ def mean_losses(
     adapter: AdapterState,
     token_budget: int | None = None,
     skip_nonfinite: bool = False,
+    on_rows: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Mean response-token loss of every row, in nats; its negative is the perplexity score.
 
@@ -37,6 +38,6 @@ def mean_losses(
     # Without a backward pass twice as much fits.
     budget = token_budget or 2 * token_budget_of(model.device)
     with model.evaluating():
-        each_batch(rows, compute, token_budget=budget)
+        each_batch(rows, compute, token_budget=budget, on_rows=on_rows)
     refuse_nonfinite(rows, losses, skip=skip_nonfinite, what="loss")
     return losses

@@ -1,0 +1,70 @@
+"""How sure a share or a mean is, and the difference of two arms on the same questions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One arm's share of right answers less another's, on the same questions.
+
+    Attributes:
+        value: positive where the first arm is better.
+        interval: 95 %, by bootstrap over questions.
+        p_value: exact McNemar test: how likely so uneven a split of the questions that only one
+            arm answers right is, if both arms are equally good.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
+    """Of a mean: s / sqrt(n), with n - 1 in s as in lm-eval; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    return float(np.std(np.asarray(values, float), ddof=1) / math.sqrt(len(values)))
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int) -> tuple[float, float]:
+    """The percentile interval of a mean, resampling its values."""
+    values_N = np.asarray(values, float)
+    generator = np.random.default_rng(seed)
+    means = np.empty(_RESAMPLES)
+    # One resample at a time: thousands of questions times thousands of resamples is too much.
+    for i in range(_RESAMPLES):
+        means[i] = values_N[generator.integers(0, len(values_N), len(values_N))].mean()
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(
+    ones: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray, *, seed: int
+) -> Difference:
+    """Compare two arms question by question; each value is 1 where the answer is right, else 0."""
+    from scipy.stats import binomtest  # slow to import
+
+    gaps_N = np.asarray(ones, float) - np.asarray(others, float)
+    n_better, n_worse = int((gaps_N > 0).sum()), int((gaps_N < 0).sum())
+    decided = n_better + n_worse
+    p = float(binomtest(n_better, decided, 0.5).pvalue) if decided else 1.0
+    return Difference(float(gaps_N.mean()), bootstrap_mean(gaps_N, seed=seed), p)
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's interval of a share out of `n`.
+
+    It stays inside 0 to 1 and is never empty, also where all or none were won. With ties counted
+    as halves it is too wide rather than too narrow: halves vary less than wins and losses.
+    """
+    z = 1.959964
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
