@@ -109,6 +109,7 @@ def test_only_the_silo_looks_at_labels():
     judges = ("scoring.", "model.", "selection", "federation.trajectory", "federation.coordinator")
     judges += ("federation.comparison", "federation.scoring", "federation.decisions")
     judges += ("federation.desk", "federation.warmup", "federation.anchoring")
+    judges += ("federation.learning",)
     for module in (m for m in modules() if m.startswith(judges)):
         names = {n.id for n in ast.walk(tree(module)) if isinstance(n, ast.Name)}
         names |= {n.attr for n in ast.walk(tree(module)) if isinstance(n, ast.Attribute)}

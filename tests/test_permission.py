@@ -79,14 +79,14 @@ def test_a_refused_threshold_has_been_tried_too(world, tmp_path):
         silo.answer(world.request.to_bytes())
 
 
-def test_rows_meet_no_more_thresholds_than_the_silo_allows(world, tmp_path):
+def test_rows_meet_no_more_recipes_than_the_silo_allows(world, tmp_path):
     silo = world.silo(tmp_path, max_selections=2)
     path = silo.private / "thresholds.json"
     [(token, met)] = json.loads(path.read_text()).items()
     others = {f"recipe{k}": "x" for k in range(2)}
     path.write_text(json.dumps({token: others}))
     forget_answers(silo)
-    with pytest.raises(DataError, match=r"north: 2 thresholds .* max_selections is 2"):
+    with pytest.raises(DataError, match=r"north: 2 recipes .* max_selections is 2"):
         silo.answer(world.request.to_bytes())
     path.write_text(json.dumps({"other rows": others, token: {}}))
     silo.answer(world.request.to_bytes())

@@ -188,6 +188,11 @@ class ScoreSettings(Settings):
         return self.trajectory in ("global", "inrun")
 
     @property
+    def sends_directions(self) -> bool:
+        """Whether the coordinator's directions come with the checkpoints to score at."""
+        return self.trajectory == "global" and self.method == "influence"
+
+    @property
     def inrun(self) -> bool:
         """Whether training scores the rows that it sees."""
         return self.trajectory == "inrun" or "inrun" in self.compare
@@ -427,8 +432,9 @@ class PrivacySettings(Settings):
 class SiloSettings(Settings):
     """One owner of private rows. Never leaves the silo.
 
-    `max_selections` is how many different thresholds the rows may ever meet in one folder, one a
-    recipe; `approval` makes a selection wait for `clues approve`.
+    `min_kept` is how many rows a selection keeps at least, and how many an update is made of;
+    `max_selections` is how many recipes may ever come to the rows in one folder, each with one
+    threshold; `approval` makes a selection wait for `clues approve`.
     """
 
     name: str = Field(pattern=NAME)

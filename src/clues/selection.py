@@ -134,7 +134,7 @@ class Threshold:
         """Read what `to_json` wrote.
 
         Raises:
-            DataError: a key is missing, or a number is not finite.
+            DataError: a key is missing, or a number is not finite or out of range.
         """
         try:
             units = {group: Units(**u) for group, u in content["units"].items()}
@@ -154,11 +154,14 @@ class Threshold:
             for u in units.values():
                 numbers += [u.location, u.spread, *u.weights.values(), *u.scales.values()]
             positive = all(min(u.spread, *u.scales.values()) > 0 for u in units.values())
-            finite = bool(np.isfinite(numbers).all()) and positive
+            share = threshold.ratio is None or 0 <= threshold.ratio <= 1
+            finite = bool(np.isfinite(numbers).all()) and positive and share
         except (KeyError, TypeError, AttributeError, IndexError, ValueError):
             finite = False
         if not finite:
-            raise DataError("the threshold cannot be read, or a number in it is not finite.")
+            raise DataError(
+                "the threshold cannot be read, or a number in it is not finite or out of range."
+            )
         return threshold  # pyright: ignore[reportPossiblyUnboundVariable]
 
 

@@ -89,9 +89,7 @@ def _domain_request(desk: Desk, domain: str, checkpoints: Sequence[Checkpoint]) 
     directions: list[dict[str, AdapterState]] = []
     with desk.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
         for checkpoint in checkpoints:
-            # Other scores than influence need no direction.
-            decides = settings.trajectory == "global" and settings.method == "influence"
-            sets: dict[str, list[EncodedRow]] = validation if decides else {}
+            sets: dict[str, list[EncodedRow]] = validation if settings.sends_directions else {}
             weights = desk.scored_weights()
             directions.append(
                 form_directions(desk.model, sets, checkpoint, form=settings.form, weights=weights)

@@ -24,7 +24,7 @@ from clues.federation.trajectory import (
     set_weights,
 )
 from clues.federation.workspace import Workspace
-from clues.model.adapters import Checkpoint
+from clues.model.adapters import Checkpoint, check_state
 from clues.rundir import write_json
 from clues.scoring.baselines import BASELINES
 from clues.scoring.direction import scored_weights
@@ -126,6 +126,8 @@ def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[s
         if n != {len(request.probe_losses)}:
             raise DataError("the score request's checkpoints do not fit together.")
         checkpoints, directions = _sent_trajectory(request)
+        wanted = set(validation) if recipe.score.sends_directions else set[str]()
+        _check_sent(space, checkpoints, directions, wanted=wanted, weights=weights)
         for checkpoint, expected in zip(checkpoints, request.probe_losses, strict=True):
             check_probe(
                 probe_loss(space.model(), validation, checkpoint),
@@ -256,6 +258,34 @@ def _sent_trajectory(
                 sets.setdefault(set_name, {})[weight] = tensor
         directions.append(sets)
     return checkpoints, directions
+
+
+def _check_sent(
+    space: Workspace,
+    checkpoints: list[Checkpoint],
+    directions: list[dict[str, Any]],
+    *,
+    wanted: set[str],
+    weights: list[str],
+) -> None:
+    """Compare what was sent with what the recipe says.
+
+    Raises:
+        DataError: another number of checkpoints, or a direction is missing, odd or of other shapes.
+    """
+    n, initial = space.recipe().train.checkpoints, space.model().initial
+    if len(checkpoints) != n:
+        raise DataError(
+            f"silo {space.name}: {len(checkpoints)} checkpoints came, the recipe has {n}."
+        )
+    for checkpoint, sets in zip(checkpoints, directions, strict=True):
+        check_state(checkpoint.adapter, like=initial)
+        if set(sets) != wanted:
+            raise DataError(
+                f"silo {space.name}: the directions are not those of the recipe's sets."
+            )
+        for direction in sets.values():
+            check_state(direction, like={name: initial[name] for name in weights})
 
 
 def _finite(values: list[np.ndarray]) -> np.ndarray:

@@ -5,9 +5,7 @@ process for every message. An answered request is answered again from the outbox
 """
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,6 @@ import numpy as np
 from clues.atomic import atomic_write_bytes
 from clues.config import (
     ARMS,
-    NEEDS_FIRST_MOMENT,
-    NEEDS_SECOND_MOMENT,
-    CombineSettings,
     Recipe,
     SiloSettings,
     derived_seed,
@@ -32,12 +27,12 @@ from clues.evaluation.detection import read_labels
 from clues.federation.budget import Budget
 from clues.federation.decisions import decide, write_selection
 from clues.federation.diagnostics import diagnostics
+from clues.federation.learning import fit, train
 from clues.federation.messages import (
     REQUESTS,
     Envelope,
     EvaluateReply,
     EvaluateRequest,
-    FitReply,
     FitRequest,
     HelloReply,
     HelloRequest,
@@ -45,25 +40,21 @@ from clues.federation.messages import (
     ScoreRequest,
     SelectReply,
     SelectRequest,
-    TrainReply,
     TrainRequest,
     from_bytes,
     round_count,
     token_of,
 )
 from clues.federation.overrides import Overrides, check_overrides, overrides_token, store
-from clues.federation.permission import admit, is_approved, remember
-from clues.federation.rounds import read_reference, watch_round, write_round
-from clues.federation.scoring import score
-from clues.federation.trajectory import (
-    checkpoint_steps,
-    fold_of,
-    group_names,
-    n_train_steps,
+from clues.federation.permission import (
+    admit,
+    admit_proposal,
+    admit_threshold,
+    is_approved,
+    remember_threshold,
 )
+from clues.federation.scoring import score
 from clues.federation.workspace import LoadModel, Workspace
-from clues.model.adapters import save_checkpoint
-from clues.model.training import Schedule, Trained
 from clues.progress import Progress
 from clues.rundir import hash_of, write_json
 from clues.scoring.shards import Team
@@ -139,8 +130,10 @@ class Silo:
         stored = self.outbox / f"{request.kind}-{hash_of([token_of(data), ours])[:24]}.clues"
         if stored.exists():
             return stored.read_bytes()
+        if isinstance(request, TrainRequest | ScoreRequest | SelectRequest):
+            admit(self.space, request.recipe_hash)
         if isinstance(request, SelectRequest):
-            admit(self.space, request)
+            admit_threshold(self.space, request)
             if self.settings.approval and not is_approved(self.private):
                 # Not into the outbox: the next try may get another answer.
                 return Refusal(recipe_hash=request.recipe_hash).to_bytes()
@@ -150,10 +143,10 @@ class Silo:
             old.unlink()
         handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
             HelloRequest: self._hello,
-            TrainRequest: self._train,
-            ScoreRequest: partial(score, self.space),
+            TrainRequest: lambda r: train(self.space, r),
+            ScoreRequest: lambda r: admit_proposal(self.space, score(self.space, r)),
             SelectRequest: self._select,
-            FitRequest: self._fit,
+            FitRequest: lambda r: fit(self.space, r, self.arm_rows(r.arm)),
             EvaluateRequest: self._evaluate,
         }
         reply = handlers[type(request)](request).to_bytes()
@@ -209,136 +202,13 @@ class Silo:
             overrides_token=overrides_token(self.space, recipe.hash),
         )
 
-    def _train(self, request: TrainRequest) -> TrainReply:
-        recipe, rows = self.space.recipe(), self.space.encoded().rows
-        if not recipe.score.shared:
-            self._train_inside(request)
-            return TrainReply(
-                recipe_hash=recipe.hash,
-                weight=0,
-                learning_rate=0.0,
-                adapter={},
-                second_moment={},
-                first_moment={},
-            )
-        model = self.space.model()
-        model.freeze_a(frozen=recipe.train.aggregation == "ffa")
-        n_steps = n_train_steps(recipe.train, len(rows))
-        per_round = max(1, n_steps // recipe.train.rounds)
-        first = request.round * per_round
-        seen = None
-        if recipe.score.inrun:
-            seen = watch_round(
-                model,
-                read_reference(request.directions, request.validation),
-                self.space.public("anchor"),
-                n_rows=len(rows),
-                first_step=first,
-                n_steps=per_round * recipe.train.rounds,
-                recipe=recipe,
-                silo=self.settings.name,
-            )
-        trained = self._run(
-            rows,
-            f"round {request.round + 1}",
-            order=seen.order[first : first + per_round].ravel().tolist() if seen else None,
-            observer=seen,
-            start=request.adapter,
-            budget=f"train {request.round} {token_of(request.to_bytes())}",
-            schedule=Schedule(
-                recipe.train.learning_rate, recipe.train.warmup, per_round * recipe.train.rounds
-            ),
-            n_steps=per_round,
-            first_step=first,
-            seed=derived_seed(recipe.seed, "train", self.settings.name, request.round),
-            checkpoint_at=(per_round,),
-        )
-        if seen:
-            write_round(self.space.inrun_folder(), request.round, seen)
-        last, forms = trained.checkpoints[-1], recipe.score.forms
-        return TrainReply(
-            recipe_hash=recipe.hash,
-            weight=round_count(len(rows)),
-            learning_rate=last.learning_rate,
-            adapter=last.adapter,
-            second_moment=last.second_moment if forms & set(NEEDS_SECOND_MOMENT) else {},
-            first_moment=last.first_moment if forms & set(NEEDS_FIRST_MOMENT) else {},
-        )
-
-    def _train_inside(self, request: TrainRequest) -> None:
-        """Train the silo's own trajectory, one for every fold; checkpoints stay here."""
-        recipe, rows = self.space.recipe(), self.space.encoded().rows
-        self.space.model().freeze_a(frozen=False)
-        for fold in range(len(group_names(recipe, self.settings.name, self.settings.domain))):
-            folder = self.space.trajectory_folder(recipe, fold)
-            if (folder / "done").exists():
-                continue
-            chosen = [
-                r for r in rows if recipe.score.trajectory == "local" or fold_of(r, recipe) != fold
-            ]
-            if not chosen:
-                raise DataError(f"silo {self.settings.name}: too few rows to cross-fit.")
-            n_steps = n_train_steps(recipe.train, len(chosen))
-            trained = self._run(
-                chosen,
-                f"fold {fold + 1}" if recipe.score.trajectory == "crossfit" else "own trajectory",
-                start=request.adapter,
-                budget="",
-                schedule=Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps),
-                n_steps=n_steps,
-                first_step=0,
-                seed=derived_seed(recipe.seed, "train", self.settings.name, fold),
-                checkpoint_at=checkpoint_steps(n_steps, recipe.train.checkpoints),
-            )
-            for number, checkpoint in enumerate(trained.checkpoints):
-                save_checkpoint(checkpoint, folder / f"checkpoint-{number}")
-            atomic_write_bytes(folder / "done", b"")
-
-    def _run(self, rows: Sequence[EncodedRow], what: str, *, budget: str, **how: Any) -> Trained:
-        """Train, with noise where the silo's settings say so; `budget` is what it is booked as."""
-        if self.settings.privacy is None:
-            return self.space.train(list(rows), what, **how)
-        return Budget(self.space).train(rows, what, booked=budget, **how)
-
     def _select(self, request: SelectRequest) -> SelectReply:
         threshold = Threshold.from_json(request.threshold)
-        remember(self.space, request)
+        remember_threshold(self.space, request)
         selection = self.select(threshold)
         write_selection(self.space, selection, threshold)
         return SelectReply(
             recipe_hash=selection.recipe_hash, n_kept=round_count(len(selection.kept))
-        )
-
-    def _fit(self, request: FitRequest) -> FitReply:
-        recipe = self.space.recipe()
-        settings = validate(CombineSettings, request.combine, where="the fit request")
-        rows = self.arm_rows(request.arm)
-        if not rows:
-            return FitReply(recipe_hash=recipe.hash, weight=0, adapter={})
-        once = settings.method != "fedavg"
-        n_steps = settings.local_steps * (settings.rounds if once else 1)
-        self.space.model().freeze_a(frozen=not once and settings.aggregation == "ffa")
-        peak = settings.learning_rate or recipe.train.learning_rate
-        # With stack, what all have learnt so far is the base, and a new adapter learns the rest.
-        stacks = settings.aggregation == "stack" and not once
-        model = self.space.model()
-        with model.on_top_of(request.adapter) if stacks else nullcontext():
-            trained = self._run(
-                rows,
-                f"{request.arm}, round {request.round + 1}",
-                start=model.initial if stacks else request.adapter,
-                budget=f"fit-{request.arm} {request.round} {token_of(request.to_bytes())}",
-                schedule=Schedule(
-                    peak, recipe.train.warmup, settings.local_steps * settings.rounds
-                ),
-                n_steps=n_steps,
-                first_step=request.round * n_steps,
-                # The same seed for every arm: arms differ by their rows alone.
-                seed=derived_seed(recipe.seed, "fit", self.settings.name, request.round),
-                proximal=settings.proximal,
-            )
-        return FitReply(
-            recipe_hash=recipe.hash, weight=round_count(len(rows)), adapter=trained.adapter
         )
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:

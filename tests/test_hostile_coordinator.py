@@ -1,0 +1,236 @@
+"""A coordinator that asks for more than the protocol gives gets an error that says no more."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from federation_helpers import Recorder, files_of, merged, open_micro, tiny_model, write_micro
+
+from clues.config import Recipe, SiloSettings
+from clues.errors import CluesError, ConfigError, DataError, RecipeMismatchError
+from clues.federation.messages import REPLIES, REQUESTS, from_bytes
+from clues.federation.silo import Silo
+from clues.pipeline import ModelCache, Run, run_until
+from clues.progress import Silent
+
+
+class World:
+    """A run that stopped after a stage, and copies of silo north to ask."""
+
+    def __init__(self, folder: Path, *, until: str, **how) -> None:
+        config = write_micro(folder / "input", tiny_model(folder / "model"), **how)
+        self.run: Run = open_micro(config, folder / "run")
+        self.recorder = Recorder(self.run)
+        run_until(self.run, until)
+        self.cache = ModelCache()
+
+    def silo(self, tmp_path: Path, **changes) -> Silo:
+        """Silo north as a new process would open it."""
+        folder = tmp_path / "north"
+        if not folder.exists():
+            shutil.copytree(self.run.run_dir.silo("north"), folder)
+        content = merged(self.run.silos["north"].settings.model_dump(by_alias=True), changes)
+        settings = SiloSettings.model_validate(content)
+        return Silo(settings, folder, load_model=self.cache.load, progress=Silent())
+
+    def request(self, kind: str):
+        data, _ = self.recorder.last("north", kind)
+        return from_bytes(data, allowed=REQUESTS, sender="coordinator")
+
+    def hello(self, **recipe):
+        """A hello with another recipe that has the hash it claims."""
+        hello = self.request("hello")
+        content = merged(hello.recipe, recipe)
+        digest = Recipe.model_validate(content).hash
+        return replace(hello, recipe=content, recipe_hash=digest)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("world"), until="report")
+
+
+def forget_answers(silo: Silo) -> None:
+    """As if requests of other recipes had pushed the stored answers out."""
+    shutil.rmtree(silo.outbox)
+
+
+def turned(request):
+    """The score request with every direction turned round: the worst rows come first."""
+    return replace(request, directions={n: -t for n, t in request.directions.items()})
+
+
+def test_a_threshold_does_not_come_twice_by_changing_the_scores_under_it(world, tmp_path):
+    silo = world.silo(tmp_path)
+    kept = (silo.private / "selection.json").read_bytes()
+    silo.answer(turned(world.request("score")).to_bytes())
+    forget_answers(silo)
+    with pytest.raises(RecipeMismatchError, match="decides about other scores"):
+        silo.answer(world.request("select").to_bytes())
+    assert (silo.private / "selection.json").read_bytes() == kept
+    # The true scores again, and the true threshold is still the one that has decided.
+    silo.answer(world.request("score").to_bytes())
+    _, reply = world.recorder.last("north", "select")
+    assert silo.answer(world.request("select").to_bytes()) == reply
+
+
+def test_a_threshold_that_comes_before_the_scores_does_not_count(world, tmp_path):
+    silo = world.silo(tmp_path)
+    forget_answers(silo)
+    (silo.private / "thresholds.json").unlink()
+    (silo.private / "scores.parquet").unlink()
+    with pytest.raises(DataError, match="no scores yet"):
+        silo.answer(world.request("select").to_bytes())
+    silo.answer(world.request("score").to_bytes())
+    silo.answer(world.request("select").to_bytes())
+
+
+def test_one_recipe_draws_one_cut_out_of_the_private_scores(
+    tmp_path_factory, tmp_path, monkeypatch
+):
+    def middle(scores, *, seed):
+        return float(np.median(scores))
+
+    # So few random scores have no two parts for the real one to find.
+    monkeypatch.setattr("clues.federation.scoring.mixture_cut", middle)
+    changes = {"recipe": {"threshold": {"rule": "mixture"}}}
+    mixture = World(tmp_path_factory.mktemp("mixture"), until="score", changes=changes)
+    _, honest = mixture.recorder.last("north", "score")
+    assert from_bytes(honest, allowed=REPLIES, sender="").proposal is not None
+    silo = mixture.silo(tmp_path)
+    with pytest.raises(RecipeMismatchError, match="cut has already been proposed"):
+        silo.answer(turned(mixture.request("score")).to_bytes())
+    assert silo.answer(mixture.request("score").to_bytes()) == honest
+
+
+def test_recipes_without_end_are_refused_before_a_row_is_trained_on(world, tmp_path):
+    silo = world.silo(tmp_path, max_selections=2)
+    train = world.request("train")
+    for n, answered in ((1, True), (2, False)):
+        hello = world.hello(train={"learning_rate": 0.01 + n / 1000})
+        silo.answer(hello.to_bytes())
+        request = replace(train, recipe_hash=hello.recipe_hash, round=0).to_bytes()
+        if answered:
+            silo.answer(request)
+            continue
+        with pytest.raises(DataError, match=r"north: 2 recipes .* max_selections is 2"):
+            silo.answer(request)
+        # A threshold or a score request is no way round it.
+        for kind in ("score", "select"):
+            with pytest.raises(DataError, match="max_selections"):
+                silo.answer(replace(world.request(kind), recipe_hash=hello.recipe_hash).to_bytes())
+
+
+def test_an_update_of_single_rows_is_refused(world, tmp_path):
+    silo = world.silo(tmp_path, min_kept=5)
+    hello = world.hello(train={"batch_size": 1, "steps": 4})
+    silo.answer(hello.to_bytes())
+    for kind, rows in (("train", 2), ("fit", 1)):
+        request = replace(world.request(kind), recipe_hash=hello.recipe_hash, round=0)
+        with pytest.raises(DataError, match=rf"train on {rows} rows .* min_kept is 5"):
+            silo.answer(request.to_bytes())
+
+
+def test_an_arm_of_fewer_rows_than_the_silo_demands_is_refused(world, tmp_path):
+    silo = world.silo(tmp_path, min_kept=5)
+    (silo.private / "selection.json").write_text("[3]")
+    request = world.request("fit")
+    for arm in ("clues", "random"):
+        crafted = replace(request, arm=arm, combine=merged(request.combine, {"local_steps": 50}))
+        with pytest.raises(DataError, match=rf"arm {arm} would train on 1 rows"):
+            silo.answer(crafted.to_bytes())
+
+
+@pytest.mark.parametrize(("kind", "number"), [("train", 2), ("train", -1), ("fit", 2), ("fit", -1)])
+def test_rounds_that_the_recipe_does_not_have_are_refused(world, tmp_path, kind, number):
+    request = replace(world.request(kind), round=number)
+    with pytest.raises(DataError, match=rf"north: round {number + 1} was asked for"):
+        world.silo(tmp_path).answer(request.to_bytes())
+
+
+def test_replayed_requests_draw_nothing_new_in_any_order(world, tmp_path):
+    silo = world.silo(tmp_path)
+    sent = {reply for name, _, reply in world.recorder.crossed if name == "north"}
+    requests = [request for name, request, _ in world.recorder.crossed if name == "north"]
+    kept = (silo.private / "selection.json").read_bytes()
+    for data in (*reversed(requests), *requests[::2], *requests):
+        assert silo.answer(data) in sent, "a replayed request made the silo say something new"
+    assert (silo.private / "selection.json").read_bytes() == kept
+
+
+def test_a_recipe_cannot_name_private_files_as_public_rows(world, tmp_path):
+    silo, hello = world.silo(tmp_path), world.request("hello")
+    own = {"path": "kept.jsonl", "sha256": "../kept", "weight": 1.0}
+    crafted = world.hello(public={"geography": {"anchor": own}})
+    with pytest.raises(CluesError) as refused:
+        silo.answer(crafted.to_bytes())
+    assert isinstance(refused.value, DataError | ConfigError)
+    assert (
+        json.loads((silo.private / "recipe.json").read_text())["public"] == hello.recipe["public"]
+    )
+
+
+def first(tensors, change):
+    name = next(iter(tensors))
+    return {**tensors, name: change(tensors[name])}
+
+
+MALFORMED = {
+    "no checkpoints": lambda r: replace(
+        r, learning_rates=[], optimizer_steps=[], probe_losses=[], checkpoints={}, directions={}
+    ),
+    "no directions": lambda r: replace(r, directions={}),
+    "a direction of another shape": lambda r: replace(
+        r, directions=first(r.directions, lambda t: t.T.contiguous())
+    ),
+    "a direction without dimensions": lambda r: replace(
+        r, directions=first(r.directions, lambda t: torch.zeros(()))
+    ),
+    "a direction of an unknown weight": lambda r: replace(
+        r, directions={**r.directions, "0/validation|x": torch.zeros(2)}
+    ),
+    "a direction of an unknown set": lambda r: replace(
+        r, directions={n.replace("0/validation", "0/other"): t for n, t in r.directions.items()}
+    ),
+    "a checkpoint that lacks a weight": lambda r: replace(
+        r, checkpoints=dict(list(r.checkpoints.items())[1:])
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_score_request_that_does_not_fit_the_recipe_is_refused(world, tmp_path, what):
+    silo = world.silo(tmp_path)
+    before = (silo.private / "scores.parquet").read_bytes()
+    with pytest.raises(DataError):
+        silo.answer(MALFORMED[what](world.request("score")).to_bytes())
+    assert (silo.private / "scores.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("ratio", [-0.5, 1.5])
+def test_a_share_of_rows_that_is_none_is_refused(world, tmp_path, ratio):
+    silo = world.silo(tmp_path)
+    (silo.private / "thresholds.json").unlink()
+    request = world.request("select")
+    threshold = {**request.threshold, "rule": "ratio", "value": None, "ratio": ratio}
+    with pytest.raises(DataError, match="out of range"):
+        silo.answer(replace(request, threshold=threshold).to_bytes())
+
+
+def test_whatever_was_tried_stands_in_no_file_that_may_leave(world, tmp_path):
+    silo = world.silo(tmp_path)
+    before = {path: path.read_bytes() for path in files_of(silo.outbox)}
+    for request in (
+        replace(world.request("train"), round=9),
+        replace(world.request("fit"), arm="best"),
+        replace(world.request("select"), threshold={}),
+        MALFORMED["no directions"](world.request("score")),
+    ):
+        with pytest.raises(CluesError):
+            silo.answer(request.to_bytes())
+    left = {path: path.read_bytes() for path in files_of(silo.outbox)}
+    assert set(left.values()) <= set(before.values())
