@@ -401,21 +401,48 @@ class TaskSettings(Settings):
     limit: PositiveInt | None = None
 
 
+class LmEvalSettings(Settings):
+    """A task of lm-eval (extra `clues[eval]`).
+
+    Attributes:
+        task: its name, or a YAML file that describes it; `pubmedqa` is ours and needs `data`.
+        data: a local file for the task's split `test`, instead of the task's own data.
+        limit: at most so many questions, the first ones.
+        num_fewshot: examples in front of each question; None leaves it to the task.
+    """
+
+    task: str
+    data: Path | None = None
+    limit: PositiveInt | None = None
+    num_fewshot: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _data_needs_a_description(self) -> "LmEvalSettings":
+        own = self.task == "pubmedqa" or self.task.endswith((".yaml", ".yml"))
+        if self.data is not None and not own:
+            raise ValueError("data goes with task: pubmedqa, or with a task that is a YAML file")
+        return self
+
+
 class EvaluateSettings(Settings):
     """What the joint models are measured on. All of it is public."""
 
     heldout: Path | None = None
     tasks: tuple[TaskSettings, ...] = ()
+    lm_eval: tuple[LmEvalSettings, ...] = ()
     arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        """Accept a bare path for a task."""
-        if not isinstance(value, dict) or not isinstance(value.get("tasks"), list | tuple):
+        """Accept a bare path for a task, and a bare name for one of lm-eval."""
+        if not isinstance(value, dict):
             return value
-        tasks = [{"path": t} if isinstance(t, str | Path) else t for t in value["tasks"]]
-        return {**value, "tasks": tasks}
+        value = dict(value)
+        for key, name in (("tasks", "path"), ("lm_eval", "task")):
+            if isinstance(entries := value.get(key), list | tuple):
+                value[key] = [{name: e} if isinstance(e, str | Path) else e for e in entries]
+        return value
 
 
 class PrivacySettings(Settings):
@@ -593,6 +620,7 @@ def _resolved(config: Shared, path: Path) -> Shared:
                 task.model_copy(update={"path": _existing(task.path, base, path)})
                 for task in config.evaluate.tasks
             ),
+            "lm_eval": tuple(_with_files(e, base, path) for e in config.evaluate.lm_eval),
         }
     )
     recipe = config.recipe.model_copy(update={"public": public, "model": model})
@@ -710,6 +738,15 @@ def _existing(file: Path, base: Path, config_path: Path) -> Path:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"{config_path.name}: {file}: there is no such file.{hint}")
     return resolved
+
+
+def _with_files(entry: LmEvalSettings, base: Path, config_path: Path) -> LmEvalSettings:
+    update: dict[str, Any] = {}
+    if entry.task.endswith((".yaml", ".yml")):
+        update["task"] = str(_existing(Path(entry.task), base, config_path))
+    if entry.data is not None:
+        update["data"] = _existing(entry.data, base, config_path)
+    return entry.model_copy(update=update)
 
 
 def _hashed(file: PublicFile, base: Path, config_path: Path) -> PublicFile:

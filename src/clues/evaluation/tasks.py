@@ -165,6 +165,7 @@ def _task(arms: Mapping[str, Mapping[str, Any]], name: str, seed: int) -> dict[s
         "by": first["by"],
         "headline": first.get("headline", HEADLINE),
         "left_out": first["left_out"],
+        "cut": first.get("cut", 0),
         **_figures(arms, everyone, name, seed),
         "languages": {
             code: _figures(arms, mask, f"{name}/{code}", seed)
@@ -180,11 +181,12 @@ def _figures(
     first = next(iter(arms.values()))
     headline = first.get("headline", HEADLINE)
     right = {arm: np.array(found[headline], float)[mask] for arm, found in arms.items()}
-    choices = np.array(first["n_choices"])[mask]
+    choices = np.array(first["n_choices"], object)[mask]
+    guessing = None if None in choices else float((1 / choices.astype(float)).mean())
     figures: dict[str, dict[str, Any]] = {}
     for arm, found in arms.items():
         own = figures[arm] = {}
-        for metric in (m for m in METRICS if m in found):
+        for metric in (m for m in dict.fromkeys((headline, *METRICS)) if m in found):
             values = np.array(found[metric], float)[mask]
             own[metric] = float(values.mean())
             own[f"{metric}_stderr"] = standard_error(values)
@@ -194,6 +196,6 @@ def _figures(
             own[f"minus_{other}"] = {**asdict(gap), "interval": list(gap.interval)}
     return {
         "questions": int(mask.sum()),
-        "guessing": float((1 / choices).mean()),
+        "guessing": guessing,
         "arms": figures,
     }

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from clues.config import CombineSettings, EvaluateSettings, FederationSettings, Recipe
 from clues.data.formats import read_rows
+from clues.errors import DataError
 from clues.evaluation.choice import HeldOut, held_out, measure
+from clues.evaluation.harness import ask_harness, harness_inputs
 from clues.evaluation.questions import read_tasks
 from clues.evaluation.tasks import answer_task, encode_task
 from clues.federation.anchoring import ask_for_scores, one_threshold
@@ -182,13 +184,19 @@ class Coordinator:
 
     def answers(self, arm: str) -> dict[str, Any]:
         """What one arm's joint adapter answers to the questions of each task."""
-        if not self.evaluate.tasks:
-            return {}
+        found = self._own_tasks(arm) if self.evaluate.tasks else {}
+        others = self._lm_eval(arm) if self.evaluate.lm_eval else {}
+        if both := sorted(set(found) & set(others)):
+            raise DataError(
+                f"evaluate: {both[0]} is a task of ours and one of lm-eval. Give ours a `name`."
+            )
+        return found | others
+
+    def _own_tasks(self, arm: str) -> dict[str, Any]:
         tasks = [
             {**t.model_dump(mode="json"), "path": t.path.name, "sha256": file_hash(t.path)}
             for t in self.evaluate.tasks
         ]
-        inputs = {**self._measured(arm), "tasks": tasks}
 
         def compute() -> dict[str, Any]:
             model, joint = self.joint(arm)
@@ -198,7 +206,22 @@ class Coordinator:
             with self.desk.progress.task(f"coordinator: tasks, {arm}", n) as advance:
                 return {t.name: answer_task(model, t, joint, on_rows=advance) for t in asked}
 
+        inputs = {**self._measured(arm), "tasks": tasks}
         return _without_seconds(self.stages.run(f"tasks-{arm}", inputs, compute))
+
+    def _lm_eval(self, arm: str) -> dict[str, Any]:
+        entries = self.evaluate.lm_eval
+
+        def compute() -> dict[str, Any]:
+            model, joint = self.joint(arm)
+            tokenizer, cache = self.desk.encoder.tokenizer, self.folder / "lm_eval"
+            with self.desk.progress.task(f"coordinator: lm-eval, {arm}", 1) as advance:
+                found = ask_harness(model, tokenizer, joint, entries, cache=cache)
+                advance(1)
+            return found
+
+        inputs = {**self._measured(arm), "lm_eval": harness_inputs(entries)}
+        return _without_seconds(self.stages.run(f"lm-eval-{arm}", inputs, compute))
 
     def joint(self, arm: str) -> tuple[LoraModel, AdapterState]:
         """An arm's joint adapter, and the model that it fits: its rank may not be the recipe's."""

@@ -12,6 +12,7 @@ from clues.config import EvaluateSettings, Recipe
 from clues.data.formats import read_rows
 from clues.data.samples import Sample
 from clues.errors import ConfigError
+from clues.evaluation.harness import check_harness
 from clues.evaluation.questions import asked_rows, read_tasks
 
 
@@ -24,6 +25,7 @@ def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
     """
     # A file without a question stops the run here, and not after the training.
     read_tasks(evaluate.tasks)
+    check_harness(evaluate.lm_eval)
     heldout = evaluate.heldout
     tests: dict[str, Sequence[Sample]]
     tests = {"the held-out set": read_rows(heldout).samples} if heldout else {}

@@ -301,12 +301,21 @@ def _tasks_note(tasks: Mapping[str, Mapping[str, Any]]) -> str:
         for name, task in tasks.items()
         for reason, n in task["left_out"].items()
     ]
-    return (
+    cut = [f"{clean(name)} {task['cut']:,}" for name, task in tasks.items() if task["cut"]]
+    foreign = [clean(f"{n} by {t['by']}") for n, t in tasks.items() if t["by"] != "built-in"]
+    note = (
         "The model's answer is the choice with the highest log-likelihood a character (acc_norm; "
         "acc where a task has no other), with its standard error; the last column does not divide "
         "by length (acc). The difference to mixed is on the same questions; its interval comes "
-        "from a bootstrap over them." + (f" Left out: {'; '.join(left_out)}." if left_out else "")
+        "from a bootstrap over them."
     )
+    for said, found in (
+        ("Measured otherwise", foreign),
+        ("Left out", left_out),
+        ("Questions cut in front to fit the model", cut),
+    ):
+        note += f" {said}: {'; '.join(found)}." if found else ""
+    return note
 
 
 def threshold_strip(threshold: Mapping[str, Any], *, width: int = 640) -> Strip | None:
