@@ -62,7 +62,7 @@ def killed_at_write(number: int, work: Callable[[], object], *, before: bool) ->
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    atomic.os.fsync = ledger.os.fsync = counted_sync
+    atomic.os.fsync = counted_sync
     Path.replace = counted_replace
     code = 1
     try:

@@ -1,12 +1,13 @@
 """The ledger holds every message, and shows when somebody has touched it."""
 
+import errno
 import hashlib
 import json
 from dataclasses import asdict, replace
 
 import pytest
 
-from clues.errors import LedgerError
+from clues.errors import DataError, LedgerError
 from clues.federation.ledger import START, Entry, Ledger, compare, summary, verify
 
 MESSAGES = (
@@ -228,3 +229,18 @@ def write(path, messages):
     for message in messages:
         ledger.record(*message)
     return verify(path)
+
+
+def test_an_entry_that_finds_no_room_leaves_the_chain_whole(ledger, monkeypatch):
+    before = ledger.path.read_bytes()
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("clues.atomic.os.fsync", full)
+        with pytest.raises(DataError, match=r"No space left .* Free disk space"):
+            ledger.record("north", "in", "train", b"adapter")
+    assert ledger.path.read_bytes() == before, "half an entry would break the chain"
+    ledger.record("north", "in", "train", b"adapter")
+    assert len(verify(ledger.path)) == len(MESSAGES) + 1

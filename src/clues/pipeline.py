@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from clues.atomic import atomic_write_bytes
+from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import RunConfig, SharedConfig, dump_yaml
 from clues.errors import UsageError
 from clues.evaluation.tasks import arms_on_tasks
@@ -56,7 +56,7 @@ def open_run(
     """
     run_dir = RunDir(root)
     for settings in config.silos:
-        run_dir.silo(settings.name).mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir.silo(settings.name))
     cache = ModelCache()
     silos = {
         settings.name: Silo(
@@ -86,7 +86,7 @@ def open_coordinator(
 ) -> Run:
     """Set up the coordinator's side alone; the silos are where the transport leads."""
     run_dir = RunDir(root)
-    (run_dir.coordinator / "stages").mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir.coordinator / "stages")
     atomic_write_bytes(root / "config.resolved.yaml", dump_yaml(config).encode())
     coordinator = Coordinator(
         config.recipe,

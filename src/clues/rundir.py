@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clues.atomic import atomic_write_bytes
+from clues.atomic import atomic_write_bytes, make_folder
 from clues.errors import DataError
 
 
@@ -85,6 +85,6 @@ def hash_of(content: Any) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write readable JSON beside and rename; NaN is refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     atomic_write_bytes(path, text.encode())

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from clues.atomic import append_line
 from clues.errors import LedgerError
 
 START = "0" * 64
@@ -90,10 +90,7 @@ class Ledger:
         }
         entry = Entry(**content, chain="")
         entry = Entry(**content, chain=entry.expected_chain())
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry), sort_keys=True) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(asdict(entry), sort_keys=True))
         self.n_entries, self.last = self.n_entries + 1, entry.chain
         return entry
 

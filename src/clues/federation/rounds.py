@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from clues.atomic import make_folder
 from clues.config import LOSS, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
@@ -103,7 +104,7 @@ def watch_round(
 
 def write_round(folder: Path, number: int, seen: InRun) -> None:
     """Keep what a round saw."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows, anchors = seen.visits()
     rows.write(folder / f"round-{number}-rows.parquet")
     anchors.write(folder / f"round-{number}-anchors.parquet")

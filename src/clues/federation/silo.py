@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.atomic import atomic_write_bytes
+from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import (
     ARMS,
     Recipe,
@@ -107,8 +107,8 @@ class Silo:
             CluesError: the request or the silo's data cannot be used. Nothing is sent then.
         """
         request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
-        self.private.mkdir(parents=True, exist_ok=True)
-        self.outbox.mkdir(parents=True, exist_ok=True)
+        make_folder(self.private)
+        make_folder(self.outbox)
         if (
             not isinstance(request, HelloRequest)
             and request.recipe_hash != self.space.recipe().hash
@@ -176,7 +176,7 @@ class Silo:
                 "the same weights, or set model_path in the silo file."
             )
         public = self.private / "public"
-        public.mkdir(exist_ok=True)
+        make_folder(public)
         for name, content in request.public_files.items():
             payload = bytes(content.numpy())
             if token_of(payload) != name.split(".")[0] or Path(name).name != name:

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from clues.atomic import atomic_write_bytes
+from clues.atomic import atomic_write_bytes, make_folder
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -71,7 +71,7 @@ class Inbox:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a silo's reply."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         atomic_write_bytes(self.path(name), data)
 
     def clear(self) -> None:

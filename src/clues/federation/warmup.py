@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from clues.atomic import make_folder
 from clues.config import LOSS
 from clues.federation.desk import Desk
 from clues.federation.guards import check_train, too_long, update_norm
@@ -143,7 +144,7 @@ def _directions(
             for n, t in direction.items()
         }
         stored = {"validation": {**reference.products, LOSS: reference.loss}}
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_tensors(file, tensors)
         write_json(units, {**stored, "round": number})
     return stored["validation"], load_file(file)

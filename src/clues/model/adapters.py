@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from clues.atomic import atomic_write_bytes
+from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import BUILT_IN, LoraSettings, ModelSettings, built_in_folder
 from clues.errors import ConfigError, DataError, NumericsError
 
@@ -226,7 +226,7 @@ class LoraModel:
 
     def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write an adapter folder that plain PEFT opens, whatever the rank of `state`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         ranks = {t.shape[0] for name, t in state.items() if ".lora_A." in name}
         assert len(ranks) == 1, "one rank for every module"
         rank = ranks.pop()
@@ -268,7 +268,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) ->
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     """Write adapter, optimiser state and step; the step file comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_tensors(folder / "adapter.safetensors", checkpoint.adapter)
     write_tensors(folder / "second_moment.safetensors", checkpoint.second_moment)
     write_tensors(folder / "first_moment.safetensors", checkpoint.first_moment)

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from clues.atomic import make_folder
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel, write_tensors
@@ -83,7 +84,7 @@ class Job:
             "n_directions": len(self.directions),
             "rows": [[row.row, row.id, len(row.ids), row.truncated] for row in self.rows],
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_tensors(folder / "job.safetensors", tensors, clues=json.dumps(head))
 
     @classmethod
@@ -197,7 +198,7 @@ def compute_shard(model: LoraModel, job: Job, number: int, folder: Path) -> RowS
         skip_nonfinite=job.skip_nonfinite,
     )
     tensors = {"products": torch.tensor(found.products), "losses": torch.tensor(found.losses)}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     head = json.dumps([row.id for row in rows])
     write_tensors(folder / f"shard-{number}.safetensors", tensors, clues=head)
     return found
