@@ -4,38 +4,57 @@ Every silo's reply is written as it came. What reads it takes one weight at a ti
 grows with the adapter and not with the number of silos.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
 from clues.atomic import atomic_write_bytes, make_folder
 
+# What messages may hold, by safetensors' names.
+DTYPES = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "U8": torch.uint8}
+
 
 class StoredTensors(Mapping[str, Tensor]):
-    """One tensor field of a stored message; every access reads from the disk."""
+    """One tensor field of a stored message; every access reads that tensor from the disk.
+
+    The header is read once: `safe_open` reads all of it at every opening, which with thousands of
+    weights takes longer than the weights, and a file left open for every silo runs into limits.
+    """
 
     def __init__(self, path: Path, field: str) -> None:
-        """Read the names."""
+        """Read the names and where each tensor lies."""
         self.path, self.field = path, field
-        with safe_open(path, framework="pt") as file:
-            owned = [n for n in file.keys() if n.startswith(f"{field}|")]  # noqa: SIM118
-        self.names = tuple(name.removeprefix(f"{field}|") for name in owned)
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(n_header))
+        self.start = 8 + n_header
+        self.specs = {
+            full.removeprefix(f"{field}|"): spec
+            for full, spec in sorted(header.items())
+            if full.startswith(f"{field}|")
+        }
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(f"{self.field}|{name}")
+        spec = self.specs[name]
+        begin, end = spec["data_offsets"]
+        dtype, shape = DTYPES[spec["dtype"]], spec["shape"]
+        if begin == end:
+            return torch.zeros(shape, dtype=dtype)
+        with self.path.open("rb") as file:
+            file.seek(self.start + begin)
+            return torch.frombuffer(bytearray(file.read(end - begin)), dtype=dtype).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.specs)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.specs)
 
 
 @dataclass(frozen=True)
