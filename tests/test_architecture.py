@@ -22,8 +22,9 @@ LAYERS = (
     ("scoring",),
     ("selection",),
     ("evaluation",),
-    ("federation",),
+    # Below: a silo writes its own private report, in whatever process it runs.
     ("report",),
+    ("federation",),
     ("reference", "checklist", "scaffold", "check", "pipeline", "demo"),
     ("cli", "__main__"),
 )
@@ -34,6 +35,7 @@ WITHOUT_TORCH = (
     "selection",
     "facts",
     "report.shared",
+    "report.private",
     "federation.ledger",
     "data.formats",
     "data.damage",
@@ -105,7 +107,11 @@ def test_silo_and_coordinator_do_not_know_each_other():
 def test_only_the_silo_looks_at_labels():
     judges_of_labels = {"evaluation.detection", "evaluation.compare"}
     readers = {m for m in modules() if judges_of_labels & imports(m)}
-    assert readers - judges_of_labels == {"federation.silo", "federation.diagnostics"}
+    assert readers - judges_of_labels == {
+        "federation.silo",
+        "federation.diagnostics",
+        "federation.review",
+    }
     judges = ("scoring.", "model.", "selection", "federation.trajectory", "federation.coordinator")
     judges += ("federation.comparison", "federation.scoring", "federation.decisions")
     judges += ("federation.desk", "federation.warmup", "federation.anchoring")

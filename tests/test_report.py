@@ -10,8 +10,8 @@ from jinja2 import UndefinedError
 from rich.console import Console
 
 from clues.errors import DataError
+from clues.report.page import environment
 from clues.report.shared import (
-    _environment,
     clean,
     count,
     headline,
@@ -244,7 +244,7 @@ def test_a_key_that_every_run_has_is_an_error_when_absent(key):
 
 
 def test_an_undefined_name_in_the_template_is_an_error():
-    template = _environment().from_string("{{ nowhere }}")
+    template = environment().from_string("{{ nowhere }}")
     with pytest.raises(UndefinedError):
         template.render()
 

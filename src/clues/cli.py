@@ -363,8 +363,10 @@ def evaluate(
 
 @app.command(rich_help_panel=WHOLE)
 def report(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Write results.json, results.md and report.html again."""
+    """Write results.json, results.md, report.html and every silo's private report again."""
     opened = _stage(config, folder, "report", quiet=quiet)
+    for silo in opened.silos.values():
+        silo.write_review()
     _show_path(opened.run_dir.root / "report.html", "report", as_json=as_json)
 
 

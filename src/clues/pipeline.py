@@ -158,6 +158,10 @@ def write_results(run: Run) -> dict[str, Any]:
     atomic_write_bytes(root / "results.md", render_markdown(results).encode())
     page = render_html(results, ledger_summary=summary(verify(run.run_dir.ledger)))
     atomic_write_bytes(root / "report.html", page.encode())
+    for silo in run.silos.values():
+        # A run of an earlier version has none; elsewhere the selection wrote it.
+        if not (silo.private / "report.html").exists():
+            silo.write_review()
     keys = ("name", "date", "machine", "base_model", "recipe_hash", "seeds", "versions")
     write_json(root / "manifest.json", {key: results[key] for key in keys})
     return results

@@ -381,12 +381,7 @@ def select(
     if not np.isfinite(scores).all():
         n_bad = int((~np.isfinite(scores)).sum())
         raise NumericsError(f"{where}: {n_bad} of {len(scores)} scores are not finite.")
-    cut = threshold.value
-    if threshold.ratio is not None:
-        n_kept = round(threshold.ratio * len(scores))
-        cut = float(np.sort(scores)[::-1][n_kept - 1]) if n_kept else float("inf")
-    if cut is None:
-        raise ConfigError(f"{where}: the threshold has neither a value nor a ratio.")
+    cut = cut_of(threshold, scores, where=where)
     decisions = [
         Decision(row, id_, float(score), bool(score >= cut), _reason(float(score), cut))
         for (row, id_), score in zip(rows, scores, strict=True)
@@ -408,6 +403,20 @@ def select(
             "A model trained on so few can give them away."
         )
     return selection
+
+
+def cut_of(threshold: Threshold, scores: Array, *, where: str) -> float:
+    """The number that these scores are compared with; under rule `ratio` it is the silo's own.
+
+    Raises:
+        ConfigError: the threshold has neither a value nor a ratio.
+    """
+    if threshold.ratio is not None:
+        n_kept = round(threshold.ratio * len(scores))
+        return float(np.sort(scores)[::-1][n_kept - 1]) if n_kept else float("inf")
+    if threshold.value is None:
+        raise ConfigError(f"{where}: the threshold has neither a value nor a ratio.")
+    return threshold.value
 
 
 def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:

@@ -96,6 +96,11 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
                 target.setdefault(name, np.zeros(len(rows)))[members] = values
         space.memory.setdefault("anchor_scores", {})[group] = anchor_scores
     write_json(space.private / "compared.json", compared)
+    groups_of = {
+        group: {part: [float(x) for x in values] for part, values in sets.items()}
+        for group, sets in space.memory["anchor_scores"].items()
+    }
+    write_json(space.private / "anchors.json", groups_of)
     finite = _finite([*raw.values(), parts["base/loss"]])
     lost = [row for row, good in zip(rows, finite, strict=True) if not good]
     write_json(space.private / "nonfinite.json", {str(row.row): row.id for row in lost})

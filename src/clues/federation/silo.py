@@ -53,6 +53,7 @@ from clues.federation.permission import (
     is_approved,
     remember_threshold,
 )
+from clues.federation.review import write_review
 from clues.federation.scoring import score
 from clues.federation.workspace import LoadModel, Workspace
 from clues.progress import Progress
@@ -207,6 +208,7 @@ class Silo:
         remember_threshold(self.space, request)
         selection = self.select(threshold)
         write_selection(self.space, selection, threshold)
+        self.write_review()
         return SelectReply(
             recipe_hash=selection.recipe_hash, n_kept=round_count(len(selection.kept))
         )
@@ -244,6 +246,10 @@ class Silo:
         """
         self.select(threshold, overrides)
         store(self.space, overrides)
+
+    def write_review(self) -> None:
+        """Write the private report of the last selection anew."""
+        write_review(self.space)
 
     def diagnostics(self) -> dict[str, Any]:
         """Exact counts, and detection figures where the silo names a column of labels."""

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from clues.errors import DataError
+from clues.report.page import environment
 
 DASH = "\N{EN DASH}"
 FEW = "<10"
@@ -107,7 +106,7 @@ def render_html(results: Mapping[str, Any], *, ledger_summary: Sequence[Mapping[
     view = _view(results)
     threshold = need(results, "threshold", "results")
     return (
-        _environment()
+        environment()
         .get_template("shared.html.j2")
         .render(
             **view,
@@ -555,13 +554,3 @@ def _escape(text: str) -> str:
     for mark in "\\`*[]|":
         text = text.replace(mark, "\\" + mark)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("clues", "report/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -1,0 +1,186 @@
+"""A silo's own page: every row with its score, what a threshold would change, what a person decides.
+
+It shows rows, so it is written into the silo's private folder and nowhere else. One file, no
+network: rows lie in it as packed data, and the page's own script puts them on the screen as text.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clues.report.figures import Chart, score_histogram
+from clues.report.pack import pack, pack_texts
+from clues.report.page import environment
+
+SCRIPTS = ("data", "rows", "threshold", "list", "detail", "overrides", "main")
+SIZES = {"wide": ((1040.0, 270.0), 72), "narrow": ((420.0, 250.0), 30)}
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A value of every row that keep rates can be looked at by.
+
+    Attributes:
+        name: of the column.
+        values: labels of the groups, in order.
+        codes: for each row the index of its group.
+        note: what the reader should know, such as why there are no groups.
+    """
+
+    name: str
+    values: tuple[str, ...] = field(repr=False)
+    codes: NDArray[np.uint8] = field(repr=False)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Review:
+    """Everything that the page shows.
+
+    Arrays have one entry for every row of the silo's file, in its order; rows that could not be
+    scored have NaN.
+
+    Attributes:
+        silo: name.
+        facts: name and value pairs about the run.
+        recipe_hash: what exported overrides are for.
+        cut: the threshold that rows of this silo are compared with.
+        interval: its bootstrap interval, if there is one.
+        ratio: the share kept, where the rule is `ratio`.
+        min_kept: fewer kept rows are refused.
+        anchors: scores of the public anchors in the same units.
+        anchors_from: whose anchors these are, in words.
+        ids: content ids.
+        scores: in the threshold's units.
+        terms: by name what a row's score is the sum of: one array for each checkpoint.
+        losses: the row's loss in nats, before training and after.
+        n_tokens: length, with the prompt.
+        n_response_tokens: length of what carries loss.
+        unscored: by row, why it could not be scored.
+        labels: kind of damage, None for a clean row; None where nobody knows.
+        groupings: columns to look at keep rates by.
+        texts: turns as (role, content).
+        rulings: by id, what a person decided: (keep, reason).
+        waiting: the same, decided under another recipe and not in force.
+    """
+
+    silo: str
+    facts: Sequence[tuple[str, str]]
+    recipe_hash: str
+    cut: float
+    interval: tuple[float, float] | None
+    ratio: float | None
+    min_kept: int
+    anchors: Sequence[float] = field(repr=False)
+    anchors_from: str
+    ids: Sequence[str] = field(repr=False)
+    scores: NDArray[np.float64] = field(repr=False)
+    terms: Mapping[str, NDArray[np.float64]] = field(repr=False)
+    losses: Mapping[str, NDArray[np.float64]] = field(repr=False)
+    n_tokens: NDArray[np.int64] = field(repr=False)
+    n_response_tokens: NDArray[np.int64] = field(repr=False)
+    unscored: Mapping[int, str] = field(repr=False)
+    labels: Sequence[str | None] | None = field(repr=False)
+    groupings: Sequence[Grouping] = field(repr=False)
+    texts: Sequence[Sequence[tuple[str, str]]] = field(repr=False)
+    rulings: Mapping[str, tuple[bool, str]] = field(repr=False)
+    waiting: Mapping[str, tuple[bool, str]] = field(repr=False)
+
+
+def render_private(review: Review) -> str:
+    """The page as one HTML file."""
+    scored = np.isfinite(review.scores)
+    damaged = None
+    if review.labels is not None:
+        damaged = np.array([label is not None for label in review.labels])[scored]
+    charts = {
+        name: score_histogram(
+            review.scores[scored],
+            anchors=review.anchors,
+            cut=review.cut,
+            interval=review.interval,
+            damaged=damaged,
+            label="Histogram of this silo's rows by score, above the anchors' scores",
+            size=size,
+            n_bins=n_bins,
+        )
+        for name, (size, n_bins) in SIZES.items()
+    }
+    script = _script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    texts, cut_after = pack_texts(review.texts)
+    return (
+        environment()
+        .get_template("private.html.j2")
+        .render(
+            silo=review.silo,
+            facts=review.facts,
+            charts=charts,
+            anchors_from=review.anchors_from,
+            n_anchors=len(review.anchors),
+            labelled=review.labels is not None,
+            n_rows=len(review.ids),
+            ratio=review.ratio,
+            data=pack(_header(review, charts["wide"], cut_after), {**_arrays(review), **texts}),
+            script=script,
+            digest=digest,
+        )
+    )
+
+
+def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, Any]:
+    kinds = sorted({label for label in review.labels or () if label is not None})
+    reasons = sorted(set(review.unscored.values()))
+    return {
+        "silo": review.silo,
+        "recipe": review.recipe_hash,
+        "cut": review.cut if np.isfinite(review.cut) else None,
+        "minKept": review.min_kept,
+        "low": chart.low,
+        "high": chart.high,
+        "terms": list(review.terms),
+        "losses": list(review.losses),
+        "kinds": kinds if review.labels is not None else None,
+        "reasons": reasons,
+        "groupings": [
+            {"name": g.name, "values": g.values, "note": g.note} for g in review.groupings
+        ],
+        "cutAfter": cut_after,
+        "rulings": [[id_, keep, why] for id_, (keep, why) in review.rulings.items()],
+        "waiting": [[id_, keep, why] for id_, (keep, why) in review.waiting.items()],
+    }
+
+
+def _arrays(review: Review) -> dict[str, np.ndarray]:
+    n = len(review.ids)
+    reasons = sorted(set(review.unscored.values()))
+    why = np.zeros(n, np.uint16)
+    for row, reason in review.unscored.items():
+        why[row] = reasons.index(reason) + 1
+    arrays: dict[str, np.ndarray] = {
+        "id": np.frombuffer(bytes.fromhex("".join(review.ids)), np.uint8),
+        "score": review.scores,
+        "tokens": review.n_tokens.astype(np.uint32),
+        "response": review.n_response_tokens.astype(np.uint32),
+        "why": why,
+    }
+    arrays |= {f"term{k}": v.astype(np.float32) for k, v in enumerate(review.terms.values())}
+    arrays |= {f"loss{k}": v.astype(np.float32) for k, v in enumerate(review.losses.values())}
+    arrays |= {f"group{k}": g.codes for k, g in enumerate(review.groupings)}
+    if review.labels is not None:
+        kinds = sorted({label for label in review.labels if label is not None})
+        codes = {kind: k + 1 for k, kind in enumerate(kinds)} | {None: 0}
+        arrays["label"] = np.array([codes[label] for label in review.labels], np.uint16)
+    return arrays
+
+
+def _script() -> str:
+    """The page's script: its parts, one after the other, with one scope."""
+    folder = files("clues") / "report" / "templates" / "private"
+    return "\n".join((folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)

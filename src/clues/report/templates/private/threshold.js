@@ -1,0 +1,64 @@
+// Who is kept at a threshold, and what follows from it. A person's decision wins over the score.
+
+class Choice {
+  constructor(rows) {
+    this.rows = rows;
+    this.inForce = rows.header.cut ?? Infinity;
+    this.value = this.inForce;
+    this.ruled = new Map(rows.header.rulings.map(([id, keep, why]) => [id, { keep, why }]));
+    this.decided = new Map(this.ruled); // what an export holds
+    this.handNow = this.byHand(this.ruled);
+    this.handHere = this.byHand(this.decided);
+  }
+
+  // By row 1 for keep, 2 for drop, 0 where the score decides.
+  byHand(decisions) {
+    const hand = new Uint8Array(this.rows.n);
+    for (const [id, { keep }] of decisions) for (const row of this.rows.withId(id)) hand[row] = keep ? 1 : 2;
+    return hand;
+  }
+
+  keptNow(row) {
+    return this.handNow[row] ? this.handNow[row] === 1 : this.rows.score[row] >= this.inForce;
+  }
+
+  keptHere(row) {
+    return this.handHere[row] ? this.handHere[row] === 1 : this.rows.score[row] >= this.value;
+  }
+
+  decide(id, decision) {
+    if (decision) this.decided.set(id, decision);
+    else this.decided.delete(id);
+    for (const row of this.rows.withId(id)) this.handHere[row] = decision ? (decision.keep ? 1 : 2) : 0;
+  }
+
+  // Rows kept, clean rows and clean rows kept, in force and here, in all or by group.
+  counts(codes, nGroups) {
+    const { rows } = this;
+    const label = rows.arrays.label;
+    const found = Array.from({ length: nGroups }, () => ({ n: 0, now: 0, here: 0, clean: 0, cleanNow: 0, cleanHere: 0, gained: 0, lost: 0 }));
+    for (let row = 0; row < rows.n; row++) {
+      const group = found[codes ? codes[row] : 0];
+      const [now, here] = [this.keptNow(row), this.keptHere(row)];
+      const clean = label ? label[row] === 0 : false;
+      group.n++;
+      group.now += now;
+      group.here += here;
+      group.gained += here && !now;
+      group.lost += now && !here;
+      group.clean += clean;
+      group.cleanNow += clean && now;
+      group.cleanHere += clean && here;
+    }
+    return found;
+  }
+
+  reason(row) {
+    const { rows } = this;
+    const own = this.decided.get(rows.id(row));
+    if (own) return `${own.keep ? "Kept" : "Dropped"} by a person: ${own.why}`;
+    if (Number.isNaN(rows.score[row])) return `Dropped: ${rows.whyUnscored(row)}.`;
+    const below = rows.score[row] < this.value;
+    return `Score ${shown(rows.score[row])} is ${below ? "below" : "not below"} ${shown(this.value)}.`;
+  }
+}
