@@ -2,13 +2,14 @@
 # make test   all tests
 # make check  lint, format, types
 # make results     docs/results.md from the stored results
+# make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark results clean
+.PHONY: demo test fast check benchmark results picture clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -29,6 +30,10 @@ benchmark: $(READY)
 
 results: $(READY)
 	$(BIN)/python -m experiments.tables
+
+picture: $(READY)
+	$(BIN)/clues demo
+	$(BIN)/python docs/images/picture.py runs/demo
 
 # torch first and alone: with it in place nothing else pulls another build of it.
 $(READY): requirements.lock pyproject.toml

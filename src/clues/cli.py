@@ -171,6 +171,7 @@ def _say_where(root: Path) -> None:
     kept = root / "silos" / "SILO" / "private"
     out.print(f"\nReport: {root / 'report.html'}", highlight=False, soft_wrap=True)
     out.print(f"Kept rows: {kept}{os.sep}kept.*", highlight=False, soft_wrap=True)
+    out.print(f"Every row and why: {kept}{os.sep}report.html", highlight=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel=WHOLE)

@@ -19,7 +19,7 @@ from clues.report.pack import pack, pack_texts
 from clues.report.page import environment
 
 SCRIPTS = ("data", "rows", "threshold", "list", "detail", "overrides", "main")
-SIZES = {"wide": ((1040.0, 270.0), 72), "narrow": ((420.0, 250.0), 30)}
+SIZES = {"wide": ((820.0, 330.0), 64), "narrow": ((420.0, 250.0), 30)}
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Page {
       const cell = make("td", "number");
       cell.append(make("strong", "", show(here)));
       const change = Number.isFinite(here - now) ? here - now : 0;
-      line.append(head, make("td", "number faint", show(now)), cell, make("td", "number change", change ? signed(change, show(change)) : "\u2013"));
+      line.append(head, make("td", "number faint", show(now)), cell, make("td", "number change", change ? signed(change, show === percent ? `${(100 * change).toFixed(1)} points` : show(change)) : "\u2013"));
       return line;
     }));
     const few = all.here < this.rows.header.minKept || all.here === all.n;
