@@ -25,7 +25,7 @@ LAYERS = (
     # Below: a silo writes its own private report, in whatever process it runs.
     ("report",),
     ("federation",),
-    ("reference", "checklist", "scaffold", "check", "pipeline", "demo"),
+    ("reference", "checklist", "scaffold", "check", "judging", "pipeline", "demo"),
     ("cli", "__main__"),
 )
 WITHOUT_TORCH = (

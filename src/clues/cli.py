@@ -362,6 +362,51 @@ def evaluate(
     run(config, folder, as_json, degenerate, quiet=quiet)
 
 
+@app.command(rich_help_panel=STAGE)
+def judge(
+    config: Config,
+    folder: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many calls and tokens; ask nothing.")
+    ] = False,
+    private: Annotated[
+        bool,
+        typer.Option("--allow-private-prompts", help="Send rows of evaluate.judge.prompts."),
+    ] = False,
+    as_json: Json = False,
+    degenerate: Degenerate = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have a model behind an OpenAI-compatible endpoint judge the arms' answers.
+
+    Held-out prompts, their reference answers and the joint models' answers are sent to it.
+    Replies are stored as they come: the same command goes on where it stopped.
+    """
+    settings = load_config(config)
+    from clues.judging import estimate, judge_run
+
+    cost = estimate(settings, allow_private=private)
+    if dry_run and as_json:
+        out.print_json(json.dumps(asdict(cost)))
+    said = (
+        f"{cost.prompts} prompts, {cost.calls} calls without repairs and retries, at most about "
+        f"{cost.tokens_in:,} tokens in and {cost.tokens_out:,} out; stored replies cost nothing."
+    )
+    if not (dry_run and as_json) and not (quiet and not dry_run):
+        (out if dry_run else err).print(said, highlight=False, soft_wrap=True)
+    if dry_run:
+        return
+    from clues.evaluation.judge_endpoint import check_endpoint
+
+    assert settings.evaluate.judge is not None
+    check_endpoint(settings.evaluate.judge)
+    opened = _stage(config, folder, "report", quiet=quiet, degenerate=degenerate)
+    from clues.pipeline import write_results
+
+    judge_run(opened.config, opened.coordinator, allow_private=private)
+    _show(write_results(opened), as_json=as_json)
+
+
 @app.command(rich_help_panel=WHOLE)
 def report(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Write results.json, results.md, report.html and every silo's private report again."""

@@ -8,8 +8,10 @@ import hashlib
 import json
 from difflib import get_close_matches
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -424,6 +426,70 @@ class LmEvalSettings(Settings):
         return self
 
 
+class JudgeSettings(Settings):
+    """A model behind an OpenAI-compatible endpoint that judges answers (extra `clues[judge]`).
+
+    Attributes:
+        base_url: of the endpoint, such as `https://host/v1`; plain http only on this machine.
+        model: its name there.
+        api_key_env: environment variable that holds the key; None where none is needed.
+        mode: `reference` scores an answer from 0 to 1 against the row's own; `pairwise` asks which
+            of two arms' answers is better, in both orders.
+        arms: whose answers are judged; those that the run has.
+        against: the arm that every other is compared with in pairs.
+        n_prompts: how many held-out prompts, drawn at random, the same ones in every run.
+        prompts: another file of rows than `evaluate.heldout`; needs `--allow-private-prompts`.
+        max_calls: most requests of one `clues judge`, repairs and retries included.
+        concurrency: requests under way at a time.
+        timeout_s: of one request, from its start to its last byte.
+        retries: of a request that got no answer.
+        retry_wait_s: before the first retry; it doubles, to at most a minute.
+        max_answer_tokens: of an answer of ours.
+        max_reply_tokens: of a reply of the judge.
+        allow_http: send key and rows unencrypted to another machine.
+    """
+
+    base_url: str
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    mode: tuple[Literal["reference", "pairwise"], ...] = ("reference", "pairwise")
+    arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
+    against: Literal["mixed", "random", "clues", "oracle"] = "mixed"
+    n_prompts: PositiveInt = 100
+    prompts: Path | None = None
+    max_calls: PositiveInt = 2000
+    concurrency: int = Field(default=4, ge=1, le=64)
+    timeout_s: PositiveFloat = 60.0
+    retries: int = Field(default=3, ge=0, le=10)
+    retry_wait_s: PositiveFloat = 1.0
+    max_answer_tokens: PositiveInt = 256
+    max_reply_tokens: PositiveInt = 300
+    allow_http: bool = False
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the endpoint is on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _endpoint_is_safe(self) -> "JudgeSettings":
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("base_url must look like https://host/v1")
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError("base_url must hold no key; name its variable in api_key_env")
+        if url.scheme == "http" and not self.loopback and not self.allow_http:
+            raise ValueError(
+                "base_url sends rows and key unencrypted to another machine. Use https, or set "
+                "allow_http: true"
+            )
+        return self
+
+
 class EvaluateSettings(Settings):
     """What the joint models are measured on. All of it is public."""
 
@@ -431,6 +497,7 @@ class EvaluateSettings(Settings):
     tasks: tuple[TaskSettings, ...] = ()
     lm_eval: tuple[LmEvalSettings, ...] = ()
     arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
+    judge: JudgeSettings | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -612,7 +679,9 @@ def _resolved(config: Shared, path: Path) -> Shared:
             "written. Restore them or remove recipe.model.weights_sha256."
         )
     model = model.model_copy(update={"weights_sha256": found or model.weights_sha256})
-    heldout = config.evaluate.heldout
+    heldout, judge = config.evaluate.heldout, config.evaluate.judge
+    if judge and judge.prompts:
+        judge = judge.model_copy(update={"prompts": _existing(judge.prompts, base, path)})
     evaluate = config.evaluate.model_copy(
         update={
             "heldout": _existing(heldout, base, path) if heldout else None,
@@ -621,6 +690,7 @@ def _resolved(config: Shared, path: Path) -> Shared:
                 for task in config.evaluate.tasks
             ),
             "lm_eval": tuple(_with_files(e, base, path) for e in config.evaluate.lm_eval),
+            "judge": judge,
         }
     )
     recipe = config.recipe.model_copy(update={"public": public, "model": model})

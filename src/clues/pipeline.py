@@ -21,6 +21,7 @@ from clues.federation.local import LocalTransport
 from clues.federation.overrides import Overrides
 from clues.federation.silo import Silo
 from clues.federation.transport import Transport
+from clues.judging import stored_figures
 from clues.progress import Progress
 from clues.report.shared import render_html, render_markdown
 from clues.rundir import RunDir, write_json
@@ -217,6 +218,7 @@ def collect_results(run: Run) -> dict[str, Any]:
         "questions": len(heldout.options) if heldout else None,
         "guessing": heldout.guessing if heldout else None,
         "tasks": arms_on_tasks({arm: coordinator.answers(arm) for arm in arms}, seed=recipe.seed),
+        "judge": stored_figures(config, coordinator),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
     }
 

@@ -317,6 +317,51 @@ def _tasks_note(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     return note
 
 
+def judge_table(results: Mapping[str, Any]) -> Table | None:
+    """Mean score and win rate of every arm, as a judge sees them; None without a judge."""
+    judge: Mapping[str, Any] = results.get("judge") or {}
+    scores, pairs = judge.get("reference", {}), judge.get("pairwise", {})
+    arms = list(dict.fromkeys([*scores, *pairs]))
+    if not arms:
+        return None
+    columns = (
+        Column("arm", "Arm", "arm", numeric=False),
+        Column("score", "Score, 95 % interval", "score"),
+        Column("win_rate", f"Wins against {judge['against']}, 95 % interval", "wins"),
+        Column("won", "Won, tied, lost", "w/t/l"),
+        Column("first", "First place wins", "first"),
+        Column("invalid", "Invalid", "invalid"),
+    )
+    rows: list[tuple[str, ...]] = []
+    for arm in arms:
+        score, pair = scores.get(arm, {}), pairs.get(arm, {})
+        won = "/".join(number(pair[k], 0) for k in ("wins", "ties", "losses")) if pair else DASH
+        invalid = score.get("invalid", 0) + pair.get("invalid", 0)
+        rows.append(
+            (
+                clean(arm),
+                _with_interval(score.get("mean"), score.get("interval")),
+                _with_interval(pair.get("win_rate"), pair.get("interval")),
+                won,
+                number(pair.get("first_place")),
+                number(invalid, 0),
+            )
+        )
+    too_long = f" {judge['too_long']} prompts are too long for it." if judge["too_long"] else ""
+    note = (
+        f"Judge: {clean(judge['model'])}, {judge['prompts']} held-out prompts.{too_long} Score: "
+        "agreement with the reference answer, 0 to 1. Pairs are asked in both orders, and a tie "
+        "is half a win; first place wins: 0.5 is fair. Invalid replies are in no figure. A judge "
+        "is a model and can be wrong."
+    )
+    return Table(note, columns, tuple(rows))
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    ends = f" ({number(interval[0], 2)} to {number(interval[1], 2)})" if interval else ""
+    return f"{number(value)}{ends}" if value is not None else DASH
+
+
 def threshold_strip(threshold: Mapping[str, Any], *, width: int = 640) -> Strip | None:
     """Places of the anchors' quantiles, the interval and the threshold; None without quantiles."""
     pairs: Sequence[tuple[float, float]] = threshold.get("anchor_quantiles") or ()
@@ -462,6 +507,8 @@ def _view(results: Mapping[str, Any]) -> dict[str, Any]:
     tables = {"Arms": arms_table(results), "Silos": silos_table(results)}
     if tasks := tasks_table(results):
         tables["Tasks"] = tasks
+    if judge := judge_table(results):
+        tables["Judge"] = judge
     if detection:
         tables["Detection by score"] = detection
     facts = {key: clean(need(results, key, "results")) for key in ("name", "date", "recipe_hash")}

@@ -11,6 +11,7 @@ from rich.text import Text
 from clues.report.shared import (
     Table,
     arms_table,
+    judge_table,
     need,
     silos_table,
     tasks_table,
@@ -19,7 +20,7 @@ from clues.report.shared import (
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
-    """Print arms, silos, tasks and the threshold, with the roundings of the shared page.
+    """Print arms, silos, tasks, judge and the threshold, with the roundings of the shared page.
 
     Raises:
         DataError: a key that every run has is missing.
@@ -27,6 +28,8 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
     tables = {"Arms": arms_table(results), "Silos": silos_table(results)}
     if tasks := tasks_table(results):
         tables["Tasks"] = tasks
+    if judge := judge_table(results):
+        tables["Judge"] = judge
     for title, table in tables.items():
         console.print(_grid(title, table))
         console.print(Text(table.note, style="dim"))
