@@ -8,6 +8,7 @@ import pytest
 import torch
 from federation_helpers import edit_config, run_micro, tiny_model, write_micro, write_rows
 
+from clues.check import check_run
 from clues.config import TaskSettings, TokenSettings, load_config
 from clues.data.samples import Message, Sample
 from clues.data.tokens import RowEncoder
@@ -309,3 +310,22 @@ def test_real_exams_are_read_but_for_questions_with_several_answers():
     assert tasks["frenchmedmcqa"].left_out == {"several right answers": 2025}
     sizes = [len(q.choices) for q in tasks["head-qa"].questions]
     assert set(sizes) == {4, 5}
+
+
+def test_a_check_lists_tasks_what_they_leave_out_and_rows_that_are_anchors_too(tmp_path):
+    config = write_micro(tmp_path, tiny_model(tmp_path / "model"))
+    rows = [LISTED, {**LISTED, "answer": "A,B"}]
+    write_rows(tmp_path / "quiz.jsonl", rows)
+    edit_config(config, {"evaluate": {"tasks": ["quiz.jsonl"]}})
+    found = check_run(load_config(config), n_shown=0)
+    [task] = found.tasks
+    assert (task.name, task.n_questions, sum(task.left_out.values())) == ("quiz", 1, 1)
+    assert not found.errors
+    anchors = (tmp_path / "public" / "geography.anchor.jsonl").read_text().splitlines()
+    answer = {"choices": ["x", json.loads(anchors[0])["output"]], "answer": 1}
+    write_rows(tmp_path / "quiz.jsonl", [{**json.loads(anchors[0]), **answer}])
+    assert "task file quiz.jsonl share 1 rows" in " ".join(
+        check_run(load_config(config), n_shown=0).errors
+    )
+    write_rows(tmp_path / "quiz.jsonl", [{**LISTED, "answer": "A,B"}])
+    assert "evaluate.tasks" in check_run(load_config(config), n_shown=0).errors[0]

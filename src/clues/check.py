@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from clues.checklist import Check, FileCheck, notes_on
+from clues.checklist import Check, FileCheck, TaskCheck, notes_on
 from clues.config import RunConfig
 from clues.data.formats import RowFile, read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
 from clues.errors import CluesError
+from clues.evaluation.questions import asked_rows, read_tasks
+from clues.evaluation.tasks import encode_task
 from clues.federation.trajectory import n_train_steps
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.loss import make_batch, row_losses
@@ -62,11 +64,14 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             errors.append(f"{name}, labels: {error}")
         if name.endswith("anchors") and rows.n_rows < MIN_ANCHORS:
             errors.append(f"{name}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
+    tasks = _tasks(config, encoder, ids, errors)
     overlaps = _overlaps(ids)
     errors += [
         f"{a} and {b} share {n} rows. Remove them from one of the two."
         for a, b, n in overlaps
-        if "silo" not in a and not (a == "held-out" and "silo" in b)
+        if "silo" not in a
+        and not (a == "held-out" and "silo" in b)
+        and not (b.startswith("task file ") and a.startswith(("held-out", "task file ")))
     ]
     silo_rows = {n: r for n, r in encoded.items() if n.startswith("silo ")}
     minutes = _estimate_minutes(config, model, encoder, silo_rows) if silo_rows else 0.0
@@ -83,8 +88,24 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         steps=round(float(np.mean(steps))) if steps else 0,
         minutes=minutes,
         memory_gb=_estimate_memory(config, model, first),
+        tasks=tasks,
         shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
     )
+
+
+def _tasks(
+    config: RunConfig, encoder: RowEncoder, ids: dict[str, set[str]], errors: list[str]
+) -> tuple[TaskCheck, ...]:
+    """Read every task as the run will; its rows join `ids`, what stops it joins `errors`."""
+    try:
+        encoded = [encode_task(task, encoder) for task in read_tasks(config.evaluate.tasks)]
+        for task in config.evaluate.tasks:
+            named = ids.setdefault(f"task file {task.path.name}", set())
+            named |= {sample.id for sample in asked_rows(task)}
+    except CluesError as error:
+        errors.append(f"evaluate.tasks: {error}")
+        return ()
+    return tuple(TaskCheck(t.name, len(t.options), t.left_out) for t in encoded)
 
 
 def _file_check(

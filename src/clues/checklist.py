@@ -46,6 +46,21 @@ class FileCheck:
 
 
 @dataclass(frozen=True)
+class TaskCheck:
+    """One multiple-choice task.
+
+    Attributes:
+        name: of the task.
+        n_questions: that are asked.
+        left_out: rows that are not asked, by reason.
+    """
+
+    name: str
+    n_questions: int
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Check:
     """Everything that was looked at.
 
@@ -60,6 +75,7 @@ class Check:
         steps: of the training whose checkpoints are scored, mean over silos.
         minutes: estimated time of the whole run on this machine.
         memory_gb: estimated peak of one process.
+        tasks: one a multiple-choice task.
         shown: rows to look at, as ids and masks; not part of `to_json`.
     """
 
@@ -73,6 +89,7 @@ class Check:
     steps: int
     minutes: float
     memory_gb: float
+    tasks: tuple[TaskCheck, ...] = ()
     shown: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -145,6 +162,10 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
                 style="dim",
             )
         )
+    for task in check.tasks:
+        reasons = "; ".join(f"{n:,} rows left out: {why}" for why, n in task.left_out.items())
+        line = f"Task {task.name}: {task.n_questions:,} questions. {reasons}".rstrip()
+        console.print(Text(line), soft_wrap=True)
     if check.shown:
         console.print(
             f"\nAs the model reads them; {RESPONSE[0]}this{RESPONSE[1]} is trained and scored:",
