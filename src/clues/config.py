@@ -528,7 +528,8 @@ class SiloSettings(Settings):
 
     `min_kept` is how many rows a selection keeps at least, and how many an update is made of;
     `max_selections` is how many recipes may ever come to the rows in one folder, each with one
-    threshold; `approval` makes a selection wait for `clues approve`.
+    threshold; `approval` makes a selection wait for `clues approve`. `license` is that of the
+    rows, for the card beside those kept.
     """
 
     name: str = Field(pattern=NAME)
@@ -542,12 +543,17 @@ class SiloSettings(Settings):
     approval: bool = False
     privacy: PrivacySettings | None = None
     model_path: str | None = None
+    license: str = "unknown"
 
 
 class SharedConfig(Settings):
-    """A run without its silos, as the coordinator of separate machines reads it."""
+    """A run without its silos, as the coordinator of separate machines reads it.
+
+    `license` is that of the joint adapter, for its card.
+    """
 
     name: str = Field(default="run", pattern=NAME)
+    license: str = "unknown"
     recipe: Recipe
     combine: CombineSettings = CombineSettings()
     evaluate: EvaluateSettings = EvaluateSettings()

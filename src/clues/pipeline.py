@@ -23,6 +23,7 @@ from clues.federation.silo import Silo
 from clues.federation.transport import Transport
 from clues.judging import stored_figures
 from clues.progress import Progress
+from clues.report.cards import adapter_card
 from clues.report.shared import render_html, render_markdown
 from clues.rundir import RunDir, write_json
 from clues.scoring.shards import Team
@@ -152,13 +153,17 @@ def arms_of(config: SharedConfig) -> Sequence[str]:
 
 
 def write_results(run: Run) -> dict[str, Any]:
-    """Write results.json, results.md, report.html and the manifest."""
+    """Write results.json, results.md, report.html, the adapter's card and the manifest."""
     results = collect_results(run)
     root = run.run_dir.root
     write_json(root / "results.json", results)
     atomic_write_bytes(root / "results.md", render_markdown(results).encode())
     page = render_html(results, ledger_summary=summary(verify(run.run_dir.ledger)))
     atomic_write_bytes(root / "report.html", page.encode())
+    adapter = run.run_dir.coordinator / "adapter"
+    if adapter.exists():
+        card = adapter_card(results, license=run.config.license)
+        atomic_write_bytes(adapter / "README.md", card.encode())
     for silo in run.silos.values():
         # A run of an earlier version has none; elsewhere the selection wrote it.
         if not (silo.private / "report.html").exists():

@@ -5,18 +5,21 @@ Everything is read from the silo's disk, so that it can be written again at any 
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clues.atomic import atomic_write_bytes
-from clues.config import LOSS
+from clues.config import LOSS, Recipe
 from clues.evaluation.detection import read_labels
 from clues.federation.decisions import in_units
 from clues.federation.overrides import in_force, waiting
 from clues.federation.workspace import Workspace
+from clues.report.cards import DataFacts, data_card
 from clues.report.private import Grouping, Review, render_private
+from clues.report.shared import threshold_pairs
 from clues.scoring.table import ScoreTable
 from clues.selection import Threshold, Units, cut_of
 
@@ -26,13 +29,40 @@ Floats = NDArray[np.float64]
 
 
 def write_review(space: Workspace) -> None:
-    """Write `private/report.html` for the last selection.
+    """Write `private/report.html` and `private/card.md` for the last selection.
 
     Raises:
         DataError: nothing is selected or scored yet.
     """
     page = render_private(review(space))
     atomic_write_bytes(space.private / "report.html", page.encode())
+    atomic_write_bytes(space.private / "card.md", data_card(_card(space)).encode())
+
+
+def _card(space: Workspace) -> DataFacts:
+    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    recipe, rows = space.recipe(), space.rows()
+    return DataFacts(
+        silo=space.name,
+        domain=space.settings.domain,
+        license=space.settings.license,
+        file=f"kept{rows.suffix}",
+        n_rows=len(rows.samples),
+        n_kept=len(space.kept()),
+        n_by_hand=len(in_force(space, recipe.hash)),
+        base_model=Path(recipe.model.name).name,
+        score=_score(recipe),
+        threshold=threshold_pairs(
+            {
+                "value": threshold.value,
+                "rule": threshold.rule,
+                "units": threshold.units_kind,
+                "interval": threshold.interval,
+                "n_anchors": threshold.n_anchors,
+            }
+        ),
+        recipe_hash=recipe.hash,
+    )
 
 
 def review(space: Workspace) -> Review:
@@ -73,13 +103,10 @@ def review(space: Workspace) -> Review:
 
 def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple[str, str]]:
     recipe = space.recipe()
-    score = recipe.score.method
-    if score == "influence":
-        score += f", form {recipe.score.form}, loss weight {recipe.score.loss_weight:g}"
     facts = [
         ("Rows", f"{n_rows:,}, {space.rows().description}"),
         ("Domain", space.settings.domain),
-        ("Score", f"{score}, trajectory {recipe.score.trajectory}"),
+        ("Score", _score(recipe)),
         ("Rule", threshold.rule),
         ("Recipe", recipe.hash),
     ]
@@ -88,6 +115,14 @@ def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple
         text = f"{low:.3f} to {high:.3f} ({threshold.confidence:.0%}, bootstrap over anchors)"
         facts.insert(4, ("Interval", text.replace("-", "\N{MINUS SIGN}")))
     return facts
+
+
+def _score(recipe: Recipe) -> str:
+    """How rows were scored, in words."""
+    score = recipe.score.method
+    if score == "influence":
+        score += f", form {recipe.score.form}, loss weight {recipe.score.loss_weight:g}"
+    return f"{score}, trajectory {recipe.score.trajectory}"
 
 
 def _unscored(space: Workspace) -> dict[int, str]:

@@ -84,11 +84,11 @@ def render_markdown(results: Mapping[str, Any]) -> str:
         DataError: a key that every run has is missing; a number not measured is None instead.
     """
     view = _view(results)
-    lines = [f"# {_escape(view['name'])}", "", *(_escape(line) for line in view["headline"])]
+    lines = [f"# {escape(view['name'])}", "", *(escape(line) for line in view["headline"])]
     for title, table in view["tables"].items():
-        lines += ["", f"## {title}", "", *_markdown_table(table), "", _escape(table.note)]
+        lines += ["", f"## {title}", "", *markdown_table(table), "", escape(table.note)]
     for title, pairs in (("Threshold", view["threshold"]), ("How to repeat it", view["repeat"])):
-        lines += ["", f"## {title}", "", *(f"- {key}: {_escape(text)}" for key, text in pairs)]
+        lines += ["", f"## {title}", "", *(f"- {key}: {escape(text)}" for key, text in pairs)]
     lines += ["", "## What this does not say", "", *(f"- {limit}" for limit in LIMITS)]
     return "\n".join(lines) + "\n"
 
@@ -214,7 +214,7 @@ def silos_table(results: Mapping[str, Any]) -> Table:
                 clean(silo.get("domain") or DASH),
                 count(n_rows),
                 count(n_kept),
-                _band(n_rows, n_kept),
+                band(n_rows, n_kept),
                 *(FEW_ROWS if few else number(silo.get(key)) for key in shown),
                 number(silo.get("threshold")),
             )
@@ -430,7 +430,8 @@ def _tens(n_rows: int) -> int:
     return (n_rows + 5) // 10 * 10
 
 
-def _band(n_rows: int | None, n_kept: int | None) -> str:
+def band(n_rows: int | None, n_kept: int | None) -> str:
+    """The keep rate as a band of ten per cent, from rounded counts; an en dash for few rows."""
     if n_rows is None or n_kept is None or min(n_rows, n_kept) < 10:
         return DASH
     floor = min(10 * _tens(n_kept) // _tens(n_rows), 9) * 10
@@ -517,7 +518,7 @@ def _view(results: Mapping[str, Any]) -> dict[str, Any]:
         "headline": headline(results),
         "tables": tables,
         "threshold": threshold_pairs(need(results, "threshold", "results")),
-        "repeat": _repeat_pairs(results),
+        "repeat": repeat_pairs(results),
     }
 
 
@@ -546,7 +547,9 @@ def _assurance(threshold: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("Clean rows kept, at least", text)]
 
 
-def _repeat_pairs(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def repeat_pairs(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What somebody needs who wants the same run again: name and text."""
+
     def join(key: str, show: str = "{} {}") -> str:
         return ", ".join(show.format(*pair) for pair in need(results, key, "results").items())
 
@@ -589,14 +592,15 @@ def _size(n_bytes: int | None) -> str:
     return f"{n_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
 
 
-def _markdown_table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """Lines of the table in Markdown, without its note."""
     rule = ["---:" if column.numeric else ":---" for column in table.columns]
-    lines = [[_escape(column.title) for column in table.columns], rule]
-    lines += [[_escape(cell) for cell in row] for row in table.rows]
+    lines = [[escape(column.title) for column in table.columns], rule]
+    lines += [[escape(cell) for cell in row] for row in table.rows]
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text that Markdown shows as it is, also inside a table."""
     for mark in "\\`*[]|":
         text = text.replace(mark, "\\" + mark)

@@ -1,0 +1,82 @@
+"""Cards say what an adapter and a file of kept rows are made of, and give away no more."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+from federation_helpers import edit_config, run_micro, tiny_model, write_micro
+from test_report import HOSTILE, make_results
+
+from clues.report.cards import DataFacts, adapter_card, data_card
+
+MARKER = "ZQMARK"
+FACTS = DataFacts(
+    silo="north",
+    domain="wards",
+    license="cc-by-4.0",
+    file="kept.jsonl",
+    n_rows=173,
+    n_kept=64,
+    n_by_hand=3,
+    base_model="base",
+    score="influence",
+    threshold=[("Value", "-1.000")],
+    recipe_hash="0123456789ab",
+)
+
+
+def front_of(card: str) -> dict:
+    _, front, _ = card.split("---\n", 2)
+    return yaml.safe_load(front)
+
+
+def test_an_adapter_card_can_be_read_by_a_hub():
+    front = front_of(adapter_card(make_results(), license="apache-2.0"))
+    assert front["license"] == "apache-2.0"
+    assert front["library_name"] == "peft"
+    assert front["base_model"] == make_results()["base_model"]
+
+
+@pytest.mark.parametrize("exact", ["173", "64", "341", "297"])
+def test_an_adapter_card_has_rounded_counts_and_banded_rates(exact):
+    card = adapter_card(make_results())
+    assert f" {exact} " not in card
+    assert "30\N{EN DASH}40 %" in card
+
+
+def test_a_data_card_has_rounded_counts_and_hides_small_ones():
+    card = data_card(FACTS)
+    assert front_of(card)["license"] == "cc-by-4.0"
+    assert "Rows: 170" in card
+    assert "Keep rate: 30\N{EN DASH}40 %" in card
+    assert "Decided by hand: &lt;10" in card
+    assert "Kept: &lt;10" in data_card(replace(FACTS, n_kept=4))
+
+
+def test_a_name_that_looks_like_markup_stays_text_in_a_card():
+    results = make_results()
+    results["silos"][HOSTILE] = results["silos"]["north"]
+    results["name"] = f"{HOSTILE}\n# another heading"
+    assert "<b>" not in adapter_card(results)
+    assert "\n# another" not in adapter_card(results)
+    assert "\n# another" not in data_card(replace(FACTS, silo="north\n# another heading"))
+
+
+def test_a_run_writes_both_cards_and_no_row_stands_in_them(tmp_path):
+    config = write_micro(
+        tmp_path / "input",
+        tiny_model(tmp_path / "model"),
+        silo_changes={"license": "cc-by-4.0"},
+    )
+    edit_config(config, {"license": "apache-2.0"})
+    path = tmp_path / "input/silos/north.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(r | {"output": r["output"] + MARKER}) + "\n" for r in rows))
+    run_micro(config, tmp_path / "run")
+    of_adapter = (tmp_path / "run/coordinator/adapter/README.md").read_text()
+    of_rows = (tmp_path / "run/silos/north/private/card.md").read_text()
+    assert front_of(of_adapter)["license"] == "apache-2.0"
+    assert front_of(of_rows)["license"] == "cc-by-4.0"
+    assert MARKER in (tmp_path / "run/silos/north/private/kept.jsonl").read_text()
+    assert MARKER not in of_adapter + of_rows
