@@ -81,7 +81,12 @@ def fitting(
         recipe=RECIPE,
         combine=combine or CombineSettings(rounds=3, aggregation="ffa"),
         federation=federation,
-        exchange=Exchange(fakes, attendance, recipe_hash=RECIPE.hash),
+        exchange=Exchange(
+            fakes,
+            attendance,
+            recipe_hash=RECIPE.hash,
+            max_message_mb=federation.max_message_mb,
+        ),
         initial=initial or tiny_adapter(),
         public_loss=lambda state: (0.0, state),
     )

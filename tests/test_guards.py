@@ -17,7 +17,14 @@ from clues.federation.guards import (
     too_long,
     update_norm,
 )
-from clues.federation.messages import FitReply, HelloReply, Refusal, SelectReply, TrainReply
+from clues.federation.messages import (
+    FitReply,
+    HelloReply,
+    Refusal,
+    SelectReply,
+    TrainReply,
+    from_bytes,
+)
 from clues.federation.transport import Missing
 
 NAMES = ("east", "north", "south")
@@ -243,4 +250,53 @@ def test_robust_rules_stop_when_absences_leave_too_few(tmp_path):
     with pytest.raises(DataError, match="2 silos sent an adapter, it needs 3"):
         fitting(fakes, tmp_path, federation=TWO, combine=combine).run(
             "clues", tmp_path / "rounds", token=""
+        )
+
+
+def changed_on_the_way(name, request):
+    data = bytearray(honest(name, request).to_bytes())
+    data[-1] ^= 1
+    return bytes(data)
+
+
+def test_a_weight_that_changed_on_the_way_does_not_join(tmp_path):
+    fakes = Fakes(NAMES, {"north": changed_on_the_way})
+    stage = fitting(fakes, tmp_path, federation=TWO)
+    _, record = stage.run("clues", tmp_path / "rounds", token="")
+    assert record["n_silos"] == 2
+    [absence] = stage.attendance.to_json()
+    assert "silo north: what arrived is not what was sent" in absence["why"]
+
+
+def padded(name, request):
+    """An honest adapter, and with it 20 MB that say nothing."""
+    return replace(honest(name, request), adapter={B: torch.zeros(5_000_000)})
+
+
+def test_an_answer_that_is_larger_than_asked_for_is_refused_unread(tmp_path, monkeypatch):
+    read = []
+
+    def watched(data, **how):
+        read.append(len(data))
+        return from_bytes(data, **how)
+
+    monkeypatch.setattr("clues.federation.exchange.from_bytes", watched)
+    stage = fitting(Fakes(NAMES, {"north": padded}), tmp_path, federation=TWO)
+    _, record = stage.run("clues", tmp_path / "rounds", token="")
+    assert record["n_silos"] == 2
+    [absence] = stage.attendance.to_json()
+    assert re.search(r"^silo north: its answer to fit has 20.0 MB.* 16.0 MB", absence["why"])
+    assert max(read) < 1_000_000, "it was taken apart before it was refused"
+
+
+def test_the_limit_on_answers_can_be_set_and_holds_for_each_silo(tmp_path):
+    fine = FederationSettings(quorum=2, max_message_mb=21)
+    stage = fitting(Fakes(NAMES, {"north": padded}), tmp_path / "a", federation=fine)
+    stage.run("clues", tmp_path / "a", token="")
+    [absence] = stage.attendance.to_json()
+    assert "weights differ by name" in absence["why"], "the guards come after the limit"
+    small = FederationSettings(max_message_mb=1e-5)
+    with pytest.raises(QuorumError, match="max_message_mb"):
+        fitting(Fakes(NAMES), tmp_path / "b", federation=small).run(
+            "clues", tmp_path / "b", token=""
         )

@@ -3,15 +3,16 @@
 import json
 import random
 import re
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 import clues
 from clues.errors import CluesError, DataError, NumericsError
+from clues.federation.container import identity_of, is_sealed, is_whole, sealed
 from clues.federation.messages import (
     REPLIES,
     REQUESTS,
@@ -114,7 +115,21 @@ def with_header(message: Envelope, **changes: object) -> bytes:
     header = json.loads(json.loads(data[8 : 8 + n_header])["__metadata__"]["clues"])
     header |= changes
     header = {key: value for key, value in header.items() if value is not ...}
-    return save({"empty": torch.zeros(0)}, metadata={"clues": json.dumps(header)})
+    return by_hand({"empty": torch.zeros(0)}, json.dumps(header))
+
+
+def by_hand(tensors: dict[str, torch.Tensor], header: str) -> bytes:
+    """Bytes as a hostile sender would make them: whatever they say, their seal is whole."""
+    return sealed(save(tensors, metadata={"clues": header}))
+
+
+def unsealed(message: Envelope) -> bytes:
+    """The bytes of a message as versions without seals wrote them."""
+    data = message.to_bytes()
+    n_header = int.from_bytes(data[:8], "little")
+    seal = f'"sha256-sum":"{identity_of(data)}",'.encode()
+    assert data.count(seal) == 1
+    return (n_header - len(seal)).to_bytes(8, "little") + data[8:].replace(seal, b"")
 
 
 def refusal_of(data: bytes) -> CluesError | None:
@@ -184,11 +199,55 @@ def test_a_cut_message_is_refused_wherever_it_is_cut(message):
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=named)
+def test_a_flipped_bit_is_found_in_whatever_byte_it_lies(message):
+    data = message.to_bytes()
+    # Every byte of a short message, and of a long one every third.
+    for place in range(0, len(data), 1 + len(data) // 1500):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(DataError, match=SENDER):
+            read(bytes(changed))
+
+
+def test_a_changed_weight_is_called_a_change_and_not_another_value():
+    message = next(m for m in MESSAGES if m.kind == "fit")
+    changed = bytearray(message.to_bytes())
+    changed[-1] ^= 1
+    with pytest.raises(DataError, match=rf"{SENDER}: what arrived is not what was sent"):
+        read(bytes(changed))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=named)
+def test_a_message_is_a_file_that_safetensors_would_write_but_for_its_seal(message):
+    data = message.to_bytes()
+    assert is_sealed(data)
+    assert is_whole(data)
+    tensors = load(data)
+    [text] = re.findall(r'"clues":"(.*?[^\\])"', data.decode("latin-1"))
+    plain = save(tensors, metadata={"clues": json.loads(f'"{text}"')})
+    assert plain == unsealed(message), "earlier versions gave this message other bytes"
+    assert identity_of(data) == identity_of(plain), "a stored answer would not be found again"
+    assert sealed(plain) == data
+    assert sealed(data) == data
+
+
+def test_a_message_without_a_seal_is_called_one_of_an_earlier_version():
+    for message in MESSAGES:
+        with pytest.raises(DataError, match=rf"{SENDER}.*no checksum.*same version on both"):
+            read(unsealed(message))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=named)
 def test_a_missing_or_an_added_field_is_refused(message):
     bare = replace(message, **{name: {} for name in message.tensor_fields})
     for name in (
         "recipe_hash",
-        *(s.name for s in fields(bare) if s.name not in bare.tensor_fields),
+        *(
+            s.name
+            for s in fields(bare)
+            # A field with a default came later: earlier versions leave it out.
+            if s.name not in bare.tensor_fields and s.default is MISSING
+        ),
     ):
         with pytest.raises(DataError, match=rf"{SENDER}.*'{name}'"):
             read(with_header(bare, **{name: ...}))
@@ -256,16 +315,16 @@ def test_a_tensor_that_is_not_finite_is_refused(number):
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.bool, torch.int64])
 def test_a_tensor_of_a_type_that_no_message_has_is_refused(dtype):
-    message = replace(MESSAGES[2], adapter={"q": torch.zeros(2).to(dtype)})
+    header = json.dumps({"kind": "fit-reply", "recipe_hash": HASH, "weight": 10})
     with pytest.raises(DataError, match=rf"{SENDER}.*type torch"):
-        read(message.to_bytes())
+        read(by_hand({"adapter|q": torch.zeros(2).to(dtype)}, header))
 
 
 def test_a_tensor_that_belongs_to_no_field_is_refused():
-    header = {"clues": json.dumps({"kind": "evaluate", "recipe_hash": HASH, "selection_token": ""})}
+    header = json.dumps({"kind": "evaluate", "recipe_hash": HASH, "selection_token": ""})
     for name in ("rows|0", "recipe_hash|0", "stowaway"):
         with pytest.raises(DataError, match=rf"{SENDER}.*unexpected tensor"):
-            read(save({name: torch.zeros(1)}, metadata=header))
+            read(by_hand({name: torch.zeros(1)}, header))
 
 
 def test_a_header_that_claims_to_be_giant_is_refused_before_it_is_read():
@@ -281,21 +340,22 @@ def test_a_header_that_claims_to_be_giant_is_refused_before_it_is_read():
 )
 def test_a_header_of_another_shape_is_refused(header):
     with pytest.raises(DataError, match=SENDER):
-        read(save({"empty": torch.zeros(0)}, metadata={"clues": header}))
+        read(by_hand({"empty": torch.zeros(0)}, header))
 
 
 def test_brackets_nested_thousands_deep_do_not_exhaust_the_stack():
     start = json.dumps({"kind": "select", "recipe_hash": HASH, "threshold": {}})[:-3]
     for depth in (500, 900, 100_000):
         header = start + '{"a":' * depth + "1" + "}" * depth + "}"
-        data = save({"empty": torch.zeros(0)}, metadata={"clues": header})
+        data = by_hand({"empty": torch.zeros(0)}, header)
         refusal = refusal_of(data)
         assert refusal is None or SENDER in str(refusal)
 
 
 def test_no_mutated_message_raises_anything_but_our_errors():
     rng = random.Random(20260101)
-    sources = [message.to_bytes() for message in MESSAGES]
+    # Sealed after the change: what is tested is what stands behind the seal.
+    sources = [unsealed(message) for message in MESSAGES]
     n_refused = 0
     for trial in range(600):
         data = bytearray(rng.choice(sources))
@@ -311,7 +371,7 @@ def test_no_mutated_message_raises_anything_but_our_errors():
                 data[place] = rng.choice(b'{}[]",:-0 e\\')
             data = data or bytearray(b"\0")
         try:
-            refusal = refusal_of(bytes(data))
+            refusal = refusal_of(sealed(bytes(data)))
         except Exception as error:  # noqa: BLE001 - any other exception is the bug looked for
             pytest.fail(f"trial {trial}: hostile bytes raise {type(error).__name__}: {error}")
         if refusal:

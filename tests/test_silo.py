@@ -24,6 +24,7 @@ from federation_helpers import (
 from clues.config import SiloSettings
 from clues.data.formats import read_rows
 from clues.errors import CluesError, DataError, DegenerateSelectionError, RecipeMismatchError
+from clues.federation.container import identity_of
 from clues.federation.messages import (
     REPLIES,
     REQUESTS,
@@ -119,6 +120,21 @@ def test_the_outbox_holds_replies_that_were_sent_and_nothing_else(world, tmp_pat
     stored = [path.read_bytes() for path in silo.outbox.iterdir()]
     assert len(stored) == len(REQUESTS), "one answer of each kind is kept, the last one"
     assert set(stored) <= sent
+
+
+def test_an_answer_stored_by_an_earlier_version_is_found_and_sealed(world, tmp_path):
+    silo = world.silo(tmp_path)
+    for path in silo.outbox.iterdir():
+        data = path.read_bytes()
+        n_header = int.from_bytes(data[:8], "little")
+        seal = f'"sha256-sum":"{identity_of(data)}",'.encode()
+        plain = (n_header - len(seal)).to_bytes(8, "little") + data[8:].replace(seal, b"", 1)
+        path.write_bytes(plain)
+    before = {path.name: path.read_bytes() for path in silo.outbox.iterdir()}
+    for kind in REQUESTS:
+        request, reply = world.recorder.last("north", kind)
+        assert silo.answer(request) == reply, f"{kind} is worked out again, or leaves unsealed"
+    assert {path.name: path.read_bytes() for path in silo.outbox.iterdir()} == before
 
 
 @pytest.mark.parametrize("kind", sorted(set(REQUESTS) - {"hello"}))

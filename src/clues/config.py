@@ -365,6 +365,8 @@ class FederationSettings(Settings):
         quorum: silos without which a run stops; None for all of them.
         norm_bound: an update may be so many times longer than the median of the silos' updates.
         max_rows: the largest number of rows that a silo may say it has.
+        max_message_mb: the largest answer, in MB of 10^6 bytes; None for the adapters that the
+            request lets expect, and 16 MB.
         wait_s: seconds that a silo on another machine may be out of reach.
         timeouts: seconds from a message to its answer, by kind of message.
     """
@@ -372,6 +374,7 @@ class FederationSettings(Settings):
     quorum: PositiveInt | None = None
     norm_bound: float = Field(default=10.0, gt=1.0)
     max_rows: PositiveInt = 10_000_000
+    max_message_mb: PositiveFloat | None = None
     wait_s: PositiveFloat = 900.0
     timeouts: dict[
         Literal["hello", "train", "score", "select", "fit", "evaluate"], PositiveFloat

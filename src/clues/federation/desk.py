@@ -38,7 +38,12 @@ class Desk:
         self.attendance = Attendance(
             folder / "absences.json", recipe_hash=recipe.hash, quorum=federation.quorum
         )
-        self.exchange = Exchange(transport, self.attendance, recipe_hash=recipe.hash)
+        self.exchange = Exchange(
+            transport,
+            self.attendance,
+            recipe_hash=recipe.hash,
+            max_message_mb=federation.max_message_mb,
+        )
         self.model, self.encoder = load_model(recipe)
         self.initial = self.model.initial
 

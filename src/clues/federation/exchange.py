@@ -9,23 +9,43 @@ from clues.federation.messages import (
     REPLIES,
     Envelope,
     Failure,
+    FitRequest,
     Refusal,
     SelectRequest,
+    TrainRequest,
     from_bytes,
 )
 from clues.federation.transport import Missing, Transport
 
 Taken = TypeVar("Taken")
 MAX_REFERENCE = 16
+# Adapters in a reply to each kind that carries one: train brings two optimiser means as well.
+N_ADAPTERS = {TrainRequest.kind: 3, FitRequest.kind: 1}
+# For names, and for kinds that carry numbers: 100,000 anchor scores of one set take 2 MB.
+ROOM_BYTES = 16_000_000
 
 
 class Exchange:
     """Asks silos over a transport; who does not answer, or answers badly, is left out."""
 
-    def __init__(self, transport: Transport, attendance: Attendance, *, recipe_hash: str) -> None:
-        """Send nothing yet."""
+    def __init__(
+        self,
+        transport: Transport,
+        attendance: Attendance,
+        *,
+        recipe_hash: str,
+        max_message_mb: float | None = None,
+    ) -> None:
+        """Send nothing yet.
+
+        Args:
+            transport: the way to the silos.
+            attendance: who takes part.
+            recipe_hash: that every reply must carry.
+            max_message_mb: of a reply; None for what the request lets expect, and some room.
+        """
         self.transport, self.attendance = transport, attendance
-        self.recipe_hash = recipe_hash
+        self.recipe_hash, self.max_message_mb = recipe_hash, max_message_mb
 
     def ask(
         self,
@@ -65,6 +85,7 @@ class Exchange:
             if requests[name].kind == SelectRequest.kind:
                 allowed[Refusal.kind] = Refusal
             try:
+                self._check_size(name, requests[name], len(data))
                 reply = from_bytes(data, allowed=allowed, sender=f"silo {name}")
                 if isinstance(reply, Failure):
                     raise DataError(
@@ -95,6 +116,19 @@ class Exchange:
             )
         self.attendance.leave_out(stage, missing, n_left=len(taken))
         return {name: taken[name] for name in sorted(taken)}
+
+    def _check_size(self, name: str, request: Envelope, n_bytes: int) -> None:
+        """Refuse a reply that is larger than a good one can be, before it is taken apart."""
+        if self.max_message_mb is not None:
+            limit = int(self.max_message_mb * 1e6)
+        else:
+            sent = sum(t.nbytes for t in getattr(request, "adapter", {}).values())
+            limit = N_ADAPTERS.get(request.kind, 0) * sent + ROOM_BYTES
+        if n_bytes > limit:
+            raise DataError(
+                f"silo {name}: its answer to {request.kind} has {n_bytes / 1e6:.1f} MB, and at most "
+                f"{limit / 1e6:.1f} MB are accepted. federation.max_message_mb sets another limit."
+            )
 
 
 def _reference(text: str) -> str:

@@ -15,13 +15,13 @@ from clues.config import (
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.federation.budget import Budget
+from clues.federation.container import identity_of
 from clues.federation.messages import (
     FitReply,
     FitRequest,
     TrainReply,
     TrainRequest,
     round_count,
-    token_of,
 )
 from clues.federation.permission import check_crowd
 from clues.federation.rounds import read_reference, watch_round, write_round
@@ -74,7 +74,7 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
         order=seen.order[first : first + per_round].ravel().tolist() if seen else None,
         observer=seen,
         start=request.adapter,
-        budget=f"train {request.round} {token_of(request.to_bytes())}",
+        budget=_booked(space, "train", request),
         schedule=Schedule(
             recipe.train.learning_rate, recipe.train.warmup, per_round * recipe.train.rounds
         ),
@@ -121,7 +121,7 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
             rows,
             f"{request.arm}, round {request.round + 1}",
             start=model.initial if stacks else request.adapter,
-            budget=f"fit-{request.arm} {request.round} {token_of(request.to_bytes())}",
+            budget=_booked(space, f"fit-{request.arm}", request),
             schedule=Schedule(peak, recipe.train.warmup, settings.local_steps * settings.rounds),
             n_steps=n_steps,
             first_step=request.round * n_steps,
@@ -170,6 +170,13 @@ def _run(
     if space.settings.privacy is None:
         return space.train(list(rows), what, **how)
     return Budget(space).train(rows, what, booked=budget, **how)
+
+
+def _booked(space: Workspace, phase: str, request: TrainRequest | FitRequest) -> str:
+    """What a training is booked as, where the silo has a privacy budget."""
+    if space.settings.privacy is None:
+        return ""
+    return f"{phase} {request.round} {identity_of(request.to_bytes())}"
 
 
 def _check_round(space: Workspace, number: int, n_rounds: int) -> None:

@@ -1,7 +1,7 @@
 """Everything that may cross the wall, and nothing else.
 
-A message is one safetensors file: tensors, and a JSON header in its metadata. No pickle. Each
-type says in `reveals` what the receiver learns about a silo's rows.
+A message is one sealed safetensors file (`container`): tensors, and a JSON header in its metadata.
+No pickle. Each type says in `reveals` what the receiver learns about a silo's rows.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from typing import Any, ClassVar, get_args, get_origin
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from clues.errors import DataError, NumericsError
+from clues.federation.container import is_sealed, is_whole, read_header, write
 
-MAX_HEADER_BYTES = 64_000_000
 TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
 Tensors = dict[str, Tensor]
 # RecursionError: brackets nested thousands deep.
@@ -37,19 +37,19 @@ class Envelope:
     recipe_hash: str
 
     def to_bytes(self) -> bytes:
-        """Return the message as safetensors bytes; equal messages give equal bytes."""
+        """Return the message as sealed safetensors bytes; equal messages give equal bytes."""
         header: dict[str, Any] = {"kind": self.kind}
         tensors: Tensors = {}
         for spec in fields(self):
             value = getattr(self, spec.name)
             if spec.name in self.tensor_fields:
                 for name, tensor in value.items():
-                    tensors[f"{spec.name}|{name}"] = tensor.detach().cpu().contiguous().clone()
+                    tensors[f"{spec.name}|{name}"] = tensor
             # A later field stays out where it is not in use: older programs read the message.
             elif spec.default is MISSING or value != spec.default:
                 header[spec.name] = value
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return save(tensors or {"empty": torch.zeros(0)}, metadata={"clues": text})
+        return write(text, tensors or {"empty": torch.zeros(0)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,10 +265,11 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
     """Read and validate a message before anything uses it.
 
     Raises:
-        DataError: not a message, of a kind that may not come here, or a field is missing, odd
-            or of another type.
+        DataError: not a message, not what was sealed, of a kind that may not come here, or a
+            field is missing, odd or of another type.
         NumericsError: a tensor or a number is not finite.
     """
+    _check_seal(data, sender)
     try:
         header = _header(data)
         tensors = {name: tensor for name, tensor in load(data).items() if name != "empty"}
@@ -310,16 +311,26 @@ def kind_of(data: bytes) -> str:
         return "unreadable"
 
 
+def _check_seal(data: bytes, sender: str) -> None:
+    if is_sealed(data):
+        if not is_whole(data):
+            raise DataError(
+                f"{sender}: what arrived is not what was sent: its checksum does not fit. Run "
+                "again; if it happens again, look for what changes messages on the way."
+            )
+    elif kind_of(data) != "unreadable":
+        raise DataError(
+            f"{sender}: its message has no checksum, as in earlier versions of this program. "
+            "Install the same version on both sides."
+        )
+
+
 def _header(data: bytes) -> dict[str, Any]:
-    n_header = int.from_bytes(data[:8], "little")
-    if n_header > MAX_HEADER_BYTES:
-        raise ValueError
-    outer = json.loads(data[8 : 8 + n_header])
-    return json.loads(outer["__metadata__"]["clues"])
+    return json.loads(read_header(data)["__metadata__"]["clues"])
 
 
 def token_of(data: bytes) -> str:
-    """SHA-256 of a message, as the ledger and the caches name it."""
+    """SHA-256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 

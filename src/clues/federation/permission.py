@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from clues.errors import DataError, RecipeMismatchError, UsageError
-from clues.federation.messages import ScoreReply, SelectRequest, token_of
+from clues.federation.container import identity_of
+from clues.federation.messages import ScoreReply, SelectRequest
 from clues.federation.overrides import FILE
 from clues.federation.workspace import Workspace
 from clues.rundir import hash_of, write_json
@@ -155,7 +156,7 @@ def _decision(space: Workspace, request: SelectRequest) -> str:
     Overrides are not in it: a person may change them, and only the silo itself can.
     """
     scores = hashlib.sha256((space.private / "scores.parquet").read_bytes()).hexdigest()
-    return hash_of([token_of(request.to_bytes()), scores])
+    return hash_of([identity_of(request.to_bytes()), scores])
 
 
 def _seen_hash(private: Path) -> str | None:

@@ -25,6 +25,7 @@ from clues.data.tokens import EncodedRow
 from clues.errors import DataError, RecipeMismatchError
 from clues.evaluation.detection import read_labels
 from clues.federation.budget import Budget
+from clues.federation.container import identity_of, sealed
 from clues.federation.decisions import decide, write_selection
 from clues.federation.diagnostics import diagnostics
 from clues.federation.learning import fit, train
@@ -128,9 +129,9 @@ class Silo:
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):
             ours.append(overruled)
-        stored = self.outbox / f"{request.kind}-{hash_of([token_of(data), ours])[:24]}.clues"
+        stored = self.outbox / f"{request.kind}-{hash_of([identity_of(data), ours])[:24]}.clues"
         if stored.exists():
-            return stored.read_bytes()
+            return sealed(stored.read_bytes())
         if isinstance(request, TrainRequest | ScoreRequest | SelectRequest):
             admit(self.space, request.recipe_hash)
         if isinstance(request, SelectRequest):

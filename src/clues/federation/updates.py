@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from clues.atomic import atomic_write_bytes, make_folder
-
-# What messages may hold, by safetensors' names.
-DTYPES = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "U8": torch.uint8}
+from clues.federation.container import DTYPES
 
 
 class StoredTensors(Mapping[str, Tensor]):
