@@ -126,8 +126,12 @@ class PublicSet(Settings):
         return value
 
 
-Baseline = Literal["ifd", "alignment", "datainf", "embedding", "length", "random"]
+Baseline = Literal[
+    "base_perplexity", "ifd", "alignment", "datainf", "embedding", "length", "random"
+]
 Form = Literal["sgd", "adam", "adam_two_sided", "adam_exact", "cosine", "less"]
+# Whose rows a model is trained on; a score's name stands for what that score would select.
+Arm = Literal["mixed", "random", "clues", "oracle", Form, Baseline, "inrun"]
 BASELINE_NAMES: tuple[str, ...] = get_args(Baseline)
 FORMS: tuple[str, ...] = get_args(Form)
 LINEAR_FORMS = ("sgd", "adam", "adam_two_sided")
@@ -456,8 +460,8 @@ class JudgeSettings(Settings):
     model: str = Field(min_length=1)
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     mode: tuple[Literal["reference", "pairwise"], ...] = ("reference", "pairwise")
-    arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
-    against: Literal["mixed", "random", "clues", "oracle"] = "mixed"
+    arms: tuple[Arm, ...] = ARMS
+    against: Arm = "mixed"
     n_prompts: PositiveInt = 100
     prompts: Path | None = None
     max_calls: PositiveInt = 2000
@@ -494,12 +498,18 @@ class JudgeSettings(Settings):
 
 
 class EvaluateSettings(Settings):
-    """What the joint models are measured on. All of it is public."""
+    """What the joint models are measured on. All of it is public.
+
+    `arms` says whose rows models are trained on: mixed (all), random (as many as selected), clues,
+    oracle (those known clean), or the name of a score in `recipe.score.compare`, whose own anchors
+    and the recipe's rule select then. The last kind is for experiments: every silo must share
+    diagnostics, since each such arm tells how many rows another threshold keeps.
+    """
 
     heldout: Path | None = None
     tasks: tuple[TaskSettings, ...] = ()
     lm_eval: tuple[LmEvalSettings, ...] = ()
-    arms: tuple[Literal["mixed", "random", "clues", "oracle"], ...] = ARMS
+    arms: tuple[Arm, ...] = ARMS
     judge: JudgeSettings | None = None
 
     @model_validator(mode="before")
@@ -585,6 +595,17 @@ class RunConfig(SharedConfig):
             raise ValueError("two silos have the same name")
         if (self.federation.quorum or 0) > len(names):
             raise ValueError(f"federation.quorum exceeds the number of silos, {len(names)}")
+        others = [arm for arm in self.evaluate.arms if arm not in ARMS]
+        missing = [arm for arm in others if arm not in self.recipe.score.compare]
+        if missing:
+            raise ValueError(
+                f"arm {missing[0]} needs its score; add it to recipe.score.compare, or leave it out"
+            )
+        silent = [silo.name for silo in self.silos if not silo.share_diagnostics]
+        if others and silent:
+            raise ValueError(
+                f"arm {others[0]} needs share_diagnostics in every silo, and {silent[0]} has it off"
+            )
         for silo in self.silos:
             if silo.domain not in self.recipe.public:
                 known = ", ".join(sorted(self.recipe.public))

@@ -239,9 +239,10 @@ def _arm(run: Run, arm: str, silos: dict[str, dict[str, Any]]) -> dict[str, Any]
         "seconds": round(fitted["seconds"], 1),
     }
     known = [s for s in silos.values() if "precision" in s]
-    if arm == "clues" and known:
+    if arm not in ("mixed", "random", "oracle") and known:
+        ours = known if arm == "clues" else [s["detection"][arm] for s in known]
         for figure in ("precision", "recall", "f1", "auc"):
-            values = [s[figure] for s in known if s[figure] is not None]
+            values = [s[figure] for s in ours if s[figure] is not None]
             # Mean over silos: a large silo must not hide a small one.
             figures[figure] = sum(values) / len(values) if values else None
     return figures
@@ -252,8 +253,11 @@ def _arm_rows(arm: str, silos: dict[str, dict[str, Any]]) -> int | None:
         return sum(s["rows"] for s in silos.values())
     if arm in ("clues", "random"):
         return sum(s["kept"] for s in silos.values())
-    clean = [s.get("clean") for s in silos.values()]
-    return sum(c for c in clean if c is not None) if None not in clean else None
+    if arm == "oracle":
+        counts = [s.get("clean") for s in silos.values()]
+    else:
+        counts = [s.get("detection", {}).get(arm, {}).get("kept") for s in silos.values()]
+    return sum(c for c in counts if c is not None) if None not in counts else None
 
 
 def machine() -> str:

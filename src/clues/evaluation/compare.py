@@ -1,9 +1,11 @@
-"""How well one score does under the run's own threshold rule, where labels are known."""
+"""How one score does alone under the run's own threshold rule, and how well where labels are known."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clues.config import Recipe, derived_seed
 from clues.errors import DataError, NumericsError
@@ -11,28 +13,35 @@ from clues.evaluation.detection import detection, ranking
 from clues.selection import fit_threshold, mixture_cut
 
 
-def figures(
+@dataclass(frozen=True)
+class Alone:
+    """One score of a silo's rows, with its own anchors' units and threshold.
+
+    Attributes:
+        scores: (rows,) in units of the anchors, raw where the rule finds no threshold.
+        kept: (rows,) whether the score is not below its threshold; None where there is none.
+    """
+
+    scores: np.ndarray
+    kept: NDArray[np.bool_] | None
+
+
+def select_alone(
     name: str,
     scores: np.ndarray,
     groups: np.ndarray,
     anchors: Mapping[str, np.ndarray],
-    labels: Sequence[str | None],
     *,
     recipe: Recipe,
-) -> dict[str, Any]:
-    """How well one score tells clean rows from damaged ones, and what its own threshold keeps.
+) -> Alone:
+    """What one score would keep; no label is looked at.
 
     Args:
         name: of the score.
         scores: (rows,) raw scores.
         groups: (rows,) index of each row's group, in the order of `anchors`.
         anchors: anchor scores by group.
-        labels: kind of damage by row, None where clean.
         recipe: its threshold rule is used as it is.
-
-    Returns:
-        AUC over all rows and by kind, and precision, recall, F1 and share kept; those are None
-        where the rule finds no threshold for this score.
     """
     settings = recipe.threshold
     try:
@@ -45,7 +54,7 @@ def figures(
         )
     except (DataError, NumericsError):
         # Anchors that all score the same, as lengths may: there is a ranking and no threshold.
-        return {**ranking(labels, scores), **dict.fromkeys(("precision", "recall", "f1", "share"))}
+        return Alone(scores, None)
     in_units = np.zeros(len(scores))
     for number, group in enumerate(anchors):
         members = groups == number
@@ -55,17 +64,26 @@ def figures(
         cut = mixture_cut(in_units, seed=derived_seed(recipe.seed, "mixture", name))
     if own.ratio is not None:
         cut = float(np.quantile(in_units, 1 - own.ratio))
-    if cut is None:
-        return {
-            **ranking(labels, in_units),
-            **dict.fromkeys(("precision", "recall", "f1", "share")),
-        }
-    kept = in_units >= cut
-    return {
-        **ranking(labels, in_units),
-        **detection(labels, kept),
-        "share": float(kept.mean()),
-    }
+    return Alone(in_units, None if cut is None else in_units >= cut)
+
+
+def figures(alone: Alone, labels: Sequence[str | None]) -> dict[str, Any]:
+    """How well one score tells clean rows from damaged ones, and what its own threshold keeps.
+
+    Args:
+        alone: the score.
+        labels: kind of damage by row, None where clean.
+
+    Returns:
+        AUC over all rows and by kind, and precision, recall, F1, number and share kept; those are
+        None where the rule finds no threshold for this score.
+    """
+    ranked = ranking(labels, alone.scores)
+    if alone.kept is None:
+        return {**ranked, **dict.fromkeys(("precision", "recall", "f1", "kept", "share"))}
+    found = detection(labels, alone.kept)
+    kept = {"kept": int(alone.kept.sum()), "share": float(alone.kept.mean())}
+    return {**ranked, **found, **kept}
 
 
 def _local_rule(rule: str) -> str:

@@ -23,8 +23,8 @@ class Compared:
     anchors: np.ndarray
 
 
-def score_by_baseline(
-    name: str,
+def score_by_baselines(
+    baselines: Sequence[str],
     model: LoraModel,
     rows: Sequence[EncodedRow],
     anchors: Sequence[EncodedRow],
@@ -34,8 +34,8 @@ def score_by_baseline(
     recipe: Recipe,
     domain: str,
     names: Sequence[str],
-) -> Compared:
-    """Score rows and anchors by one baseline at one checkpoint."""
+) -> dict[str, Compared]:
+    """Score rows and anchors by baselines at one checkpoint."""
     sets = recipe.public[domain].validation
     scene = Scene(
         model=model,
@@ -46,8 +46,11 @@ def score_by_baseline(
         names=names,
         seed=recipe.seed,
     )
-    score = BASELINES[name](scene)
-    return Compared(score(rows), score(anchors))
+    found: dict[str, Compared] = {}
+    for name in baselines:
+        score = BASELINES[name](scene)
+        found[name] = Compared(score(rows), score(anchors))
+    return found
 
 
 def score_by_forms(
@@ -87,13 +90,23 @@ def score_by_forms(
                 raw[form][part] = raw[form].get(part, np.zeros(len(everyone))) + term
     sets = recipe.public[domain].validation
     weights = {name: file.weight for name, file in sets.items()}
-    compared: dict[str, Compared] = {}
-    for form, parts in raw.items():
-        # One number a row: sets are made comparable by the spread of their anchor scores.
-        scales = {name: float(np.std(parts[name][len(rows) :])) or 1.0 for name in weights}
-        values = combine(parts, weights, scales)
-        compared[form] = Compared(values[: len(rows)], values[len(rows) :])
-    return compared
+    n = len(rows)
+    return {
+        form: one_number(
+            {name: parts[name][:n] for name in weights},
+            {name: parts[name][n:] for name in weights},
+            weights,
+        )
+        for form, parts in raw.items()
+    }
+
+
+def one_number(
+    rows: Mapping[str, np.ndarray], anchors: Mapping[str, np.ndarray], weights: Mapping[str, float]
+) -> Compared:
+    """One number a row: sets are made comparable by the spread of their anchor scores."""
+    scales = {name: float(np.std(anchors[name])) or 1.0 for name in weights}
+    return Compared(combine(rows, weights, scales), combine(anchors, weights, scales))
 
 
 def compare(
@@ -106,6 +119,7 @@ def compare(
     recipe: Recipe,
     domain: str,
     names: Sequence[str],
+    known: Mapping[str, Compared],
 ) -> dict[str, Compared]:
     """Every score that `recipe.score.compare` lists, for one group of rows.
 
@@ -118,13 +132,13 @@ def compare(
         recipe: settings.
         domain: of the silo.
         names: LoRA weights whose gradients count.
+        known: scores among them that are there already.
     """
     shared: dict[str, Any] = {"recipe": recipe, "domain": domain, "names": names}
     where = (model, rows, anchors, validation)
-    forms = [name for name in recipe.score.compare if name in FORMS]
+    forms = [name for name in recipe.score.compare if name in FORMS and name not in known]
     found = score_by_forms(forms, *where, checkpoints, **shared) if forms else {}
-    for name in recipe.score.compare:
-        # In-run scores are made while training.
-        if name not in FORMS and name != "inrun":
-            found[name] = score_by_baseline(name, *where, checkpoints[-1], **shared)
-    return found
+    # In-run scores are made while training.
+    baselines = [n for n in recipe.score.compare if n in BASELINES and n not in known]
+    found |= score_by_baselines(baselines, *where, checkpoints[-1], **shared)
+    return {n: {**found, **known}[n] for n in recipe.score.compare if n != "inrun"}

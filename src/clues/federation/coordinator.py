@@ -160,7 +160,7 @@ class Coordinator:
             "arm": arm,
             "combine": self.combine.content(),
             # mixed and oracle do not depend on the selection: changing the rule keeps them.
-            "selection": self._selection_token() if arm in ("clues", "random") else "",
+            "selection": "" if arm in ("mixed", "oracle") else self._selection_token(),
         }
         key = hash_of(inputs)[:16]
         return self.stages.run(f"fit-{arm}", inputs, lambda: self._fit(arm, key))
@@ -263,7 +263,7 @@ class Coordinator:
     # --- helpers
 
     def _fit(self, arm: str, key: str) -> dict[str, Any]:
-        token = self._selection_token() if arm in ("clues", "random") else ""
+        token = "" if arm in ("mixed", "oracle") else self._selection_token()
         fitting = Fitting(
             recipe=self.recipe,
             combine=self.combine,

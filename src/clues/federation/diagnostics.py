@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from clues.config import LOSS
+from clues.errors import DataError
+from clues.evaluation.compare import Alone, select_alone
 from clues.evaluation.compare import figures as compared_figures
 from clues.evaluation.detection import detection, ranking, read_labels
 from clues.federation.decisions import in_units
 from clues.federation.overrides import in_force
 from clues.federation.workspace import Workspace
+from clues.scoring.table import ScoreTable
 from clues.selection import Threshold
 
 
@@ -53,21 +56,45 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
         terms = [v for name, v in table.parts.items() if name.endswith(f"/{block}")]
         methods[f"influence, {block}"] = np.sum(terms, axis=0)
     figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
-    for name, anchors in json.loads((space.private / "compared.json").read_text()).items():
-        figures["detection"][name] = compared_figures(
-            name,
-            table.parts[f"compare/{name}"],
-            table.fold,
-            {group: np.array(values) for group, values in anchors.items()},
-            scored,
-            recipe=space.recipe(),
-        )
+    for name in _compared(space):
+        figures["detection"][name] = compared_figures(_alone(space, name, table), scored)
     figures["auc"] = figures["detection"]["selection score"]["auc"]
     for kind in sorted({x for x in scored if x}):
         mask = np.array([x == kind for x in scored])
         dropped = np.array([row not in kept for row in table.row])
         figures.setdefault("dropped_by_kind", {})[kind] = float(dropped[mask].mean())
     return figures
+
+
+def compared_rows(space: Workspace, name: str) -> set[int]:
+    """Rows that a score beside the deciding one would keep, under its own anchors.
+
+    Raises:
+        DataError: the silo does not share diagnostics, the score was not computed, or the rule
+            finds no threshold for it.
+    """
+    where = f"silo {space.name}: arm {name[:40]!r}"
+    if name not in _compared(space):
+        raise DataError(f"{where}: there is no such arm, nor such a score beside the deciding one.")
+    if not space.settings.share_diagnostics:
+        raise DataError(f"{where} tells how many rows another score keeps; set share_diagnostics.")
+    table = space.scores()
+    kept = _alone(space, name, table).kept
+    if kept is None:
+        raise DataError(f"{where}: the rule finds no threshold for this score.")
+    return set(table.row[kept].tolist())
+
+
+def _compared(space: Workspace) -> dict[str, dict[str, list[float]]]:
+    """Anchor scores by group, of every score beside the deciding one."""
+    path = space.private / "compared.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _alone(space: Workspace, name: str, table: ScoreTable) -> Alone:
+    anchors = {group: np.array(values) for group, values in _compared(space)[name].items()}
+    scores = table.parts[f"compare/{name}"]
+    return select_alone(name, scores, table.fold, anchors, recipe=space.recipe())
 
 
 def _number(block: str) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import torch
 from clues.config import LOSS, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
-from clues.federation.comparison import Compared, compare, score_by_baseline
+from clues.federation.comparison import Compared, compare, one_number, score_by_baselines
 from clues.federation.messages import ScoreReply, ScoreRequest
 from clues.federation.rounds import read_scores
 from clues.federation.trajectory import (
@@ -85,6 +85,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
             recipe=recipe,
             domain=space.settings.domain,
             names=weights,
+            known=_known(recipe, space.settings.domain, scored.raw, anchor_scores, finite),
         )
         if "inrun" in recipe.score.compare:
             found["inrun"] = _compared_in_run(space, rows, finite)
@@ -165,8 +166,8 @@ def _score_group(
         chosen = {name: ours[name] for name in wanted}
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
     if method in BASELINES:
-        found = score_by_baseline(
-            method,
+        found = score_by_baselines(
+            [method],
             model,
             rows,
             anchors,
@@ -175,7 +176,7 @@ def _score_group(
             recipe=recipe,
             domain=space.settings.domain,
             names=scene.weights,
-        )
+        )[method]
         last = mean_losses(model, rows, adapter=scene.checkpoints[-1].adapter)
         return TrajectoryScores({method: found.rows}, {"0/loss": last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
@@ -196,6 +197,26 @@ def _score_group(
             **how,
         )
     return scored, anchor_scores
+
+
+def _known(
+    recipe: Recipe,
+    domain: str,
+    rows: Mapping[str, np.ndarray],
+    anchors: Mapping[str, np.ndarray],
+    finite: np.ndarray,
+) -> dict[str, Compared]:
+    """The deciding influence alone, if it is to be compared too: it need not be computed twice."""
+    settings = recipe.score
+    if settings.method != "influence" or settings.trajectory == "inrun":
+        return {}
+    weights = {name: file.weight for name, file in recipe.public[domain].validation.items()}
+    own = {name: rows[name][finite] for name in weights}
+    return (
+        {settings.form: one_number(own, anchors, weights)}
+        if settings.form in settings.compare
+        else {}
+    )
 
 
 def _in_run_scores(

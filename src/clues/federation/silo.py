@@ -27,7 +27,7 @@ from clues.evaluation.detection import read_labels
 from clues.federation.budget import Budget
 from clues.federation.container import identity_of, sealed
 from clues.federation.decisions import decide, write_selection
-from clues.federation.diagnostics import diagnostics
+from clues.federation.diagnostics import compared_rows, diagnostics
 from clues.federation.learning import fit, train
 from clues.federation.messages import (
     REQUESTS,
@@ -257,16 +257,20 @@ class Silo:
         return diagnostics(self.space)
 
     def arm_rows(self, arm: str) -> list[EncodedRow]:
-        """Rows that an arm trains on: all, the kept, as many at random, or the clean ones.
+        """Rows that an arm trains on: all, the kept, as many at random, the clean ones.
+
+        The name of a compared score gives what it would have selected.
 
         Raises:
-            DataError: no such arm, or arm oracle and the silo names no column of labels.
+            DataError: no such arm, arm oracle and the silo names no column of labels, or a
+                compared score and the silo does not share diagnostics.
         """
-        if arm not in ARMS:
-            raise DataError(f"silo {self.settings.name}: there is no arm {arm[:40]!r}.")
         rows = list(self.space.encoded().rows)
         if arm == "mixed":
             return rows
+        if arm not in ARMS:
+            kept = compared_rows(self.space, arm)
+            return [row for row in rows if row.row in kept]
         kept = set(self.space.kept())
         if arm == "random":
             seed = derived_seed(self.space.recipe().seed, "random", self.settings.name)

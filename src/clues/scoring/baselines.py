@@ -6,7 +6,7 @@ anchors go through the same function as the silo's rows. Higher is better, alway
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Scene:
         weights: weight of each validation set.
         names: LoRA weights whose gradients count.
         seed: of the recipe.
+        memory: mean losses that one baseline has computed and another asks for again.
     """
 
     model: LoraModel
@@ -45,6 +46,17 @@ class Scene:
     weights: Mapping[str, float]
     names: Sequence[str]
     seed: int
+    memory: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+
+def base_perplexity(scene: Scene) -> Scorer:
+    """Score[n] = minus the mean response loss under the base model, before any training.
+
+    The usual perplexity filter: it needs no training, and no silo but its own.
+    """
+    return lambda rows: -mean_losses(scene.model, rows, adapter=scene.model.initial)
 
 
 def ifd(scene: Scene) -> Scorer:
@@ -130,6 +142,7 @@ def random(scene: Scene) -> Scorer:
 
 
 BASELINES: dict[str, Callable[[Scene], Scorer]] = {
+    "base_perplexity": base_perplexity,
     "ifd": ifd,
     "alignment": alignment,
     "datainf": datainf,
@@ -156,9 +169,13 @@ def answer_alone(row: EncodedRow) -> EncodedRow:
 def _losses_with_and_without_question(
     scene: Scene, rows: Sequence[EncodedRow]
 ) -> tuple[np.ndarray, np.ndarray]:
-    adapter = scene.checkpoint.adapter
-    given = mean_losses(scene.model, rows, adapter=adapter)
-    return given, mean_losses(scene.model, [answer_alone(r) for r in rows], adapter=adapter)
+    key = tuple(row.id for row in rows)
+    if key not in scene.memory:
+        adapter = scene.checkpoint.adapter
+        given = mean_losses(scene.model, rows, adapter=adapter)
+        alone = mean_losses(scene.model, [answer_alone(r) for r in rows], adapter=adapter)
+        scene.memory[key] = given, alone
+    return scene.memory[key]
 
 
 @torch.no_grad()
