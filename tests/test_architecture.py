@@ -26,6 +26,7 @@ LAYERS = (
     ("report",),
     ("federation",),
     ("reference", "checklist", "scaffold", "check", "judging", "pipeline", "demo"),
+    ("experiment",),
     ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
@@ -41,6 +42,10 @@ WITHOUT_TORCH = (
     "data.damage",
     "data.partition",
     "checklist",
+    "experiment.spec",
+    "experiment.rows",
+    "experiment.statistics",
+    "experiment.tables",
     "cli",
 )
 
@@ -111,6 +116,7 @@ def test_only_the_silo_looks_at_labels():
         "federation.silo",
         "federation.diagnostics",
         "federation.review",
+        "experiment.analysis",
     }
     judges = ("scoring.", "model.", "selection", "federation.trajectory", "federation.coordinator")
     judges += ("federation.comparison", "federation.scoring", "federation.decisions")

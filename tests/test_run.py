@@ -152,6 +152,53 @@ def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(model, tm
         assert silo["auc"] == plain["silos"][name]["auc"], "comparing changed the selection"
 
 
+def test_an_arm_is_trained_on_what_another_score_would_select(model, tmp_path) -> None:
+    changes = {
+        "recipe": {"score": {"compare": ["adam", "base_perplexity", "alignment"]}},
+        "evaluate": {"arms": ["mixed", "random", "base_perplexity", "adam"]},
+    }
+    config = write_micro(tmp_path / "input", model, changes=changes)
+    results = run_micro(config, tmp_path / "run")
+    run = open_micro(config, tmp_path / "run")
+    for arm in ("base_perplexity", "adam"):
+        found = {n: s["detection"][arm] for n, s in results["silos"].items()}
+        assert results["arms"][arm]["kept"] == sum(f["kept"] for f in found.values())
+        assert results["arms"][arm]["auc"] == pytest.approx(
+            sum(f["auc"] for f in found.values()) / len(found)
+        )
+        for name, silo in run.silos.items():
+            assert len(silo.arm_rows(arm)) == found[name]["kept"]
+    losses = {results["arms"][arm]["heldout_loss"] for arm in results["arms"]}
+    assert len(losses) == 4, "two arms were trained on the same rows"
+    with pytest.raises(DataError, match="no such arm"):
+        next(iter(run.silos.values())).arm_rows("less")
+
+
+@pytest.mark.parametrize(
+    ("changes", "silo_changes", "said"),
+    [
+        ({"evaluate": {"arms": ["mixed", "less"]}}, {}, "add it to recipe.score.compare"),
+        (
+            {
+                "recipe": {"score": {"compare": ["less"]}},
+                "evaluate": {"arms": ["mixed", "less"]},
+            },
+            {"share_diagnostics": False},
+            "share_diagnostics",
+        ),
+    ],
+    ids=["no such score", "a silo that shares nothing"],
+)
+def test_an_arm_by_another_score_needs_the_score_and_consent(
+    model, tmp_path, changes, silo_changes, said
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run_micro(
+            write_micro(tmp_path / "input", model, changes=changes, silo_changes=silo_changes),
+            tmp_path / "run",
+        )
+
+
 def test_blocks_are_ranked_one_by_one_where_labels_are_known(model, tmp_path) -> None:
     changes = {"recipe": {"score": {"per_block": True}}, "evaluate": {"arms": ["mixed", "clues"]}}
     results = run_micro(write_micro(tmp_path / "input", model, changes=changes), tmp_path / "run")

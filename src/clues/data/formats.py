@@ -55,12 +55,14 @@ class RowFile:
         return [record.get(name) for record in self.table.read([name])]
 
 
-def read_rows(source: str | Path, *, schema: str | None = None) -> RowFile:
+def read_rows(source: str | Path, *, schema: str | None = None, skip_bad: bool = False) -> RowFile:
     """Read and check every row of a file, a folder, a saved data set or a hub data set.
 
     Args:
         source: a path, or the name of a hub data set as `owner/name` or `owner/name:split`.
         schema: a key of `SCHEMAS`; None finds it from the columns.
+        skip_bad: leave bad rows out of the samples instead of raising. For public collections
+            that nobody here can mend; never for a user's own rows.
 
     Raises:
         ConfigError: there is no schema of this name.
@@ -79,7 +81,7 @@ def read_rows(source: str | Path, *, schema: str | None = None) -> RowFile:
             samples.append(parse_row(layout, record, row))
         except BadRow as reason:
             bad.append((table.place(row), str(reason)))
-    if bad:
+    if bad and not skip_bad:
         raise bad_rows(path, bad)
     columns = tuple(name for name in table.columns if name not in used)
     description = f"{layout.schema} rows in {said}"

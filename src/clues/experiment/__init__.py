@@ -1,0 +1,1 @@
+"""Repeating the paper's evaluation: recipes in, stored results and tables out."""

@@ -1,0 +1,132 @@
+"""Run an experiment: seeds times variants, resumable, one stored file a seed."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from clues.config import BUILT_IN, load_config
+from clues.experiment.analysis import agreement, analyse
+from clues.experiment.rows import write_config, write_inputs
+from clues.experiment.spec import Scale, merged
+from clues.pipeline import Run, arms_of, open_run, run_until
+from clues.progress import Progress
+from clues.rundir import write_json
+from clues.scoring.perplexity import mean_losses
+
+DIGITS = 4  # of stored held-out losses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Attributes:
+        name: of the experiment.
+        scale: its size, with rows and settings.
+        scale_name: small or real.
+        model: base model instead of the one that the settings name; None for that one.
+        data: folder of the sources.
+        work: folder of the runs, kept so that they can go on.
+        results: folder of the stored results.
+    """
+
+    name: str
+    scale: Scale
+    scale_name: str
+    model: str | None
+    data: Path
+    work: Path
+    results: Path
+
+
+def run_seed(plan: Plan, seed: int, *, progress: Progress) -> Path:
+    """Run all variants with one seed, and store the figures; a stored seed is not run again.
+
+    Variants share one folder: what a change of settings leaves valid (data, training, scores,
+    arms) is not done again.
+
+    Raises:
+        CluesError: a run cannot be finished; what is finished stays.
+    """
+    stored = stored_file(plan, seed)
+    if stored.exists():
+        return stored
+    folder = plan.work / f"{plan.scale_name}-{_base_name(plan)}-{seed}"
+    variants: dict[str, Any] = {}
+    names = list(plan.scale.variants)
+    for name in names:
+        done = folder / f"done-{name}.json"
+        if not done.exists():
+            started = time.perf_counter()
+            run = _open(plan, folder, name, seed, progress)
+            results = run_until(run) or {}
+            results["analysis"] = analyse(run)
+            first = _open(plan, folder, names[0], seed, progress) if name != names[0] else run
+            if _asks_agreement(run, first):
+                run_until(first, "threshold")
+                results["analysis"]["agreement with first"] = agreement(first, run)
+            results["heldout_losses"] = heldout_losses(run)
+            results["wall_seconds"] = round(time.perf_counter() - started)
+            write_json(done, results)
+        variants[name] = json.loads(done.read_text(encoding="utf-8"))
+    content = {
+        "experiment": plan.name,
+        "scale": plan.scale_name,
+        "seed": seed,
+        "base_model": _base_name(plan),
+        "variants": variants,
+    }
+    write_json(stored, content)
+    return stored
+
+
+def stored_file(plan: Plan, seed: int) -> Path:
+    """Where a seed's figures are kept."""
+    return plan.results / f"{plan.scale_name}-{_base_name(plan)}-{seed}.json"
+
+
+def heldout_losses(run: Run) -> dict[str, list[float]]:
+    """Loss of every held-out row under every arm's adapter, for paired intervals."""
+    if run.config.evaluate.heldout is None:
+        return {}
+    coordinator = run.coordinator
+    rows = coordinator.heldout().rows
+    found: dict[str, list[float]] = {}
+    for arm in arms_of(run.config):
+        state = load_file(coordinator.folder / "arms" / arm / "adapter_model.safetensors")
+        losses = mean_losses(coordinator.desk.at_rank(state), rows, adapter=state)
+        found[arm] = [round(float(x), DIGITS) for x in losses]
+    return found
+
+
+def _open(plan: Plan, folder: Path, name: str, seed: int, progress: Progress) -> Run:
+    """One variant's run; variants that score alike share a folder, and so all but what differs."""
+    variant = plan.scale.variants[name]
+    share = variant.damage
+    place = folder / ("input" if share is None else f"input-{share}")
+    base = write_inputs(plan.scale, place, data=plan.data, seed=seed, damage=share)
+    if plan.model:
+        base = merged(base, {"recipe": {"model": {"name": plan.model}}})
+    settings = {**merged(base, variant.config), "name": f"{plan.name}-{name}"[:60]}
+    config = load_config(write_config(settings, place / f"{name}.yaml"))
+    root = folder / f"run-{config.recipe.scoring_hash}{'' if share is None else f'-{share}'}"
+    return open_run(config, root, progress=progress, allow_degenerate=True)
+
+
+def _asks_agreement(run: Run, first: Run) -> bool:
+    """Whether the same rows were scored in another way."""
+    rows = [{n: s.settings.data for n, s in r.silos.items()} for r in (run, first)]
+    return rows[0] == rows[1] and (
+        run.config.recipe.scoring_hash != first.config.recipe.scoring_hash
+    )
+
+
+def _base_name(plan: Plan) -> str:
+    name = plan.model or plan.scale.config.get("recipe", {}).get("model", {}).get("name", BUILT_IN)
+    path = Path(name)
+    # A folder `NAME/model` is known by NAME.
+    return path.parent.name if path.name == "model" else path.name

@@ -1,0 +1,83 @@
+"""Intervals for few seeds and many held-out rows. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+CONFIDENCE = 0.95
+N_BOOTSTRAP = 2000
+Losses = Sequence[Sequence[float]]  # by seed, by held-out row
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval; `low` and `high` are None for a single value."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    sd: float | None = None
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Mean over seeds, standard deviation, and Student's interval."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return Estimate(mean, None, None)
+    sd = float(np.std(values, ddof=1))
+    half = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / n**0.5
+    return Estimate(mean, mean - half, mean + half, sd)
+
+
+def paired_bootstrap(ours: Losses, theirs: Losses, *, seed: int = 0) -> Estimate:
+    """Mean paired difference (ours - theirs) with a bootstrap interval.
+
+    Seeds are drawn with replacement, then held-out rows within each drawn seed: both the few
+    runs and the few rows are samples. A row is drawn for both arms at once.
+
+    Raises:
+        ValueError: the two do not hold the same rows of the same seeds.
+    """
+    if [len(x) for x in ours] != [len(x) for x in theirs] or not ours:
+        raise ValueError("paired figures need the same seeds and rows in both arms")
+    differences = [np.subtract(a, b) for a, b in zip(ours, theirs, strict=True)]
+    mean = float(np.mean([d.mean() for d in differences]))
+    rng = np.random.default_rng(seed)
+    n = len(differences)
+    draws = np.empty(N_BOOTSTRAP)
+    for i in range(N_BOOTSTRAP):
+        chosen = rng.integers(n, size=n)
+        draws[i] = np.mean([rng.choice(differences[k], len(differences[k])).mean() for k in chosen])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Estimate(mean, float(low), float(high))
+
+
+def share_of_gain(runs: Sequence[Mapping[str, Any]], arm: str, *, figure: str) -> float | None:
+    """How much of what the oracle gains over mixed an arm gains; ratio of means over seeds.
+
+    The ratio of means and not the mean of ratios: in one seed the oracle's own gain may be next
+    to nothing. None where the oracle gains nothing.
+    """
+    ours, best = (
+        float(np.mean([r["arms"]["mixed"][figure] - r["arms"][name][figure] for r in runs]))
+        for name in (arm, "oracle")
+    )
+    return ours / best if best > 0 else None
+
+
+def shown(estimate: Estimate, digits: int = 3) -> str:
+    """Mean and half-width, or mean alone."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.{digits}f}"
+    return f"{estimate.mean:.{digits}f} ± {(estimate.high - estimate.low) / 2:.{digits}f}"
+
+
+def shown_interval(estimate: Estimate, digits: int = 3) -> str:
+    """Mean with both ends: bootstrap intervals are not symmetric."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:+.{digits}f}"
+    return f"{estimate.mean:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"

@@ -1,0 +1,266 @@
+"""Markdown tables of one experiment from its stored files. No torch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clues.experiment.statistics import (
+    over_seeds,
+    paired_bootstrap,
+    share_of_gain,
+    shown,
+    shown_interval,
+)
+
+Stored = Mapping[str, Any]  # one seed of one experiment, as `run_seed` writes it
+DASH = "\N{EN DASH}"
+HEADS = {
+    "selection score": "**selection score**",
+    "perplexity": "perplexity (base)",
+    "perplexity, trained": "perplexity (along the checkpoints)",
+}
+
+
+def experiment_tables(seeds: Sequence[Stored]) -> list[str]:
+    """All tables of one experiment at one scale with one base model."""
+    lines = [_heading(seeds)]
+    variants = list(seeds[0]["variants"])
+    lines += ["", *arms_table(seeds)]
+    for block in (scores_table, rules_table, anchors_table, length_table):
+        shown_before: list[str] = []
+        for name in variants:
+            found = block([seed["variants"][name] for seed in seeds])
+            # Variants of the threshold or of the merge have the same scores.
+            if found and found != shown_before:
+                title = [f"**{name}**", ""] if len(variants) > 1 else []
+                lines += ["", *title, *found]
+                shown_before = found
+    return [*lines, *_remarks(seeds)]
+
+
+def arms_table(seeds: Sequence[Stored]) -> list[str]:
+    """One line an arm of a variant: what it kept, how well it trained, and paired differences.
+
+    An arm that a variant did not train is taken from the first variant on the same rows.
+    """
+    variants = list(seeds[0]["variants"])
+    first = [seed["variants"][variants[0]] for seed in seeds]
+    lines: list[str] = []
+    for name in variants:
+        runs = [seed["variants"][name] for seed in seeds]
+        same_rows = runs[0]["arms"].keys() != set() and _same_rows(runs, first)
+        known = [
+            _with_arms(run, other if same_rows else run)
+            for run, other in zip(runs, first, strict=True)
+        ]
+        prefix = f"{name}: " if len(variants) > 1 else ""
+        lines += _arm_lines(known, list(runs[0]["arms"]), prefix)
+    if not lines:
+        return []
+    return [
+        "| arm | rows | AUC | clean recall | held-out loss (sd) | minus mixed [95 %] "
+        "| minus random [95 %] | knowledge (sd) | share of the oracle's gain | training, s |",
+        "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *lines,
+    ]
+
+
+def _same_rows(runs: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> bool:
+    return all(
+        {n: (s["rows"], s.get("clean")) for n, s in run["silos"].items()}
+        == {n: (s["rows"], s.get("clean")) for n, s in other["silos"].items()}
+        for run, other in zip(runs, first, strict=True)
+    )
+
+
+def _with_arms(run: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {**run, **{key: {**other[key], **run[key]} for key in ("arms", "heldout_losses")}}
+
+
+def _arm_lines(runs: Sequence[Mapping[str, Any]], arms: Sequence[str], prefix: str) -> list[str]:
+    lines: list[str] = []
+    for arm in arms:
+        own = [run["arms"][arm] for run in runs]
+        cells = [
+            _mean(own, "kept", 0),
+            _mean(own, "auc", 3),
+            _mean(own, "recall", 3),
+            _spread(own, "heldout_loss"),
+            _difference(runs, arm, "mixed"),
+            _difference(runs, arm, "random"),
+            _spread(own, "knowledge_accuracy"),
+            _share(runs, arm),
+            _mean(own, "seconds", 0),
+        ]
+        shown_name = f"**{arm}**" if arm == "clues" else arm
+        lines.append(f"| {prefix}{shown_name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def scores_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """AUC by score and by kind of damage, mean over silos and then over seeds."""
+    silos = [s for run in runs for s in run.get("silos", {}).values() if "detection" in s]
+    if not silos:
+        return []
+    kinds = sorted({k for s in silos for k in s["detection"]["selection score"]["auc_by_kind"]})
+    if not kinds:
+        return []
+    lines = [
+        f"| score | AUC | {' | '.join(kinds)} |",
+        "| :--- | ---: |" + " ---: |" * len(kinds),
+    ]
+    for name in silos[0]["detection"]:
+        per_seed = [v for run in runs if (v := _silo_mean(run, name, None)) is not None]
+        cells = [shown(over_seeds(per_seed)) if per_seed else DASH]
+        for kind in kinds:
+            values = [v for run in runs if (v := _silo_mean(run, name, kind)) is not None]
+            cells.append(f"{sum(values) / len(values):.3f}" if values else DASH)
+        lines.append(f"| {HEADS.get(name, name)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def rules_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every threshold rule on the same scores: what it keeps and what it drops."""
+    found = [run["analysis"]["rules"] for run in runs if run.get("analysis")]
+    if not found:
+        return []
+    kinds = sorted(
+        {k for rules in found for r in rules.values() if r for k in r if k.startswith("dropped ")}
+    )
+    if not kinds:
+        return []
+    heads = " | ".join(kinds)
+    lines = [
+        f"| rule | clean recall | lowest silo | precision | kept | {heads} |",
+        "| :--- | ---: | ---: | ---: | ---: |" + " ---: |" * len(kinds),
+    ]
+    for rule in found[0]:
+        own = [rules[rule] for rules in found if rules.get(rule)]
+        keys = ("recall", "lowest recall", "precision", "share", *kinds)
+        lines.append(f"| {rule} | " + " | ".join(_mean(own, key, 3) for key in keys) + " |")
+    return lines
+
+
+def anchors_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Clean recall and kept share when fewer anchors, drawn anew, set the threshold."""
+    found = [run["analysis"].get("anchors") for run in runs if run.get("analysis")]
+    found = [draws for draws in found if draws]
+    if not found:
+        return []
+    lines = [
+        "| anchors | rule | clean recall | lowest to highest | kept | lowest to highest |",
+        "| ---: | :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for n in found[0]:
+        for rule in found[0][n]:
+            own = [draws[n][rule] for draws in found if rule in draws.get(n, {})]
+            cells: list[str] = []
+            for key in ("recall", "share"):
+                spreads = [o[key] for o in own if o[key]]
+                cells.append(f"{_average([s['mean'] for s in spreads]):.3f}")
+                low, high = min(s["min"] for s in spreads), max(s["max"] for s in spreads)
+                cells.append(f"{low:.2f} to {high:.2f}")
+            lines.append(f"| {n} | {rule} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def length_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How much of each score is length."""
+    found = [run["analysis"]["length"] for run in runs if run.get("analysis")]
+    if not found:
+        return []
+    lines = [
+        "| score | rank correlation with length, clean rows | AUC at equal length |",
+        "| :--- | ---: | ---: |",
+    ]
+    for name in found[0]:
+        own = [scores[name] for scores in found if name in scores]
+        cells = (_mean(own, "spearman", 2), _mean(own, "auc at equal length", 3))
+        lines.append(f"| {HEADS.get(name, name)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _heading(seeds: Sequence[Stored]) -> str:
+    runs = [run for seed in seeds for run in seed["variants"].values()]
+    first, method = runs[0], runs[0]["method"]
+    dates = ", ".join(sorted({run["date"] for run in runs}))
+    how = f"{method['score']}, {method['form']}, {method['trajectory']}; {method['rule']}"
+    questions = ""
+    if first.get("questions"):
+        questions = f" {first['questions']} questions, guessing scores {first['guessing']:.2f}."
+    machines = "; ".join(sorted({run["machine"] for run in runs}))
+    return (
+        f"Base model {seeds[0]['base_model']}; {how}; seeds "
+        f"{', '.join(str(s['seed']) for s in seeds)}; {dates}; {machines}; torch "
+        f"{first['versions']['torch']}.{questions}"
+    )
+
+
+def _remarks(seeds: Sequence[Stored]) -> list[str]:
+    """Agreement, hard rows and cost, in sentences."""
+    lines: list[str] = []
+    for name in seeds[0]["variants"]:
+        runs = [seed["variants"][name] for seed in seeds]
+        said: list[str] = []
+        analyses = [run["analysis"] for run in runs if run.get("analysis")]
+        agree = [a["checkpoints"]["agreement"] for a in analyses if a["checkpoints"]["agreement"]]
+        if agree:
+            alone = [v for a in analyses for v in a["checkpoints"]["auc"].values()]
+            said.append(
+                f"Checkpoints rank rows alike with a correlation of {_average(agree):.2f}; alone "
+                f"they reach AUC {min(alone):.2f} to {max(alone):.2f} (influence)."
+            )
+        again = [a["agreement with first"] for a in analyses if a.get("agreement with first")]
+        if again:
+            first = next(iter(seeds[0]["variants"]))
+            said.append(f"Agreement with {first}: {_average(again):.2f}.")
+        hard: dict[str, list[float]] = {}
+        for analysis in analyses:
+            for kind, share in analysis["hard"].get("share wrong for all", {}).items():
+                hard.setdefault(kind, []).append(share)
+        if hard:
+            shares = ", ".join(f"{kind} {_average(v):.0%}" for kind, v in hard.items())
+            said.append(f"Rows that every selector gets wrong: {shares}.")
+        seconds = [run["seconds"] for run in runs]
+        train, score = (_average([s[k] for s in seconds]) for k in ("train", "score"))
+        said.append(f"Selection took {train:.0f} s of warm-up and {score:.0f} s of scoring.")
+        head = f"**{name}**: " if len(seeds[0]["variants"]) > 1 else ""
+        lines += ["", head + " ".join(said)]
+    return lines
+
+
+def _difference(runs: Sequence[Mapping[str, Any]], arm: str, other: str) -> str:
+    both = [r["heldout_losses"] for r in runs if {arm, other} <= set(r.get("heldout_losses", {}))]
+    if arm == other or not both:
+        return DASH
+    return shown_interval(paired_bootstrap([b[arm] for b in both], [b[other] for b in both]))
+
+
+def _share(runs: Sequence[Mapping[str, Any]], arm: str) -> str:
+    if arm in ("mixed", "oracle") or not {"mixed", "oracle"} <= set(runs[0]["arms"]):
+        return DASH
+    share = share_of_gain(runs, arm, figure="heldout_loss")
+    return "none to gain" if share is None else f"{share:.0%}"
+
+
+def _silo_mean(run: Mapping[str, Any], score: str, kind: str | None) -> float | None:
+    found = [s["detection"][score] for s in run["silos"].values() if score in s["detection"]]
+    values = [f["auc"] if kind is None else f["auc_by_kind"].get(kind) for f in found]
+    known = [v for v in values if v is not None]
+    return _average(known) if known else None
+
+
+def _mean(own: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
+    values = [o[key] for o in own if o.get(key) is not None]
+    return f"{_average(values):.{digits}f}" if values else DASH
+
+
+def _spread(own: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [o[key] for o in own if o.get(key) is not None]
+    if not values:
+        return DASH
+    found = over_seeds(values)
+    return f"{found.mean:.3f}" if found.sd is None else f"{found.mean:.3f} ({found.sd:.3f})"
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,275 @@
+"""Experiments: rows are dealt without overlap, runs go on, figures say what they mean."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from federation_helpers import tiny_model
+from typer.testing import CliRunner
+
+from clues.cli import app
+from clues.config import load_config
+from clues.errors import ConfigError, DataError, UsageError
+from clues.experiment.rows import with_choices, write_config, write_inputs
+from clues.experiment.spec import Experiment, load_experiment, merged
+from clues.experiment.statistics import over_seeds, paired_bootstrap, share_of_gain
+from clues.experiment.tables import experiment_tables
+from clues.facts import make_questions
+
+ROOT = Path(__file__).parent.parent / "experiments"
+NAMES = (
+    *("anchors", "fiqa", "layers", "levels", "medicalqa"),
+    *("merging", "mmedbench", "natural", "thresholds"),
+)
+
+
+def content(model: Path | None = None) -> dict:
+    config: dict = {
+        "recipe": {
+            "lora": {"rank": 2, "alpha": 4, "dropout": 0.0},
+            "tokens": {"max_length": 384},
+            "train": {"steps": 4, "rounds": 2, "checkpoints": 2, "batch_size": 4},
+            "threshold": {"bootstrap": 20},
+            "score": {"compare": ["base_perplexity"]},
+        },
+        "combine": {"rounds": 2, "local_steps": 2},
+        "evaluate": {"arms": ["mixed", "random", "clues", "oracle", "base_perplexity"]},
+    }
+    if model:
+        config["recipe"]["model"] = {"name": str(model)}
+    small = {
+        "sources": {"geography": {"file": "facts.jsonl", "fetch": "the facts"}},
+        "silos": {"school": {"source": "geography", "n": 2, "rows": 16, "damage": 0.5}},
+        "damage": ["cut", "delete"],
+        "public": {"validation": 6, "anchor": 12, "heldout": 8},
+        "config": config,
+        "variants": {
+            "default": {},
+            "mean": {"config": {"recipe": {"threshold": {"rule": "anchor_mean"}}}},
+        },
+        "cost": "seconds",
+    }
+    return {
+        "title": "Tiny",
+        "asks": "Does it run?",
+        "repeats": "nothing",
+        "scales": {"small": small},
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = make_questions("geography", language="en", seed=0)[:200]
+    keys = ("instruction", "output", "fact")
+    lines = [json.dumps({k: row[k] for k in keys}) + "\n" for row in rows]
+    (folder / "facts.jsonl").write_text("".join(lines))
+    return folder
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def small(**changes):
+    settings = merged(content(), {"scales": {"small": changes}})
+    return Experiment.model_validate(settings).scales["small"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_valid_at_both_scales(name) -> None:
+    experiment = load_experiment(name, ROOT)
+    assert set(experiment.scales) == {"small", "real"}
+    assert (ROOT / name / "README.md").read_text().startswith(f"# {experiment.title}")
+
+
+def test_no_recipe_is_missing_here() -> None:
+    assert sorted(p.parent.name for p in ROOT.glob("*/experiment.yaml")) == sorted(NAMES)
+
+
+def test_sets_share_no_row_and_a_seed_repeats_them(data, tmp_path) -> None:
+    for folder in ("a", "b"):
+        write_inputs(small(), tmp_path / folder, data=data, seed=1)
+    write_inputs(small(), tmp_path / "other", data=data, seed=2)
+    files = sorted(p.name for p in (tmp_path / "a").glob("*.jsonl"))
+    assert files == [
+        *("geography.anchor.jsonl", "geography.validation.jsonl", "heldout.jsonl"),
+        *("school-01.jsonl", "school-02.jsonl"),
+    ]
+    questions = [row["instruction"] for name in files for row in read(tmp_path / "a" / name)]
+    assert len(questions) == len(set(questions)) == 6 + 12 + 8 + 2 * 16
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / files[3]).read_bytes() != (tmp_path / "other" / files[3]).read_bytes()
+    labels = [row["damage"] for row in read(tmp_path / "a" / "school-01.jsonl")]
+    assert labels.count("") == 8
+
+
+def test_what_split_by_keeps_together_is_in_one_set(data, tmp_path) -> None:
+    fact_of = {row["instruction"]: row["fact"] for row in read(data / "facts.jsonl")}
+    scale = small(sources={"geography": {"split_by": "fact"}})
+    write_inputs(scale, tmp_path, data=data, seed=0)
+    sets = [
+        {fact_of[row["instruction"]] for row in read(tmp_path / name)}
+        for name in ("geography.anchor.jsonl", "geography.validation.jsonl", "heldout.jsonl")
+    ]
+    silos = {
+        fact_of[r["instruction"]] for n in (1, 2) for r in read(tmp_path / f"school-0{n}.jsonl")
+    }
+    assert not any(a & b for i, a in enumerate([*sets, silos]) for b in [*sets, silos][i + 1 :])
+
+
+def test_translations_at_one_position_are_in_one_set(tmp_path) -> None:
+    rows = [
+        {"instruction": f"{word} {n}?", "output": f"{word} answer {n}", "language": language}
+        for language, word in (("en", "question"), ("es", "pregunta"))
+        for n in range(120)
+    ]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    sources = {
+        language: {
+            "file": "facts.jsonl",
+            "fetch": "them",
+            "where": {"language": language},
+            "split_by": "position",
+        }
+        for language in ("en", "es")
+    }
+    silos = {n: {"source": n, "rows": 20} for n in ("en", "es")}
+    settings = merged(content(), {})
+    settings["scales"]["small"] |= {"sources": sources, "silos": silos}
+    scale = Experiment.model_validate(settings).scales["small"]
+    write_inputs(scale, tmp_path / "out", data=tmp_path, seed=0)
+
+    def numbers(name: str) -> set[str]:
+        return {row["instruction"].split()[1] for row in read(tmp_path / "out" / name)}
+
+    assert not numbers("en.jsonl") & numbers("heldout.jsonl")
+    assert not numbers("es.jsonl") & numbers("en.anchor.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sources": {"geography": {"file": "none.jsonl"}}}, "Fetch the facts and put it there"),
+        ({"public": {"heldout": 5000}}, "rows for the heldout set"),
+        ({"sources": {"geography": {"max_chars": 1}}}, "no row of"),
+    ],
+)
+def test_a_source_that_does_not_do_says_what_to_do(data, tmp_path, changes, said) -> None:
+    with pytest.raises(DataError, match=said):
+        write_inputs(small(**changes), tmp_path, data=data, seed=0)
+
+
+def test_an_unknown_experiment_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean 'merging'\? Known: anchors, fiqa"):
+        load_experiment("mergin", ROOT)
+
+
+def test_a_wrong_key_is_named_with_what_was_meant(tmp_path) -> None:
+    broken = merged(content(), {"scales": {"small": {"sillos": {}}}})
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "experiment.yaml").write_text(yaml.safe_dump(broken))
+    with pytest.raises(ConfigError, match=r"sillos\. Did you mean 'silos'"):
+        load_experiment("x", tmp_path)
+
+
+def test_wrong_choices_are_answers_of_other_rows() -> None:
+    rows = [{"instruction": str(n), "output": f"answer {n}"} for n in range(10)]
+    for row in with_choices(rows, seed=0):
+        assert len(set(row["choices"])) == 4
+        assert row["choices"][row["answer"]] == row["output"]
+    assert with_choices(rows, seed=0) == with_choices(rows, seed=0)
+
+
+def test_every_variant_is_a_run_that_loads(data, tmp_path) -> None:
+    scale = small()
+    base = write_inputs(scale, tmp_path, data=data, seed=0)
+    rules = []
+    for name, variant in scale.variants.items():
+        config = load_config(write_config(merged(base, variant.config), tmp_path / f"{name}.yaml"))
+        rules.append(config.recipe.threshold.rule)
+    assert rules == ["anchor_tolerance", "anchor_mean"]
+
+
+def test_students_interval_and_its_single_value() -> None:
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert (found.mean, found.sd) == (2.0, 1.0)
+    assert found.high == pytest.approx(2 + 4.303 / 3**0.5, abs=1e-3)
+    assert over_seeds([1.0]).low is None
+
+
+def test_the_paired_bootstrap_cancels_what_rows_share() -> None:
+    rng = np.random.default_rng(0)
+    theirs = [rng.normal(5, 3, 80).tolist() for _ in range(3)]
+    ours = [[x - 0.1 for x in rows] for rows in theirs]
+    found = paired_bootstrap(ours, theirs)
+    assert found.mean == pytest.approx(-0.1)
+    assert found.low == pytest.approx(-0.1), "shared noise was not cancelled"
+    noisy = [
+        [x - 0.1 + e for x, e in zip(rows, rng.normal(0, 1, 80), strict=True)] for rows in theirs
+    ]
+    wide = paired_bootstrap(noisy, theirs)
+    assert wide.low is not None
+    assert wide.high is not None
+    assert wide.low < wide.mean < wide.high
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 / 240**0.5, rel=0.8)
+
+
+def test_the_bootstrap_knows_that_seeds_differ() -> None:
+    theirs = [[0.0] * 50] * 3
+    found = paired_bootstrap([[1.0] * 50, [2.0] * 50, [3.0] * 50], theirs)
+    assert found.low is not None
+    assert found.low < 1.5, "seeds are a sample too"
+    with pytest.raises(ValueError, match="same seeds and rows"):
+        paired_bootstrap([[1.0]], [[1.0, 2.0]])
+
+
+def test_the_share_of_the_oracles_gain() -> None:
+    def run(mixed: float, clues: float, oracle: float) -> dict:
+        losses = {"mixed": mixed, "clues": clues, "oracle": oracle}
+        return {"arms": {arm: {"heldout_loss": loss} for arm, loss in losses.items()}}
+
+    runs = [run(2.0, 1.9, 1.8), run(2.0, 1.8, 1.8)]
+    assert share_of_gain(runs, "clues", figure="heldout_loss") == pytest.approx(0.75)
+    assert share_of_gain([run(2.0, 1.9, 2.1)], "clues", figure="heldout_loss") is None
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_stores_shows_and_goes_on(data, tmp_path) -> None:
+    model = tiny_model(tmp_path / "llama")
+    (tmp_path / "recipes" / "tiny").mkdir(parents=True)
+    recipe = tmp_path / "recipes" / "tiny" / "experiment.yaml"
+    recipe.write_text(yaml.safe_dump(content(model), sort_keys=False))
+    call = ["experiment", "tiny", "--seeds", "2", "--data", str(data), "--quiet"]
+    call += ["--recipes", str(tmp_path / "recipes"), "--work", str(tmp_path / "work")]
+    runner = CliRunner()
+    first = runner.invoke(app, call, catch_exceptions=False)
+    assert first.exit_code == 0, first.output
+    files = sorted((tmp_path / "recipes" / "tiny" / "results").glob("*.json"))
+    assert [f.name for f in files] == [f"small-{model.name}-0.json", f"small-{model.name}-1.json"]
+    seeds = [json.loads(f.read_text()) for f in files]
+    for seed in seeds:
+        run = seed["variants"]["default"]
+        assert set(run["arms"]) == set(run["heldout_losses"])
+        for arm, figures in run["arms"].items():
+            losses = run["heldout_losses"][arm]
+            assert figures["heldout_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+        rules = run["analysis"]["rules"]
+        ours = run["silos"]
+        recall = sum(s["recall"] for s in ours.values()) / len(ours)
+        assert rules["anchor_tolerance"]["recall"] == pytest.approx(recall)
+        assert rules["ratio"]["share"] == pytest.approx(0.5)
+        means = seed["variants"]["mean"]["silos"]
+        mean = sum(s["recall"] for s in means.values()) / len(means)
+        assert rules["anchor_mean"]["recall"] == pytest.approx(mean), "rules differ from their runs"
+        assert set(run["analysis"]["anchors"]) == {"5", "10"}
+    page = "\n".join(experiment_tables(seeds))
+    for wanted in ("default: **clues**", "mean: **clues**", "| mixture |", "base_perplexity"):
+        assert wanted in page
+    files[1].unlink()
+    again = runner.invoke(app, [*call, "--json"], catch_exceptions=False)
+    assert json.loads(files[1].read_text()) == seeds[1], "a run that was done was done again"
+    assert [s["seed"] for s in json.loads(again.stdout)] == [0, 1]
