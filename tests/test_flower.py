@@ -198,7 +198,7 @@ HOSTILE = {
     "empty": (lambda q, r: b"" if kind_of(q) == "score" else r, "not a message"),
     "nan": (poisoned, "not finite"),
     "wrong kind": (lambda q, r: q if kind_of(q) == "select" else r, "may not come here"),
-    "cut": (lambda q, r: r[:-5] if kind_of(q) == "fit" else r, "not a message"),
+    "cut": (lambda q, r: r[:-5] if kind_of(q) == "fit" else r, "not what was sent"),
 }
 
 

@@ -345,7 +345,7 @@ def test_a_column_of_labels_that_is_not_there_is_named(world, tmp_path):
 
 def test_an_arm_that_does_not_exist_is_refused(world, tmp_path):
     request: FitRequest = replace(world.request("fit"), arm="best")
-    with pytest.raises(DataError, match=r"north.*no arm 'best'"):
+    with pytest.raises(DataError, match=r"north: arm 'best': there is no such arm"):
         world.silo(tmp_path).answer(request.to_bytes())
 
 

@@ -248,6 +248,11 @@ class Silo:
         self.select(threshold, overrides)
         store(self.space, overrides)
 
+    @property
+    def has_selected(self) -> bool:
+        """Whether a selection is in force."""
+        return (self.private / "threshold.json").exists()
+
     def write_review(self) -> None:
         """Write the private report of the last selection anew."""
         write_review(self.space)
