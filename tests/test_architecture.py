@@ -25,7 +25,7 @@ LAYERS = (
     # Below: a silo writes its own private report, in whatever process it runs.
     ("report",),
     ("federation",),
-    ("reference", "checklist", "scaffold", "check", "judging", "pipeline", "demo"),
+    ("reference", "checklist", "scaffold", "interview", "check", "judging", "pipeline", "demo"),
     ("experiment",),
     ("cli", "__main__"),
 )
@@ -42,6 +42,8 @@ WITHOUT_TORCH = (
     "data.damage",
     "data.partition",
     "checklist",
+    "scaffold",
+    "interview",
     "experiment.spec",
     "experiment.rows",
     "experiment.statistics",

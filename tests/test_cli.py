@@ -50,7 +50,7 @@ def test_help_names_every_verb_and_needs_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clues.cli", "--help"], capture_output=True, text=True, check=True
     )
-    verbs = "demo run check train score threshold select merge evaluate judge report ledger approve"
+    verbs = "demo init run check train score threshold select merge evaluate judge report ledger approve"
     assert all(verb in done.stdout for verb in verbs.split())
     groups = ("Whole runs", "One stage", "Audit")
     places = [done.stdout.index(group) for group in groups]

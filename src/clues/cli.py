@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from clues import __version__
 from clues.config import RunConfig, load_config
 from clues.errors import CluesError, UsageError
 from clues.federation.ledger import Entry, compare, summary, verify
+from clues.scaffold import Side
 
 app = typer.Typer(
     help=(
@@ -145,6 +146,87 @@ def demo(
     _show(run_until(run), as_json=as_json)
     if not as_json:
         _say_where(folder)
+
+
+@app.command(rich_help_panel=WHOLE)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[CLUES.YAML]", show_default=False)] = Path(
+        "clues.yaml"
+    ),
+    silos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--silo",
+            metavar="NAME=FILE",
+            help="Private rows of one owner; once for each. NAME:DOMAIN=FILE where there are "
+            "several domains.",
+        ),
+    ] = None,
+    public: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--public",
+            metavar="[DOMAIN=]FILE",
+            help="Public rows of known quality, dealt at random into validation and anchor rows; "
+            "or VALIDATION,ANCHOR. Once for each domain.",
+        ),
+    ] = None,
+    heldout: Annotated[
+        Path | None, typer.Option("--heldout", help="Public test rows to compare models on.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Base model: built-in, a folder or a hub name."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", help="Experiments: column that is empty where a row is good."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the run. Default: the folder's name.")
+    ] = None,
+    side: Annotated[
+        Side,
+        typer.Option(
+            "--for",
+            help="all: everything on this machine. coordinator: without silos. silo: one silo's "
+            "file alone.",
+        ),
+    ] = "all",
+    as_json: Json = False,
+) -> None:
+    """Write a commented configuration for your own files; asks for what no option says.
+
+    CLUES.YAML is where to write it (default: clues.yaml); each silo's own file goes beside it. No
+    file is overwritten. One silo alone gets a configuration that cleans its rows and trains no
+    joint model. Without a terminal nothing is asked:
+
+    clues init --silo hospital-a=rows.jsonl --public checked.jsonl
+    """
+    from clues.interview import Flags, answers_of
+    from clues.scaffold import write_scaffold
+
+    flags = Flags(path, side, name, silos or (), public or (), heldout, model, labels)
+    written = write_scaffold(answers_of(flags, _ask if sys.stdin.isatty() else None))
+    if as_json:
+        out.print_json(json.dumps({"written": [str(file) for file in written]}))
+        return
+    for file in written:
+        out.print(f"written: {file}", highlight=False, soft_wrap=True)
+    if side == "all":
+        out.print(f"Next: clues check {path}", highlight=False, soft_wrap=True)
+
+
+def _ask(question: str, read: Callable[[str], Any], *, default: str = "") -> Any:
+    """Ask on the terminal until the answer can be used."""
+
+    def value(text: str) -> Any:
+        try:
+            return read(text.strip())
+        except CluesError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return typer.prompt(question, default=default, show_default=bool(default), value_proc=value)
 
 
 @app.command(rich_help_panel=WHOLE)
