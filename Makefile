@@ -2,6 +2,7 @@
 # make test   all tests
 # make check  lint, format, types
 # make results     docs/results.md from the stored results
+# make reference   docs/configuration.md from the settings themselves
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark results picture clean
+.PHONY: demo test fast check benchmark results reference picture clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -30,6 +31,9 @@ benchmark: $(READY)
 
 results: $(READY)
 	$(BIN)/python -m experiments.tables
+
+reference: $(READY)
+	$(BIN)/python -m clues.reference docs/configuration.md
 
 picture: $(READY)
 	$(BIN)/clues demo

@@ -44,8 +44,13 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """Base model: `built-in`, a local folder or a hub name.
 
-    `weights_sha256` is filled in for weights on disk, so that the recipe's hash speaks of them
-    and not of where they lie.
+    Attributes:
+        name: `built-in`, a folder with a causal model and its tokenizer, or a hub name.
+        weights_sha256: hash of weights on disk, filled in by itself, so that the recipe's hash
+            speaks of them and not of where they lie. Given by hand, other weights are refused.
+        revision: commit or tag of a hub model; weights on a hub may change under a name.
+        dtype: of the base weights. The adapter and every sum are float32 or wider.
+        trust_remote_code: let a hub model run code of its own.
     """
 
     name: str = BUILT_IN
@@ -56,7 +61,14 @@ class ModelSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Adapter shape, as in PEFT."""
+    """Adapter shape, as in PEFT.
+
+    Attributes:
+        rank: of the two factors of every adapted matrix.
+        alpha: the update is alpha / rank times the product of the factors.
+        dropout: share of an adapter's inputs set to zero in training; none in scoring.
+        target_modules: which linear layers get an adapter: their names, or `all-linear`.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16.0
@@ -65,7 +77,17 @@ class LoraSettings(Settings):
 
 
 class TokenSettings(Settings):
-    """From text to token ids and loss mask."""
+    """From text to token ids and loss mask.
+
+    Attributes:
+        template: `chat` is the tokenizer's own, `alpaca` is plain text with headings; `auto` takes
+            the tokenizer's where it has one.
+        max_length: tokens of a row, prompt and response together.
+        overlong: what happens to a longer row: `drop` leaves it out and counts it, `truncate` cuts
+            its end, `error` stops.
+        loss_on: tokens that are trained and scored: every turn of the `assistant`, or the `last`
+            one alone. Never the prompt.
+    """
 
     template: Literal["auto", "chat", "alpaca"] = "auto"
     max_length: PositiveInt = 2048
@@ -74,7 +96,20 @@ class TokenSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The training whose dynamics are scored. `steps` (per silo) wins over `epochs`."""
+    """The training whose dynamics are scored; it makes no model for use.
+
+    Attributes:
+        epochs: passes over a silo's rows, where `steps` is null.
+        steps: optimiser steps of each silo; wins over `epochs`.
+        rounds: how often the silos' adapters are joined, on trajectories `global` and `inrun`.
+        aggregation: how they are joined: `ffa` trains B alone, so that averages are exact; `svd`
+            averages the products; `factors` averages A and B apart.
+        checkpoints: how many adapters along the training are scored with, the last one included.
+        learning_rate: the highest, after the warm-up; it falls linearly to zero.
+        warmup: share of the steps in which the learning rate rises.
+        batch_size: rows of an optimiser step.
+        weight_decay: of AdamW.
+    """
 
     epochs: PositiveFloat = 3.0
     steps: PositiveInt | None = None
@@ -94,7 +129,13 @@ class TrainSettings(Settings):
 
 
 class PublicFile(Settings):
-    """A public file and the hash of its bytes."""
+    """A public file and the hash of its bytes.
+
+    Attributes:
+        path: of one file of rows, from the configuration's folder.
+        weight: of a validation set beside the others of its domain.
+        sha256: filled in by itself; given by hand, a file with other bytes is refused.
+    """
 
     path: Path
     weight: PositiveFloat = 1.0
@@ -102,7 +143,14 @@ class PublicFile(Settings):
 
 
 class PublicSet(Settings):
-    """Public rows of one domain: named validation sets and one anchor set."""
+    """Public rows of one domain: named validation sets and one anchor set.
+
+    Attributes:
+        validation: rows whose mean gradient is the direction. A path, or several sets by name:
+            `{en: en.jsonl, es: {path: es.jsonl, weight: 0.5}}`; each is put into units of the
+            anchors before they are added.
+        anchor: rows of known quality whose scores give the threshold. A path.
+    """
 
     validation: dict[str, PublicFile]
     anchor: PublicFile
@@ -141,15 +189,27 @@ NEEDS_FIRST_MOMENT = ("adam_exact", "less")
 
 
 class ScoreSettings(Settings):
-    """How a row is scored.
+    """How a row is scored; higher is better, always.
 
-    `loss_weight` adds minus the row's mean loss along the checkpoints to the influence, each in
-    units of the anchors; zero gives the score of the paper. `compare` lists scores to compute
-    beside it, with thresholds of their own; they decide nothing.
-
-    Trajectory `inrun` scores a row when training sees it. `refresh` is the number of optimiser
-    steps after which the next round brings a new validation direction, None for every round;
-    `visits` says whether every visit to a row counts or its first alone.
+    Attributes:
+        method: the score that decides. `influence` is ours and the paper's; the others are
+            baselines.
+        form: of the influence: what of the optimiser is in the inner product.
+        way: how it is computed. `auto` takes the cheapest exact way; `finite_difference` needs no
+            backward pass.
+        trajectory: whose checkpoints score the rows: of a training of all silos (`global`), at
+            the step that trains on a row (`inrun`), of a silo's own training (`local`), or of
+            its two halves, each scoring the other (`crossfit`).
+        refresh: optimiser steps after which the next round brings a new validation direction
+            (`inrun`); null for every round.
+        visits: whether every visit to a row counts, or its first alone (`inrun`).
+        layers: transformer blocks that count: `all`, `first`, `last`, or numbers from 0 on.
+        projections: linear layers that count, by the end of their name, or `all`.
+        factors: of the adapter that count.
+        per_block: also keep every block's share of a score.
+        loss_weight: weight of minus the row's mean loss along the checkpoints, beside the
+            influence, each in units of the anchors; 0 gives the score of the paper.
+        compare: scores to compute beside it, with thresholds of their own; they decide nothing.
     """
 
     method: Literal["influence", "perplexity", Baseline] = "influence"
@@ -213,8 +273,18 @@ class ScoreSettings(Settings):
 class ThresholdSettings(Settings):
     """How anchor scores become one threshold.
 
-    Rule `anchor_tolerance` keeps at least 1 - `quantile` of the clean rows with probability
-    `confidence`; `confidence` is also the content of the bootstrap interval.
+    Attributes:
+        rule: `anchor_tolerance` keeps at least 1 - `quantile` of the clean rows with probability
+            `confidence`; `anchor_quantile` cuts at that quantile of the anchors, without the
+            confidence; `anchor_mean` is the paper's; `ratio` keeps a share of all rows; `preset`
+            cuts at a number; `mixture` fits two groups of scores.
+        quantile: share of the clean rows that may go.
+        ratio: share of the rows that rule `ratio` keeps.
+        preset: the threshold of rule `preset`.
+        units: `anchor` measures a score from the anchors' median in spreads of the anchors, each
+            domain by its own; `raw` leaves it as it is and pools all domains, as the paper does.
+        bootstrap: draws for the threshold's interval.
+        confidence: of rule `anchor_tolerance`, and the content of the bootstrap interval.
     """
 
     rule: Literal[
@@ -235,7 +305,18 @@ class ThresholdSettings(Settings):
 
 
 class Recipe(Settings):
-    """All settings that can change a score or the threshold."""
+    """All settings that can change a score or the threshold.
+
+    Attributes:
+        seed: of everything random that can change a score.
+        model: base model.
+        lora: shape of the adapter.
+        tokens: from text to tokens.
+        train: the short training whose checkpoints are scored.
+        public: public rows, one entry a domain; a silo names its own.
+        score: how a row is scored.
+        threshold: how the anchors' scores become one threshold.
+    """
 
     seed: NonNegativeInt = 42
     model: ModelSettings = ModelSettings()
@@ -283,8 +364,12 @@ class Recipe(Settings):
 class ServerSettings(Settings):
     """An optimiser of the coordinator, whose gradient is minus a round's joint update.
 
-    `beta_1` is the momentum of fedavgm, which has no `beta_2` and no `tau`. `learning_rate` None
-    is 1 for fedavgm and 0.01 for the others.
+    Attributes:
+        optimizer: which one.
+        learning_rate: null is 1 for fedavgm and 0.01 for the others.
+        beta_1: decay of the mean; of fedavgm, its momentum.
+        beta_2: decay of the squares; fedavgm has none.
+        tau: keeps small squares from making large steps; fedavgm has none.
     """
 
     optimizer: Literal["fedavgm", "fedadam", "fedyogi", "fedadagrad"]
@@ -302,10 +387,22 @@ class ServerSettings(Settings):
 class CombineSettings(Settings):
     """How the kept rows become one adapter.
 
-    Every arm and every silo takes `rounds * local_steps` steps, whatever the method. `rule` says
-    what joins the silos' adapters of a round, `aggregation` in which form (fedavg is another name
-    of factors), `server` what the coordinator does with the result; docs/strategies.md says which
-    go together. `proximal` is the mu of FedProx.
+    Every arm and every silo takes `rounds * local_steps` steps, whatever the method;
+    docs/strategies.md says which settings go together.
+
+    Attributes:
+        method: `fedavg` joins after every round; the others merge once, at the end.
+        aggregation: in which form adapters are joined. `fedavg` is another name of `factors`.
+        rounds: how often adapters are joined.
+        local_steps: optimiser steps of a silo between two rounds.
+        learning_rate: of the fit; null for that of `recipe.train`.
+        density: share of an update's entries that `ties` and `dare` keep.
+        scale: factor of the merged update (`task_arithmetic`, `ties`, `dare`).
+        rule: what joins the silos' adapters of a round; all but `mean` withstand hostile silos.
+        trim: share of the silos cut off at either end by `trimmed_mean`.
+        n_hostile: hostile silos that `krum` withstands.
+        proximal: the mu of FedProx; 0 is off.
+        server: an optimiser of the coordinator on top of the joined update; null is off.
     """
 
     method: Literal["fedavg", "average", "task_arithmetic", "ties", "dare", "adaptive"] = "fedavg"
@@ -366,10 +463,10 @@ class FederationSettings(Settings):
     """What the coordinator accepts from silos, and how long it waits for them.
 
     Attributes:
-        quorum: silos without which a run stops; None for all of them.
+        quorum: silos without which a run stops; null for all of them.
         norm_bound: an update may be so many times longer than the median of the silos' updates.
         max_rows: the largest number of rows that a silo may say it has.
-        max_message_mb: the largest answer, in MB of 10^6 bytes; None for the adapters that the
+        max_message_mb: the largest answer, in MB of 10^6 bytes; null for the adapters that the
             request lets expect, and 16 MB.
         wait_s: seconds that a silo on another machine may be out of reach.
         timeouts: seconds from a message to its answer, by kind of message.
@@ -395,7 +492,7 @@ class TaskSettings(Settings):
 
     Attributes:
         path: any file of rows; each has choices and an answer, or lists its choices in the prompt.
-        name: of the task; None makes one task of every value of the column `source`, or one
+        name: of the task; null makes one task of every value of the column `source`, or one
             with the name of the file.
         style: `as_written` leaves prompt and choices as they stand in the file; `cloze` takes a
             listing of the choices out of the prompt, and the marks off the choices.
@@ -417,7 +514,7 @@ class LmEvalSettings(Settings):
         task: its name, or a YAML file that describes it; `pubmedqa` is ours and needs `data`.
         data: a local file for the task's split `test`, instead of the task's own data.
         limit: at most so many questions, the first ones.
-        num_fewshot: examples in front of each question; None leaves it to the task.
+        num_fewshot: examples in front of each question; null leaves it to the task.
     """
 
     task: str
@@ -439,7 +536,7 @@ class JudgeSettings(Settings):
     Attributes:
         base_url: of the endpoint, such as `https://host/v1`; plain http only on this machine.
         model: its name there.
-        api_key_env: environment variable that holds the key; None where none is needed.
+        api_key_env: environment variable that holds the key; null where none is needed.
         mode: `reference` scores an answer from 0 to 1 against the row's own; `pairwise` asks which
             of two arms' answers is better, in both orders.
         arms: whose answers are judged; those that the run has.
@@ -500,10 +597,16 @@ class JudgeSettings(Settings):
 class EvaluateSettings(Settings):
     """What the joint models are measured on. All of it is public.
 
-    `arms` says whose rows models are trained on: mixed (all), random (as many as selected), clues,
-    oracle (those known clean), or the name of a score in `recipe.score.compare`, whose own anchors
-    and the recipe's rule select then. The last kind is for experiments: every silo must share
-    diagnostics, since each such arm tells how many rows another threshold keeps.
+    Attributes:
+        heldout: file of rows for the held-out loss; those with choices are also asked.
+        tasks: files of multiple-choice questions; a bare path will do.
+        lm_eval: tasks of lm-eval; a bare name will do.
+        arms: whose rows models are trained on: `mixed` (all), `random` (as many as selected),
+            `clues`, `oracle` (those known clean), or a score of `recipe.score.compare`, whose own
+            anchors and the recipe's rule select then. The last kind is for experiments: every silo
+            must share diagnostics, since each such arm tells how many rows another threshold
+            keeps. An empty list stops after the selection.
+        judge: a model that judges answers; null is off.
     """
 
     heldout: Path | None = None
@@ -528,7 +631,10 @@ class EvaluateSettings(Settings):
 class PrivacySettings(Settings):
     """Per-example differential privacy of a silo's trainings, warm-up and one fit together.
 
-    Half of `epsilon` is for the warm-up and half for the fit of one arm.
+    Attributes:
+        epsilon: half for the warm-up and half for the fit of one arm.
+        delta: probability that epsilon does not hold; well below 1 / rows.
+        max_grad_norm: length to which every row's gradient is cut.
     """
 
     epsilon: PositiveFloat
@@ -539,10 +645,21 @@ class PrivacySettings(Settings):
 class SiloSettings(Settings):
     """One owner of private rows. Never leaves the silo.
 
-    `min_kept` is how many rows a selection keeps at least, and how many an update is made of;
-    `max_selections` is how many recipes may ever come to the rows in one folder, each with one
-    threshold; `approval` makes a selection wait for `clues approve`. `license` is that of the
-    rows, for the card beside those kept.
+    Attributes:
+        name: of the silo, for folders, messages and reports.
+        data: a file, a folder, or a hub data set as `owner/name` or `owner/name:split`.
+        domain: a key of `recipe.public`.
+        schema_name: which columns hold prompt and response, where several schemas fit: alpaca,
+            sharegpt, messages, prompt_completion, multiple_choice.
+        labels: column that is empty where a row is good, for experiments.
+        share_diagnostics: tell the coordinator exact counts and detection figures.
+        min_kept: how many rows a selection keeps at least, and how many an update is made of.
+        max_selections: how many recipes may ever come to the rows in one folder, each with one
+            threshold.
+        approval: a selection waits for `clues approve`.
+        privacy: train with differential privacy; null is off.
+        model_path: where the recipe's base model lies on this machine, if elsewhere.
+        license: of the rows, for the card beside those kept.
     """
 
     name: str = Field(pattern=NAME)
@@ -562,7 +679,13 @@ class SiloSettings(Settings):
 class SharedConfig(Settings):
     """A run without its silos, as the coordinator of separate machines reads it.
 
-    `license` is that of the joint adapter, for its card.
+    Attributes:
+        name: of the run, and of its folder in `runs/`.
+        license: of the joint adapter, for its card.
+        recipe: what every silo shares; its hash travels with every message.
+        combine: how the kept rows become one adapter.
+        evaluate: what the joint models are measured on.
+        federation: what the coordinator accepts, and how long it waits.
     """
 
     name: str = Field(default="run", pattern=NAME)
@@ -579,7 +702,11 @@ class SharedConfig(Settings):
 
 
 class RunConfig(SharedConfig):
-    """A whole run, as `clues run` reads it."""
+    """A whole run, as `clues run` reads it.
+
+    Attributes:
+        silos: the owners of private rows: each a file of its own, or its settings.
+    """
 
     silos: tuple[SiloSettings, ...] = Field(min_length=1)
 
