@@ -58,7 +58,7 @@ def models() -> dict[str, type[BaseModel]]:
     found: dict[str, type[BaseModel]] = {}
     for title, model in FILES.items():
         found[title] = model
-        found |= {key: inner for key, inner in _inner_models(model, "")}
+        found |= dict(_inner_models(model, ""))
     return found
 
 
@@ -67,7 +67,7 @@ def _section(model: type[BaseModel], path: str) -> Iterator[str]:
         yield f"### `{path}`\n"
     summary = inspect.cleandoc(model.__doc__ or "").split("\n\nAttributes:")[0]
     yield _markdown(summary) + "\n"
-    yield _table(model, path) + "\n"
+    yield _table(model) + "\n"
     for key, inner in _children(model, path):
         # A silo's settings have their own chapter.
         if inner not in FILES.values():
@@ -101,30 +101,21 @@ def _within(annotation: Any, steps: str) -> Iterator[tuple[type[BaseModel], str]
         yield from _within(inner, steps + added)
 
 
-def _table(model: type[BaseModel], path: str) -> str:
+def _table(model: type[BaseModel]) -> str:
     schema = model.model_json_schema(by_alias=False)
     said = explanations(model)
     lines = ["| setting | values | default | meaning |", "| :--- | :--- | :--- | :--- |"]
     for name, field in model.model_fields.items():
         kind = _kind(schema["properties"][name])
         shown = field.alias or name
-        inner = [
-            key for key, _ in _children(model, path) if re.match(rf"{_dotted(path, shown)}\b", key)
-        ]
         default = (
             "required"
             if field.is_required()
             else _default(field.get_default(call_default_factory=True))
         )
-        if inner and default not in ("required", "`null`", "`[]`"):
-            default = "see below"
         cells = (f"`{shown}`", kind, default, _markdown(said.get(name, "")))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def _dotted(path: str, name: str) -> str:
-    return re.escape(f"{path}.{name}".removeprefix("."))
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -137,7 +128,7 @@ def _kind(schema: Mapping[str, Any]) -> str:
     values = schema.get("enum", [schema["const"]] if "const" in schema else [])
     if values:
         return ", ".join(f"`{value}`" for value in values)
-    kind = schema.get("type", "anything")
+    kind = str(schema.get("type", "anything"))
     if kind == "array":
         items = schema.get("items", {})
         return f"list of {_kind(items)}" if items else "list"
