@@ -1,0 +1,93 @@
+"""Settings: a recipe that every silo shares and hashes, and what each side keeps to itself.
+
+Whatever can change a score or the threshold is in the recipe; the rest is the silo's business.
+No torch here: reading a configuration takes milliseconds.
+"""
+
+from clues.config.base import BUILT_IN, LOSS, NAME, Settings
+from clues.config.combine import (
+    LONG_TIMEOUT_S,
+    SHORT_TIMEOUT_S,
+    CombineSettings,
+    FederationSettings,
+    ServerSettings,
+)
+from clues.config.evaluate import (
+    ARMS,
+    Arm,
+    EvaluateSettings,
+    JudgeSettings,
+    LmEvalSettings,
+    TaskSettings,
+)
+from clues.config.hashes import built_in_folder, content_hash, derived_seed, weights_sha256
+from clues.config.loading import load_config, load_shared, load_silo
+from clues.config.recipe import (
+    LoraSettings,
+    ModelSettings,
+    PublicFile,
+    PublicSet,
+    Recipe,
+    TokenSettings,
+    TrainSettings,
+)
+from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloSettings
+from clues.config.score import (
+    BASELINE_NAMES,
+    FORMS,
+    LINEAR_FORMS,
+    NEEDS_FIRST_MOMENT,
+    NEEDS_SECOND_MOMENT,
+    Baseline,
+    Form,
+    ScoreSettings,
+    ThresholdSettings,
+)
+from clues.config.strict import dump_yaml, validate
+
+__all__ = [
+    "ARMS",
+    "BASELINE_NAMES",
+    "BUILT_IN",
+    "FORMS",
+    "LINEAR_FORMS",
+    "LONG_TIMEOUT_S",
+    "LOSS",
+    "NAME",
+    "NEEDS_FIRST_MOMENT",
+    "NEEDS_SECOND_MOMENT",
+    "SHORT_TIMEOUT_S",
+    "Arm",
+    "Baseline",
+    "CombineSettings",
+    "EvaluateSettings",
+    "FederationSettings",
+    "Form",
+    "JudgeSettings",
+    "LmEvalSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "PrivacySettings",
+    "PublicFile",
+    "PublicSet",
+    "Recipe",
+    "RunConfig",
+    "ScoreSettings",
+    "ServerSettings",
+    "Settings",
+    "SharedConfig",
+    "SiloSettings",
+    "TaskSettings",
+    "ThresholdSettings",
+    "TokenSettings",
+    "TrainSettings",
+    "built_in_folder",
+    "content_hash",
+    "derived_seed",
+    "dump_yaml",
+    "load_config",
+    "load_shared",
+    "load_silo",
+    "validate",
+    "weights_sha256",
+]

@@ -1,0 +1,133 @@
+"""How the kept rows become one adapter, and what the coordinator takes from silos."""
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from clues.config.base import Settings
+
+
+class ServerSettings(Settings):
+    """An optimiser of the coordinator, whose gradient is minus a round's joint update.
+
+    Attributes:
+        optimizer: which one.
+        learning_rate: null is 1 for fedavgm and 0.01 for the others.
+        beta_1: decay of the mean; of fedavgm, its momentum.
+        beta_2: decay of the squares; fedavgm has none.
+        tau: keeps small squares from making large steps; fedavgm has none.
+    """
+
+    optimizer: Literal["fedavgm", "fedadam", "fedyogi", "fedadagrad"]
+    learning_rate: PositiveFloat | None = None
+    beta_1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta_2: float = Field(default=0.99, ge=0.0, lt=1.0)
+    tau: PositiveFloat = 1e-3
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in use."""
+        return self.learning_rate or (1.0 if self.optimizer == "fedavgm" else 0.01)
+
+
+class CombineSettings(Settings):
+    """How the kept rows become one adapter.
+
+    Every arm and every silo takes `rounds * local_steps` steps, whatever the method;
+    docs/strategies.md says which settings go together.
+
+    Attributes:
+        method: `fedavg` joins after every round; the others merge once, at the end.
+        aggregation: in which form adapters are joined. `fedavg` is another name of `factors`.
+        rounds: how often adapters are joined.
+        local_steps: optimiser steps of a silo between two rounds.
+        learning_rate: of the fit; null for that of `recipe.train`.
+        density: share of an update's entries that `ties` and `dare` keep.
+        scale: factor of the merged update (`task_arithmetic`, `ties`, `dare`).
+        rule: what joins the silos' adapters of a round; all but `mean` withstand hostile silos.
+        trim: share of the silos cut off at either end by `trimmed_mean`.
+        n_hostile: hostile silos that `krum` withstands.
+        proximal: the mu of FedProx; 0 is off.
+        server: an optimiser of the coordinator on top of the joined update; null is off.
+    """
+
+    method: Literal["fedavg", "average", "task_arithmetic", "ties", "dare", "adaptive"] = "fedavg"
+    aggregation: Literal["ffa", "svd", "factors", "stack"] = "ffa"
+    rounds: PositiveInt = 20
+    local_steps: PositiveInt = 10
+    learning_rate: PositiveFloat | None = None
+    density: float = Field(default=0.2, gt=0.0, le=1.0)
+    scale: PositiveFloat = 1.0
+    rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
+    trim: float = Field(default=0.2, gt=0.0, lt=0.5)
+    n_hostile: PositiveInt = 1
+    proximal: NonNegativeFloat = 0.0
+    server: ServerSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_name(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("aggregation") == "fedavg":
+            return {**value, "aggregation": "factors"}
+        return value
+
+    @model_validator(mode="after")
+    def _parts_go_together(self) -> "CombineSettings":
+        one_shot = self.method != "fedavg"
+        if one_shot and (self.rule != "mean" or self.server):
+            raise ValueError(f"rule and server need method fedavg, not {self.method}")
+        if self.rule in ("median", "trimmed_mean") and self.aggregation not in ("ffa", "svd"):
+            raise ValueError(
+                f"rule {self.rule} on {self.aggregation} would join an A of one silo with a B of "
+                "another; set aggregation ffa or svd"
+            )
+        if self.rule == "krum" and self.aggregation == "stack":
+            raise ValueError("rule krum picks one adapter, so there is nothing to stack")
+        if self.server and self.aggregation not in ("ffa", "factors"):
+            raise ValueError("server needs factors that keep their meaning: aggregation ffa")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """Plain JSON for hashes and messages; later settings only where they are in use.
+
+        So a run stored before they existed goes on, and a silo that does not know them takes part.
+        """
+        later = {"rule", "trim", "n_hostile", "proximal", "server"}
+        unused = {name for name in later if getattr(self, name) == self._default(name)}
+        return self.model_dump(mode="json", exclude=unused)
+
+    @classmethod
+    def _default(cls, name: str) -> Any:
+        return cls.model_fields[name].default
+
+
+# A day of training or scoring; other answers only read rows or count.
+LONG_TIMEOUT_S, SHORT_TIMEOUT_S = 86_400.0, 3_600.0
+
+
+class FederationSettings(Settings):
+    """What the coordinator accepts from silos, and how long it waits for them.
+
+    Attributes:
+        quorum: silos without which a run stops; null for all of them.
+        norm_bound: an update may be so many times longer than the median of the silos' updates.
+        max_rows: the largest number of rows that a silo may say it has.
+        max_message_mb: the largest answer, in MB of 10^6 bytes; null for the adapters that the
+            request lets expect, and 16 MB.
+        wait_s: seconds that a silo on another machine may be out of reach.
+        timeouts: seconds from a message to its answer, by kind of message.
+    """
+
+    quorum: PositiveInt | None = None
+    norm_bound: float = Field(default=10.0, gt=1.0)
+    max_rows: PositiveInt = 10_000_000
+    max_message_mb: PositiveFloat | None = None
+    wait_s: PositiveFloat = 900.0
+    timeouts: dict[
+        Literal["hello", "train", "score", "select", "fit", "evaluate"], PositiveFloat
+    ] = Field(default_factory=dict)
+
+    def timeout_s(self, kind: str) -> float:
+        """Seconds to wait for the answer to a kind of message."""
+        default = LONG_TIMEOUT_S if kind in ("train", "score", "fit") else SHORT_TIMEOUT_S
+        return {str(k): v for k, v in self.timeouts.items()}.get(kind, default)

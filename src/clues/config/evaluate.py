@@ -1,0 +1,156 @@
+"""What the joint models are measured on, as settings."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from clues.config.base import NAME, Settings
+from clues.config.score import Baseline, Form
+
+ARMS = ("mixed", "random", "clues", "oracle")
+# Whose rows a model is trained on; a score's name stands for what that score would select.
+Arm = Literal["mixed", "random", "clues", "oracle", Form, Baseline, "inrun"]
+
+
+class TaskSettings(Settings):
+    """A file of multiple-choice questions.
+
+    Attributes:
+        path: any file of rows; each has choices and an answer, or lists its choices in the prompt.
+        name: of the task; null makes one task of every value of the column `source`, or one
+            with the name of the file.
+        style: `as_written` leaves prompt and choices as they stand in the file; `cloze` takes a
+            listing of the choices out of the prompt, and the marks off the choices.
+        where: only rows whose columns have these values, such as `split: test`.
+        limit: at most so many questions a task, the same ones in every run.
+    """
+
+    path: Path
+    name: str | None = Field(default=None, pattern=NAME)
+    style: Literal["as_written", "cloze"] = "as_written"
+    where: dict[str, str] = Field(default_factory=dict)
+    limit: PositiveInt | None = None
+
+
+class LmEvalSettings(Settings):
+    """A task of lm-eval (extra `clues[eval]`).
+
+    Attributes:
+        task: its name, or a YAML file that describes it; `pubmedqa` is ours and needs `data`.
+        data: a local file for the task's split `test`, instead of the task's own data.
+        limit: at most so many questions, the first ones.
+        num_fewshot: examples in front of each question; null leaves it to the task.
+    """
+
+    task: str
+    data: Path | None = None
+    limit: PositiveInt | None = None
+    num_fewshot: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _data_needs_a_description(self) -> "LmEvalSettings":
+        own = self.task == "pubmedqa" or self.task.endswith((".yaml", ".yml"))
+        if self.data is not None and not own:
+            raise ValueError("data goes with task: pubmedqa, or with a task that is a YAML file")
+        return self
+
+
+class JudgeSettings(Settings):
+    """A model behind an OpenAI-compatible endpoint that judges answers (extra `clues[judge]`).
+
+    Attributes:
+        base_url: of the endpoint, such as `https://host/v1`; plain http only on this machine.
+        model: its name there.
+        api_key_env: environment variable that holds the key; null where none is needed.
+        mode: `reference` scores an answer from 0 to 1 against the row's own; `pairwise` asks which
+            of two arms' answers is better, in both orders.
+        arms: whose answers are judged; those that the run has.
+        against: the arm that every other is compared with in pairs.
+        n_prompts: how many held-out prompts, drawn at random, the same ones in every run.
+        prompts: another file of rows than `evaluate.heldout`; needs `--allow-private-prompts`.
+        max_calls: most requests of one `clues judge`, repairs and retries included.
+        concurrency: requests under way at a time.
+        timeout_s: of one request, from its start to its last byte.
+        retries: of a request that got no answer.
+        retry_wait_s: before the first retry; it doubles, to at most a minute.
+        max_answer_tokens: of an answer of ours.
+        max_reply_tokens: of a reply of the judge.
+        allow_http: send key and rows unencrypted to another machine.
+    """
+
+    base_url: str
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    mode: tuple[Literal["reference", "pairwise"], ...] = ("reference", "pairwise")
+    arms: tuple[Arm, ...] = ARMS
+    against: Arm = "mixed"
+    n_prompts: PositiveInt = 100
+    prompts: Path | None = None
+    max_calls: PositiveInt = 2000
+    concurrency: int = Field(default=4, ge=1, le=64)
+    timeout_s: PositiveFloat = 60.0
+    retries: int = Field(default=3, ge=0, le=10)
+    retry_wait_s: PositiveFloat = 1.0
+    max_answer_tokens: PositiveInt = 256
+    max_reply_tokens: PositiveInt = 300
+    allow_http: bool = False
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the endpoint is on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _endpoint_is_safe(self) -> "JudgeSettings":
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("base_url must look like https://host/v1")
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError("base_url must hold no key; name its variable in api_key_env")
+        if url.scheme == "http" and not self.loopback and not self.allow_http:
+            raise ValueError(
+                "base_url sends rows and key unencrypted to another machine. Use https, or set "
+                "allow_http: true"
+            )
+        return self
+
+
+class EvaluateSettings(Settings):
+    """What the joint models are measured on. All of it is public.
+
+    Attributes:
+        heldout: file of rows for the held-out loss; those with choices are also asked.
+        tasks: files of multiple-choice questions; a bare path will do.
+        lm_eval: tasks of lm-eval; a bare name will do.
+        arms: whose rows models are trained on: `mixed` (all), `random` (as many as selected),
+            `clues`, `oracle` (those known clean), or a score of `recipe.score.compare`, whose own
+            anchors and the recipe's rule select then. The last kind is for experiments: every silo
+            must share diagnostics, since each such arm tells how many rows another threshold
+            keeps. An empty list stops after the selection.
+        judge: a model that judges answers; null is off.
+    """
+
+    heldout: Path | None = None
+    tasks: tuple[TaskSettings, ...] = ()
+    lm_eval: tuple[LmEvalSettings, ...] = ()
+    arms: tuple[Arm, ...] = ARMS
+    judge: JudgeSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """Accept a bare path for a task, and a bare name for one of lm-eval."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        for key, name in (("tasks", "path"), ("lm_eval", "task")):
+            if isinstance(entries := value.get(key), list | tuple):
+                value[key] = [{name: e} if isinstance(e, str | Path) else e for e in entries]
+        return value

@@ -1,0 +1,177 @@
+"""From YAML files to settings with absolute paths and hashes."""
+
+import hashlib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from clues.config.evaluate import LmEvalSettings
+from clues.config.hashes import weights_sha256
+from clues.config.recipe import PublicFile, PublicSet
+from clues.config.run import RunConfig, SharedConfig, SiloSettings
+from clues.config.strict import validate
+from clues.errors import ConfigError
+
+Shared = TypeVar("Shared", bound=SharedConfig)
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a run's YAML and its silo files, and fill in the hashes of the public files.
+
+    Paths are relative to the file that names them.
+
+    Raises:
+        ConfigError: unreadable YAML, an unknown key (with a suggestion), a value out of range,
+            a missing file, or a public file whose bytes do not match its `sha256`.
+    """
+    path = Path(path)
+    content = _read_yaml(path)
+    silos = content.get("silos")
+    if isinstance(silos, list):
+        content["silos"] = [_silo_content(entry, path) for entry in silos]
+    return _resolved(validate(RunConfig, content, where=path.name), path)
+
+
+def load_shared(path: Path) -> SharedConfig:
+    """Read a run's YAML for a coordinator whose silos are on other machines.
+
+    Raises:
+        ConfigError: as `load_config`; or it lists silos, whose settings are not the coordinator's.
+    """
+    content = _read_yaml(path)
+    if "silos" in content:
+        raise ConfigError(
+            f"{path.name}: on separate machines each silo keeps its own settings. Remove `silos` "
+            "here, and name silos and their public keys in the coordinator's file."
+        )
+    return _resolved(validate(SharedConfig, content, where=path.name), path)
+
+
+def load_silo(path: Path) -> SiloSettings:
+    """Read one silo's own file.
+
+    Raises:
+        ConfigError: unreadable, an unknown key, or a value out of range.
+    """
+    return validate(SiloSettings, _silo_content(path.name, path), where=path.name)
+
+
+def _resolved(config: Shared, path: Path) -> Shared:
+    """Fill in absolute paths and the hashes of public files."""
+    base = path.parent
+    public = {
+        domain: PublicSet(
+            validation={n: _hashed(f, base, path) for n, f in entry.validation.items()},
+            anchor=_hashed(entry.anchor, base, path),
+        )
+        for domain, entry in config.recipe.public.items()
+    }
+    model = config.recipe.model
+    if (base / model.name).is_dir():
+        model = model.model_copy(update={"name": str((base / model.name).resolve())})
+    found = weights_sha256(model.name)
+    if found and model.weights_sha256 not in (None, found):
+        raise ConfigError(
+            f"{path.name}: the weights of {model.name} have changed since this config was "
+            "written. Restore them or remove recipe.model.weights_sha256."
+        )
+    model = model.model_copy(update={"weights_sha256": found or model.weights_sha256})
+    heldout, judge = config.evaluate.heldout, config.evaluate.judge
+    if judge and judge.prompts:
+        judge = judge.model_copy(update={"prompts": _existing(judge.prompts, base, path)})
+    evaluate = config.evaluate.model_copy(
+        update={
+            "heldout": _existing(heldout, base, path) if heldout else None,
+            "tasks": tuple(
+                task.model_copy(update={"path": _existing(task.path, base, path)})
+                for task in config.evaluate.tasks
+            ),
+            "lm_eval": tuple(_with_files(e, base, path) for e in config.evaluate.lm_eval),
+            "judge": judge,
+        }
+    )
+    recipe = config.recipe.model_copy(update={"public": public, "model": model})
+    return config.model_copy(update={"recipe": recipe, "evaluate": evaluate})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.{_yaml_beside(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: this is a folder, not a file.{_yaml_beside(path)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
+    except yaml.YAMLError as error:
+        if path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(
+                f"{path}: not valid YAML. Is this a data file? clues init --help says how to name "
+                "it in a configuration."
+            ) from None
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ConfigError(f"{path.name}{line}: not valid YAML: {problem}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path.name}: expected keys such as recipe and silos at the top.")
+    return content
+
+
+def _yaml_beside(path: Path) -> str:
+    """Say which configurations lie in the folder that was meant, or how to get one."""
+    folder = path if path.is_dir() else path.parent
+    found = sorted(p.name for p in folder.glob("*.y*ml")) if folder.is_dir() else []
+    if found:
+        return f" In {folder} there is: {', '.join(found[:5])}."
+    return " clues init writes one from your files."
+
+
+def _silo_content(entry: Any, config_path: Path) -> Any:
+    """Return a silo's settings with its data path made independent of the working folder."""
+    if isinstance(entry, str):
+        source = config_path.parent / entry
+        content: Any = _read_yaml(source)
+        validate(SiloSettings, content, where=source.name)
+    else:
+        source, content = config_path, entry
+    if isinstance(content, dict) and isinstance(content.get("data"), str):
+        local = source.parent / content["data"]
+        # A name that is no file may still be a data set on a hub; reading it decides.
+        if local.exists() or local.suffix:
+            content = {**content, "data": str(local.resolve())}
+    return content
+
+
+def _existing(file: Path, base: Path, config_path: Path) -> Path:
+    resolved = (base / file).resolve()
+    if not resolved.exists():
+        near = [p.name for p in resolved.parent.glob("*")] if resolved.parent.is_dir() else []
+        close = get_close_matches(resolved.name, near, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{config_path.name}: {file}: there is no such file.{hint}")
+    return resolved
+
+
+def _with_files(entry: LmEvalSettings, base: Path, config_path: Path) -> LmEvalSettings:
+    update: dict[str, Any] = {}
+    if entry.task.endswith((".yaml", ".yml")):
+        update["task"] = str(_existing(Path(entry.task), base, config_path))
+    if entry.data is not None:
+        update["data"] = _existing(entry.data, base, config_path)
+    return entry.model_copy(update=update)
+
+
+def _hashed(file: PublicFile, base: Path, config_path: Path) -> PublicFile:
+    resolved = _existing(file.path, base, config_path)
+    if not resolved.is_file():
+        raise ConfigError(f"{config_path.name}: {file.path}: a public set must be one file.")
+    found = hashlib.sha256(resolved.read_bytes()).hexdigest()
+    if file.sha256 not in (None, found):
+        raise ConfigError(
+            f"{config_path.name}: {file.path} has changed: its sha256 starts with {found[:12]}, "
+            f"the config says {str(file.sha256)[:12]}. Restore the file or remove the hash."
+        )
+    return file.model_copy(update={"path": resolved, "sha256": found})

@@ -1,0 +1,207 @@
+"""The recipe: whatever can change a score or the threshold. Every silo shares it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from clues.config.base import BUILT_IN, LOSS, Settings
+from clues.config.hashes import content_hash
+from clues.config.score import ScoreSettings, ThresholdSettings
+
+
+class ModelSettings(Settings):
+    """Base model: `built-in`, a local folder or a hub name.
+
+    Attributes:
+        name: `built-in`, a folder with a causal model and its tokenizer, or a hub name.
+        weights_sha256: hash of weights on disk, filled in by itself, so that the recipe's hash
+            speaks of them and not of where they lie. Given by hand, other weights are refused.
+        revision: commit or tag of a hub model; weights on a hub may change under a name.
+        dtype: of the base weights. The adapter and every sum are float32 or wider.
+        trust_remote_code: let a hub model run code of its own.
+    """
+
+    name: str = BUILT_IN
+    weights_sha256: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    trust_remote_code: bool = False
+
+
+class LoraSettings(Settings):
+    """Adapter shape, as in PEFT.
+
+    Attributes:
+        rank: of the two factors of every adapted matrix.
+        alpha: the update is alpha / rank times the product of the factors.
+        dropout: share of an adapter's inputs set to zero in training; none in scoring.
+        target_modules: which linear layers get an adapter: their names, or `all-linear`.
+    """
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 16.0
+    dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
+
+
+class TokenSettings(Settings):
+    """From text to token ids and loss mask.
+
+    Attributes:
+        template: `chat` is the tokenizer's own, `alpaca` is plain text with headings; `auto` takes
+            the tokenizer's where it has one.
+        max_length: tokens of a row, prompt and response together.
+        overlong: what happens to a longer row: `drop` leaves it out and counts it, `truncate` cuts
+            its end, `error` stops.
+        loss_on: tokens that are trained and scored: every turn of the `assistant`, or the `last`
+            one alone. Never the prompt.
+    """
+
+    template: Literal["auto", "chat", "alpaca"] = "auto"
+    max_length: PositiveInt = 2048
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    loss_on: Literal["assistant", "last"] = "assistant"
+
+
+class TrainSettings(Settings):
+    """The training whose dynamics are scored; it makes no model for use.
+
+    Attributes:
+        epochs: passes over a silo's rows, where `steps` is null.
+        steps: optimiser steps of each silo; wins over `epochs`.
+        rounds: how often the silos' adapters are joined, on trajectories `global` and `inrun`.
+        aggregation: how they are joined: `ffa` trains B alone, so that averages are exact; `svd`
+            averages the products; `factors` averages A and B apart.
+        checkpoints: how many adapters along the training are scored with, the last one included.
+        learning_rate: the highest, after the warm-up; it falls linearly to zero.
+        warmup: share of the steps in which the learning rate rises.
+        batch_size: rows of an optimiser step.
+        weight_decay: of AdamW.
+    """
+
+    epochs: PositiveFloat = 3.0
+    steps: PositiveInt | None = None
+    rounds: PositiveInt = 8
+    aggregation: Literal["ffa", "svd", "factors"] = "ffa"
+    checkpoints: PositiveInt = 4
+    learning_rate: PositiveFloat = 2e-5
+    warmup: float = Field(default=0.03, ge=0.0, le=1.0)
+    batch_size: PositiveInt = 16
+    weight_decay: NonNegativeFloat = 0.0
+
+    @model_validator(mode="after")
+    def _rounds_hold_checkpoints(self) -> "TrainSettings":
+        if self.checkpoints > self.rounds:
+            raise ValueError("checkpoints must not exceed rounds")
+        return self
+
+
+class PublicFile(Settings):
+    """A public file and the hash of its bytes.
+
+    Attributes:
+        path: of one file of rows, from the configuration's folder.
+        weight: of a validation set beside the others of its domain.
+        sha256: filled in by itself; given by hand, a file with other bytes is refused.
+    """
+
+    path: Path
+    weight: PositiveFloat = 1.0
+    sha256: str | None = None
+
+
+class PublicSet(Settings):
+    """Public rows of one domain: named validation sets and one anchor set.
+
+    Attributes:
+        validation: rows whose mean gradient is the direction. A path, or several sets by name:
+            `{en: en.jsonl, es: {path: es.jsonl, weight: 0.5}}`; each is put into units of the
+            anchors before they are added.
+        anchor: rows of known quality whose scores give the threshold. A path.
+    """
+
+    validation: dict[str, PublicFile]
+    anchor: PublicFile
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """Accept a bare path for either set."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("validation"), (str, Path)):
+            value["validation"] = {"validation": {"path": value["validation"]}}
+        elif isinstance(value.get("validation"), dict):
+            value["validation"] = {
+                name: {"path": entry} if isinstance(entry, (str, Path)) else entry
+                for name, entry in value["validation"].items()
+            }
+        if isinstance(value.get("anchor"), (str, Path)):
+            value["anchor"] = {"path": value["anchor"]}
+        return value
+
+
+class Recipe(Settings):
+    """All settings that can change a score or the threshold.
+
+    Attributes:
+        seed: of everything random that can change a score.
+        model: base model.
+        lora: shape of the adapter.
+        tokens: from text to tokens.
+        train: the short training whose checkpoints are scored.
+        public: public rows, one entry a domain; a silo names its own.
+        score: how a row is scored.
+        threshold: how the anchors' scores become one threshold.
+    """
+
+    seed: NonNegativeInt = 42
+    model: ModelSettings = ModelSettings()
+    lora: LoraSettings = LoraSettings()
+    tokens: TokenSettings = TokenSettings()
+    train: TrainSettings = TrainSettings()
+    public: dict[str, PublicSet]
+    score: ScoreSettings = ScoreSettings()
+    threshold: ThresholdSettings = ThresholdSettings()
+
+    @model_validator(mode="after")
+    def _parts_can_be_added(self) -> "Recipe":
+        if any(LOSS in public.validation for public in self.public.values()):
+            raise ValueError("no validation set may be called 'loss': the row's own loss is")
+        uses_both = self.score.method == "influence" and self.score.loss_weight > 0
+        if uses_both and self.threshold.units == "raw":
+            raise ValueError(
+                "threshold.units raw adds scores as they are, and a loss and an influence have "
+                "different units; set score.loss_weight: 0 or threshold.units: anchor"
+            )
+        return self
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the SHA-256 of the recipe; where a file lies does not count."""
+        return content_hash(self._content())
+
+    @property
+    def scoring_hash(self) -> str:
+        """The hash without the threshold: scores under an equal one are the same scores."""
+        content = self._content()
+        del content["threshold"]
+        return content_hash(content)
+
+    def _content(self) -> dict[str, Any]:
+        content = self.model_dump(mode="json")
+        for public in content["public"].values():
+            for entry in [public["anchor"], *public["validation"].values()]:
+                del entry["path"]
+        if content["model"]["weights_sha256"]:
+            del content["model"]["name"]
+        return content

@@ -1,0 +1,123 @@
+"""One silo's settings, and a whole run's."""
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from clues.config.base import NAME, Settings
+from clues.config.combine import CombineSettings, FederationSettings
+from clues.config.evaluate import ARMS, EvaluateSettings
+from clues.config.recipe import Recipe
+
+
+class PrivacySettings(Settings):
+    """Per-example differential privacy of a silo's trainings, warm-up and one fit together.
+
+    Attributes:
+        epsilon: half for the warm-up and half for the fit of one arm.
+        delta: probability that epsilon does not hold; well below 1 / rows.
+        max_grad_norm: length to which every row's gradient is cut.
+    """
+
+    epsilon: PositiveFloat
+    delta: float = Field(gt=0.0, lt=1.0)
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class SiloSettings(Settings):
+    """One owner of private rows. Never leaves the silo.
+
+    Attributes:
+        name: of the silo, for folders, messages and reports.
+        data: a file, a folder, or a hub data set as `owner/name` or `owner/name:split`.
+        domain: a key of `recipe.public`.
+        schema_name: which columns hold prompt and response, where several schemas fit: alpaca,
+            sharegpt, messages, prompt_completion, multiple_choice.
+        labels: column that is empty where a row is good, for experiments.
+        share_diagnostics: tell the coordinator exact counts and detection figures.
+        min_kept: how many rows a selection keeps at least, and how many an update is made of.
+        max_selections: how many recipes may ever come to the rows in one folder, each with one
+            threshold.
+        approval: a selection waits for `clues approve`.
+        privacy: train with differential privacy; null is off.
+        model_path: where the recipe's base model lies on this machine, if elsewhere.
+        license: of the rows, for the card beside those kept.
+    """
+
+    name: str = Field(pattern=NAME)
+    data: str
+    domain: str
+    schema_name: str | None = Field(default=None, alias="schema")
+    labels: str | None = None
+    share_diagnostics: bool = False
+    min_kept: PositiveInt = 5
+    max_selections: PositiveInt = 20
+    approval: bool = False
+    privacy: PrivacySettings | None = None
+    model_path: str | None = None
+    license: str = "unknown"
+
+
+class SharedConfig(Settings):
+    """A run without its silos, as the coordinator of separate machines reads it.
+
+    Attributes:
+        name: of the run, and of its folder in `runs/`.
+        license: of the joint adapter, for its card.
+        recipe: what every silo shares; its hash travels with every message.
+        combine: how the kept rows become one adapter.
+        evaluate: what the joint models are measured on.
+        federation: what the coordinator accepts, and how long it waits.
+    """
+
+    name: str = Field(default="run", pattern=NAME)
+    license: str = "unknown"
+    recipe: Recipe
+    combine: CombineSettings = CombineSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    federation: FederationSettings = FederationSettings()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether arm oracle can run; a coordinator alone believes who asks for it by name."""
+        return "arms" in self.evaluate.model_fields_set
+
+
+class RunConfig(SharedConfig):
+    """A whole run, as `clues run` reads it.
+
+    Attributes:
+        silos: the owners of private rows: each a file of its own, or its settings.
+    """
+
+    silos: tuple[SiloSettings, ...] = Field(min_length=1)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every silo names a column of labels."""
+        return all(silo.labels for silo in self.silos)
+
+    @model_validator(mode="after")
+    def _silos_fit(self) -> "RunConfig":
+        names = [silo.name for silo in self.silos]
+        if len(set(names)) < len(names):
+            raise ValueError("two silos have the same name")
+        if (self.federation.quorum or 0) > len(names):
+            raise ValueError(f"federation.quorum exceeds the number of silos, {len(names)}")
+        others = [arm for arm in self.evaluate.arms if arm not in ARMS]
+        missing = [arm for arm in others if arm not in self.recipe.score.compare]
+        if missing:
+            raise ValueError(
+                f"arm {missing[0]} needs its score; add it to recipe.score.compare, or leave it out"
+            )
+        silent = [silo.name for silo in self.silos if not silo.share_diagnostics]
+        if others and silent:
+            raise ValueError(
+                f"arm {others[0]} needs share_diagnostics in every silo, and {silent[0]} has it off"
+            )
+        for silo in self.silos:
+            if silo.domain not in self.recipe.public:
+                known = ", ".join(sorted(self.recipe.public))
+                raise ValueError(
+                    f"silo {silo.name} names domain {silo.domain!r}, which has no public set; "
+                    f"recipe.public lists: {known}"
+                )
+        return self

@@ -1,0 +1,134 @@
+"""How a row is scored and where the threshold lies, as settings."""
+
+from typing import Literal, get_args
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from clues.config.base import Settings
+
+Baseline = Literal[
+    "base_perplexity", "ifd", "alignment", "datainf", "embedding", "length", "random"
+]
+Form = Literal["sgd", "adam", "adam_two_sided", "adam_exact", "cosine", "less"]
+BASELINE_NAMES: tuple[str, ...] = get_args(Baseline)
+FORMS: tuple[str, ...] = get_args(Form)
+LINEAR_FORMS = ("sgd", "adam", "adam_two_sided")
+# Which running means of the optimiser a form looks at.
+NEEDS_SECOND_MOMENT = ("adam", "adam_two_sided", "adam_exact", "less")
+NEEDS_FIRST_MOMENT = ("adam_exact", "less")
+
+
+class ScoreSettings(Settings):
+    """How a row is scored; higher is better, always.
+
+    Attributes:
+        method: the score that decides. `influence` is ours and the paper's; the others are
+            baselines.
+        form: of the influence: what of the optimiser is in the inner product.
+        way: how it is computed. `auto` takes the cheapest exact way; `finite_difference` needs no
+            backward pass.
+        trajectory: whose checkpoints score the rows: of a training of all silos (`global`), at
+            the step that trains on a row (`inrun`), of a silo's own training (`local`), or of
+            its two halves, each scoring the other (`crossfit`).
+        refresh: optimiser steps after which the next round brings a new validation direction
+            (`inrun`); null for every round.
+        visits: whether every visit to a row counts, or its first alone (`inrun`).
+        layers: transformer blocks that count: `all`, `first`, `last`, or numbers from 0 on.
+        projections: linear layers that count, by the end of their name, or `all`.
+        factors: of the adapter that count.
+        per_block: also keep every block's share of a score.
+        loss_weight: weight of minus the row's mean loss along the checkpoints, beside the
+            influence, each in units of the anchors; 0 gives the score of the paper.
+        compare: scores to compute beside it, with thresholds of their own; they decide nothing.
+    """
+
+    method: Literal["influence", "perplexity", Baseline] = "influence"
+    form: Form = "adam"
+    way: Literal["auto", "side_branch", "gradients", "finite_difference"] = "auto"
+    trajectory: Literal["local", "crossfit", "global", "inrun"] = "global"
+    refresh: PositiveInt | None = None
+    visits: Literal["first", "every"] = "every"
+    layers: tuple[NonNegativeInt, ...] | Literal["all", "first", "last"] = "all"
+    projections: tuple[str, ...] | Literal["all"] = "all"
+    factors: Literal["both", "A", "B"] = "both"
+    per_block: bool = False
+    loss_weight: NonNegativeFloat = 1.0
+    compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
+
+    @model_validator(mode="after")
+    def _way_fits_form(self) -> "ScoreSettings":
+        if self.form not in LINEAR_FORMS and self.way in ("side_branch", "finite_difference"):
+            raise ValueError(
+                f"way {self.way} computes inner products; form {self.form} needs the gradients "
+                "themselves. Set way: auto"
+            )
+        if self.form not in LINEAR_FORMS and self.per_block:
+            raise ValueError(f"per_block scores add up only for forms {', '.join(LINEAR_FORMS)}")
+        return self
+
+    @model_validator(mode="after")
+    def _inrun_is_linear(self) -> "ScoreSettings":
+        if self.trajectory in ("local", "crossfit") and "inrun" in self.compare:
+            raise ValueError("in-run scores come from the rounds of trajectory global or inrun")
+        if self.inrun and (self.method != "influence" or self.form not in LINEAR_FORMS):
+            raise ValueError(f"in-run scores need a form of {', '.join(LINEAR_FORMS)}")
+        if self.trajectory == "inrun" and (
+            self.per_block or self.way not in ("auto", "side_branch")
+        ):
+            raise ValueError("in-run scores come from side branches, all blocks in one number")
+        return self
+
+    @property
+    def shared(self) -> bool:
+        """Whether all silos train one adapter together, round by round."""
+        return self.trajectory in ("global", "inrun")
+
+    @property
+    def sends_directions(self) -> bool:
+        """Whether the coordinator's directions come with the checkpoints to score at."""
+        return self.trajectory == "global" and self.method == "influence"
+
+    @property
+    def inrun(self) -> bool:
+        """Whether training scores the rows that it sees."""
+        return self.trajectory == "inrun" or "inrun" in self.compare
+
+    @property
+    def forms(self) -> set[str]:
+        """Every influence form that is computed."""
+        own = {self.form} if self.method == "influence" else set[str]()
+        return own | {name for name in self.compare if name in FORMS}
+
+
+class ThresholdSettings(Settings):
+    """How anchor scores become one threshold.
+
+    Attributes:
+        rule: `anchor_tolerance` keeps at least 1 - `quantile` of the clean rows with probability
+            `confidence`; `anchor_quantile` cuts at that quantile of the anchors, without the
+            confidence; `anchor_mean` is the paper's; `ratio` keeps a share of all rows; `preset`
+            cuts at a number; `mixture` fits two groups of scores.
+        quantile: share of the clean rows that may go.
+        ratio: share of the rows that rule `ratio` keeps.
+        preset: the threshold of rule `preset`.
+        units: `anchor` measures a score from the anchors' median in spreads of the anchors, each
+            domain by its own; `raw` leaves it as it is and pools all domains, as the paper does.
+        bootstrap: draws for the threshold's interval.
+        confidence: of rule `anchor_tolerance`, and the content of the bootstrap interval.
+    """
+
+    rule: Literal[
+        "anchor_tolerance", "anchor_mean", "anchor_quantile", "ratio", "preset", "mixture"
+    ] = "anchor_tolerance"
+    quantile: float = Field(default=0.05, gt=0.0, lt=1.0)
+    ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
+    preset: float | None = None
+    units: Literal["anchor", "raw"] = "anchor"
+    bootstrap: PositiveInt = 1000
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _preset_has_a_number(self) -> "ThresholdSettings":
+        if self.rule == "preset" and self.preset is None:
+            raise ValueError("rule preset needs a number in threshold.preset")
+        return self
