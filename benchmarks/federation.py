@@ -19,6 +19,7 @@ import torch
 
 from clues.config import CombineSettings, FederationSettings, Recipe
 from clues.federation.attendance import Attendance
+from clues.federation.curve import Watch
 from clues.federation.exchange import Exchange
 from clues.federation.fitting import Fitting
 from clues.federation.messages import FitReply
@@ -80,7 +81,9 @@ def measure(rule: str, n_silos: int, *, width: int, n_modules: int) -> str:
         attendance = Attendance(path / "absences.json", recipe_hash=RECIPE.hash, quorum=None)
         attendance.members = {n: {"domain": "d", "n_rows": 100, "token": n} for n in names}
         exchange = Exchange(silos, attendance, recipe_hash=RECIPE.hash)
-        fitting = Fitting(RECIPE, combine, FederationSettings(), exchange, base, _no_loss)
+        fitting = Fitting(
+            RECIPE, combine, FederationSettings(), exchange, base, _no_loss, Watch(lambda _: 0.0)
+        )
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.perf_counter()
         fitting.run("clues", path, token="")

@@ -7,8 +7,9 @@ import yaml
 from rich.console import Console
 
 from clues.config import load_config
-from clues.pipeline import collect_results, open_run, run_until
+from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
+from clues.results import collect_results
 
 ALL_SCORES = [
     *("inrun", "sgd", "adam_exact", "cosine", "less"),
@@ -31,7 +32,7 @@ def write_scores(config: Path, folder: Path, stored: Path, *, base_model: str) -
     config.write_text(yaml.safe_dump(content, sort_keys=False))
     run = open_run(load_config(config), folder, progress=Terminal(Console(stderr=True)))
     run_until(run, "select")
-    results = collect_results(run)
+    results = collect_results(run.config, run.coordinator)
     results["base_model"] = base_model
     stored.parent.mkdir(exist_ok=True)
     stored.write_text(json.dumps(results, indent=2) + "\n")

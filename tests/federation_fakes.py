@@ -8,6 +8,7 @@ import torch
 
 from clues.config import CombineSettings, FederationSettings, Recipe
 from clues.federation.attendance import Attendance
+from clues.federation.curve import Watch
 from clues.federation.exchange import Exchange
 from clues.federation.fitting import Fitting
 from clues.federation.messages import REQUESTS, FitReply, FitRequest, from_bytes
@@ -89,4 +90,5 @@ def fitting(
         ),
         initial=initial or tiny_adapter(),
         public_loss=lambda state: (0.0, state),
+        watch=Watch(lambda state: 0.0),
     )

@@ -25,7 +25,10 @@ LAYERS = (
     # Below: a silo writes its own private report, in whatever process it runs.
     ("report",),
     ("federation",),
-    ("reference", "checklist", "scaffold", "interview", "check", "judging", "pipeline", "demo"),
+    (
+        *("reference", "checklist", "scaffold", "interview", "check"),
+        *("judging", "results", "pipeline", "demo"),
+    ),
     ("experiment",),
     ("cli", "__main__"),
 )

@@ -131,7 +131,9 @@ def test_the_change_shows_in_the_ledger_and_the_results(world, tmp_path):
 def test_neither_training_nor_scores_are_made_again(world, tmp_path):
     config, root = world.copy(tmp_path)
     stages = root / "coordinator" / "stages"
-    watched = [*(stages / f"{n}.json" for n in ("train", "score", "threshold", "fit-mixed"))]
+    kept = ("train", "score", "threshold", "fit-mixed", "fit-oracle")
+    kept += ("measure-mixed", "measure-oracle")
+    watched = [stages / f"{name}.json" for name in kept]
     watched.append(root / "silos/north/private/scores.parquet")
     before = [path.stat().st_mtime_ns for path in watched]
     select(config, root, exported(root, [(turned(root)[0], False)]))

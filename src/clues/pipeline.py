@@ -1,19 +1,13 @@
 """A whole run in order, resumable; what is finished is not done again."""
 
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import RunConfig, SharedConfig, dump_yaml
 from clues.errors import UsageError
-from clues.evaluation.tasks import arms_on_tasks
 from clues.federation.coordinator import Coordinator
 from clues.federation.ledger import Ledger, summary, verify
 from clues.federation.loading import ModelCache
@@ -21,15 +15,14 @@ from clues.federation.local import LocalTransport
 from clues.federation.overrides import Overrides
 from clues.federation.silo import Silo
 from clues.federation.transport import Transport
-from clues.judging import stored_figures
 from clues.progress import Progress
 from clues.report.cards import adapter_card
 from clues.report.shared import render_html, render_markdown
+from clues.results import arms_of, collect_results
 from clues.rundir import RunDir, write_json
 from clues.scoring.shards import Team
 
 STAGES = ("hello", "train", "score", "threshold", "select", "fit", "measure", "report")
-PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True)
@@ -147,14 +140,9 @@ def overrule(run: Run, overrides: Mapping[str, Overrides]) -> None:
     run_until(run, "select")
 
 
-def arms_of(config: SharedConfig) -> Sequence[str]:
-    """Arms that can be run: oracle only where every silo knows its labels."""
-    return [arm for arm in config.evaluate.arms if arm != "oracle" or config.labelled]
-
-
 def write_results(run: Run) -> dict[str, Any]:
     """Write results.json, results.md, report.html, the adapter's card and the manifest."""
-    results = collect_results(run)
+    results = collect_results(run.config, run.coordinator)
     root = run.run_dir.root
     write_json(root / "results.json", results)
     atomic_write_bytes(root / "results.md", render_markdown(results).encode())
@@ -172,98 +160,3 @@ def write_results(run: Run) -> dict[str, Any]:
     keys = ("name", "date", "machine", "base_model", "recipe_hash", "seeds", "versions")
     write_json(root / "manifest.json", {key: results[key] for key in keys})
     return results
-
-
-def collect_results(run: Run) -> dict[str, Any]:
-    """Aggregates of a finished run; no row text, no row scores."""
-    coordinator, config = run.coordinator, run.config
-    recipe = config.recipe
-    threshold = coordinator.threshold()
-    diagnostics = coordinator.diagnostics()
-    selected = coordinator.select()
-    silos: dict[str, dict[str, Any]] = {}
-    for name, silo in coordinator.silos.items():
-        shared = {"rows": silo["n_rows"], "kept": selected["n_kept"][name], **diagnostics[name]}
-        shared.setdefault("threshold", threshold.value)
-        silos[name] = {"domain": silo["domain"], **shared}
-    arms = {arm: _arm(run, arm, silos) for arm in arms_of(config)}
-    heldout = coordinator.heldout() if config.evaluate.heldout else None
-    stages = {"train": coordinator.train(), "score": coordinator.score(), "select": selected}
-    return {
-        "name": config.name,
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "base_model": Path(recipe.model.name).name,
-        "recipe_hash": recipe.hash,
-        "seeds": [recipe.seed],
-        "versions": {name: version(name) for name in PACKAGES},
-        "method": {
-            "score": recipe.score.method,
-            "form": recipe.score.form,
-            "loss_weight": recipe.score.loss_weight,
-            "trajectory": recipe.score.trajectory,
-            "layers": recipe.score.layers,
-            "rule": recipe.threshold.rule,
-            "combine": config.combine.method,
-            "aggregation": config.combine.aggregation,
-        },
-        "arms": arms,
-        "silos": silos,
-        "absences": coordinator.attendance.to_json(),
-        "threshold": {
-            "value": threshold.value,
-            "rule": threshold.rule,
-            "units": threshold.units_kind,
-            "interval": list(threshold.interval) if threshold.interval else None,
-            "confidence": threshold.confidence,
-            "assurance": threshold.assurance,
-            "quantile": recipe.threshold.quantile,
-            "n_anchors": threshold.n_anchors,
-            "anchor_quantiles": [list(pair) for pair in threshold.anchor_quantiles],
-        },
-        "questions": len(heldout.options) if heldout else None,
-        "guessing": heldout.guessing if heldout else None,
-        "tasks": arms_on_tasks({arm: coordinator.answers(arm) for arm in arms}, seed=recipe.seed),
-        "judge": stored_figures(config, coordinator),
-        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
-    }
-
-
-def _arm(run: Run, arm: str, silos: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    fitted, measured = run.coordinator.fit(arm), run.coordinator.measure(arm)
-    figures = {
-        "kept": _arm_rows(arm, silos),
-        "steps": fitted["steps"],
-        "silos": fitted["n_silos"],
-        "energy_lost": fitted["energy_lost"],
-        **{k: v for k, v in measured.items() if k != "seconds"},
-        "seconds": round(fitted["seconds"], 1),
-    }
-    known = [s for s in silos.values() if "precision" in s]
-    if arm not in ("mixed", "random", "oracle") and known:
-        ours = known if arm == "clues" else [s["detection"][arm] for s in known]
-        for figure in ("precision", "recall", "f1", "auc"):
-            values = [s[figure] for s in ours if s[figure] is not None]
-            # Mean over silos: a large silo must not hide a small one.
-            figures[figure] = sum(values) / len(values) if values else None
-    return figures
-
-
-def _arm_rows(arm: str, silos: dict[str, dict[str, Any]]) -> int | None:
-    if arm == "mixed":
-        return sum(s["rows"] for s in silos.values())
-    if arm in ("clues", "random"):
-        return sum(s["kept"] for s in silos.values())
-    if arm == "oracle":
-        counts = [s.get("clean") for s in silos.values()]
-    else:
-        counts = [s.get("detection", {}).get(arm, {}).get("kept") for s in silos.values()]
-    return sum(c for c in counts if c is not None) if None not in counts else None
-
-
-def machine() -> str:
-    """Say what this ran on, without the machine's name."""
-    cores = torch.get_num_threads()
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, {platform.system()} {platform.machine()}"
-    return f"CPU, {cores} threads, {platform.system()} {platform.machine()}"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from clues.data.samples import Message, Sample
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
 from clues.model.adapters import AdapterState, LoraModel
 from clues.scoring.perplexity import mean_losses
+
+DIGITS = 6  # of stored losses
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,23 @@ def held_out(samples: Sequence[Sample], encoder: RowEncoder, *, where: str) -> H
     return HeldOut(rows, tuple(options), tuple(answers))
 
 
-def measure(model: LoraModel, heldout: HeldOut, adapter: AdapterState) -> dict[str, float | None]:
+def measure(model: LoraModel, heldout: HeldOut, adapter: AdapterState) -> dict[str, Any]:
     """Mean loss of held-out rows in nats, and multiple-choice accuracy with standard error.
 
     The choice with the lowest mean loss a token is the model's answer: the same loss function as
     in training and scoring, so that long choices are not punished for their length.
+
+    Returns:
+        The figures, and what they are the means of, so that arms can be compared row by row:
+        `losses` of the rows, and `right`, 1 for each question answered right, else 0.
     """
     losses = mean_losses(model, heldout.rows, adapter=adapter)
-    figures: dict[str, float | None] = {
+    figures: dict[str, Any] = {
         "heldout_loss": float(losses.mean()),
         "knowledge_accuracy": None,
         "knowledge_stderr": None,
+        "losses": [round(float(x), DIGITS) for x in losses],
+        "right": [],
     }
     if heldout.options:
         flat = [row for options in heldout.options for row in options]
@@ -75,6 +84,7 @@ def measure(model: LoraModel, heldout: HeldOut, adapter: AdapterState) -> dict[s
         guesses = [int(option_losses[a:b].argmin()) for a, b in pairwise(bounds)]
         right = np.array(guesses) == np.array(heldout.answers)
         accuracy = float(right.mean())
+        figures["right"] = [int(x) for x in right]
         figures["knowledge_accuracy"] = accuracy
         figures["knowledge_stderr"] = math.sqrt(accuracy * (1 - accuracy) / len(right))
     return figures

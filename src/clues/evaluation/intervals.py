@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
+AGAINST = ("mixed", "random")  # arms that the others are compared with
 _RESAMPLES = 1000
 
 

@@ -20,14 +20,13 @@ from clues.config import derived_seed
 from clues.data.samples import Message, Sample
 from clues.data.tokens import EncodedRow, RowEncoder
 from clues.errors import DataError
-from clues.evaluation.intervals import paired_difference, standard_error
+from clues.evaluation.intervals import AGAINST, paired_difference, standard_error
 from clues.evaluation.questions import Question, Task
 from clues.model.adapters import AdapterState, LoraModel
 from clues.scoring.perplexity import mean_losses
 
 HEADLINE = "acc_norm"
 METRICS = ("acc_norm", "acc")
-AGAINST = ("mixed", "random")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
 from clues.atomic import atomic_write_bytes
-from clues.errors import UsageError
 from clues.experiment.statistics import over_seeds, paired_bootstrap
 
 # Okabe and Ito's colours tell apart for all common kinds of colour blindness.
@@ -17,15 +19,7 @@ def write_figure(seeds: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Draw the first variant's arms and scores as SVG; False where there is nothing to draw.
 
     Equal results give an equal file.
-
-    Raises:
-        UsageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UsageError("figures need matplotlib: pip install 'clues[figures]'") from None
     name = next(iter(seeds[0]["variants"]))
     runs = [seed["variants"][name] for seed in seeds]
     gains, ranks = _gains(runs), _ranks(runs)

@@ -12,8 +12,9 @@ from clues.config import BUILT_IN, load_config
 from clues.experiment.analysis import agreement, analyse
 from clues.experiment.rows import write_config, write_inputs
 from clues.experiment.spec import Scale, merged
-from clues.pipeline import Run, arms_of, open_run, run_until
+from clues.pipeline import Run, open_run, run_until
 from clues.progress import Progress
+from clues.results import arms_of
 from clues.rundir import write_json
 from clues.scoring.perplexity import mean_losses
 

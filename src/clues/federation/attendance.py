@@ -9,6 +9,8 @@ from typing import Any
 from clues.errors import QuorumError
 from clues.rundir import write_json
 
+KEYS = ("silo", "stage", "time", "why")
+
 
 class Attendance:
     """The list of silos that take part.
@@ -83,7 +85,11 @@ class Attendance:
                 "to go on with fewer."
             )
 
+    @property
+    def stops(self) -> list[dict[str, Any]]:
+        """Silos that were missing when the run stopped, and were asked again after it."""
+        return [{key: stop[key] for key in KEYS} for stop in self.record["stops"]]
+
     def to_json(self) -> list[dict[str, Any]]:
         """Who is left out, for the results."""
-        keys = ("silo", "stage", "time", "why")
-        return [{key: absence[key] for key in keys} for absence in self.record["absent"]]
+        return [{key: absence[key] for key in KEYS} for absence in self.record["absent"]]

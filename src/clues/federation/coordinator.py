@@ -159,8 +159,7 @@ class Coordinator:
             **self._inputs("fit", arm),
             "arm": arm,
             "combine": self.combine.content(),
-            # mixed and oracle do not depend on the selection: changing the rule keeps them.
-            "selection": "" if arm in ("mixed", "oracle") else self._selection_token(),
+            "selection": self._selection_token(arm),
         }
         key = hash_of(inputs)[:16]
         return self.stages.run(f"fit-{arm}", inputs, lambda: self._fit(arm, key))
@@ -234,9 +233,10 @@ class Coordinator:
 
     def _measured(self, arm: str) -> dict[str, Any]:
         return {
-            "fit": _without_seconds(self.fit(arm)),
+            # The curve is looked at on the way and changes no adapter.
+            "fit": {k: v for k, v in _without_seconds(self.fit(arm)).items() if k != "curve"},
             "arm": arm,
-            "selection": self._selection_token(),
+            "selection": self._selection_token(arm),
             "combine": self.combine.content(),
             **self._inputs("measure", arm),
         }
@@ -244,7 +244,7 @@ class Coordinator:
     def diagnostics(self) -> dict[str, Any]:
         """Ask the silos that share them for exact counts and detection figures."""
         request = EvaluateRequest(
-            recipe_hash=self.recipe.hash, selection_token=self._selection_token()
+            recipe_hash=self.recipe.hash, selection_token=self._selection_token("clues")
         )
 
         def take(_: str, reply: EvaluateReply) -> dict[str, Any]:
@@ -263,7 +263,6 @@ class Coordinator:
     # --- helpers
 
     def _fit(self, arm: str, key: str) -> dict[str, Any]:
-        token = "" if arm in ("mixed", "oracle") else self._selection_token()
         fitting = Fitting(
             recipe=self.recipe,
             combine=self.combine,
@@ -271,9 +270,10 @@ class Coordinator:
             exchange=self.exchange,
             initial=self.desk.initial,
             public_loss=self.desk.public_loss,
+            watch=self.desk.watch,
         )
         folder = self.folder / "rounds" / f"{arm}-{key}"
-        adapter, record = fitting.run(arm, folder, token=token)
+        adapter, record = fitting.run(arm, folder, token=self._selection_token(arm))
         self.desk.model.save(adapter, self.folder / "arms" / arm)
         if arm == "clues":
             self.desk.model.save(adapter, self.folder / "adapter")
@@ -292,7 +292,11 @@ class Coordinator:
             kept["mixture"] = self.recipe.threshold.rule == "mixture"
         return {"stage": stage, "recipe": kept, "silos": silos}
 
-    def _selection_token(self) -> str:
+    def _selection_token(self, arm: str) -> str:
+        # mixed and oracle do not depend on the selection: another rule or a person's decisions
+        # leave them as they are.
+        if arm in ("mixed", "oracle"):
+            return ""
         decided = self._overruled("select")
         threshold = self.threshold().to_json()
         return hash_of([threshold, decided] if decided else threshold)[:16]

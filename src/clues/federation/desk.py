@@ -10,6 +10,7 @@ from clues.config import FederationSettings, Recipe
 from clues.data.formats import read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
 from clues.federation.attendance import Attendance
+from clues.federation.curve import Watch, watched_loss, watched_rows
 from clues.federation.exchange import Exchange
 from clues.federation.transport import Transport
 from clues.model.adapters import AdapterState, LoraModel
@@ -46,6 +47,7 @@ class Desk:
         )
         self.model, self.encoder = load_model(recipe)
         self.initial = self.model.initial
+        self.watch = Watch(self._watched_loss)
 
     @property
     def silos(self) -> dict[str, dict[str, Any]]:
@@ -98,6 +100,13 @@ class Desk:
             for name in gradient:
                 gradient[name] += slope[name] / len(sets)
         return total, gradient
+
+    def _watched_loss(self, state: AdapterState) -> float:
+        if not hasattr(self, "_watched"):
+            self._watched = watched_rows(
+                {f"{d}/{n}": r for d in self.recipe.public for n, r in self.validation(d).items()}
+            )
+        return watched_loss(self.at_rank(state), self._watched, state)
 
     def _encoded(self, path: Path, where: str) -> list[EncodedRow]:
         return list(encode_rows(read_rows(path).samples, self.encoder, where=where).rows)

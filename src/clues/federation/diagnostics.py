@@ -17,9 +17,12 @@ from clues.federation.workspace import Workspace
 from clues.scoring.table import ScoreTable
 from clues.selection import Threshold
 
+BANDS = (0.1, 0.25, 0.5, 0.75, 0.9)
+MIN_BANDED = 20  # of fewer rows a tenth is one row, or none
+
 
 def diagnostics(space: Workspace) -> dict[str, Any]:
-    """Exact counts, and detection figures where the silo names a column of labels."""
+    """Exact counts, where most scores lie, and detection figures where there are labels."""
     threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
     table, kept = space.scores(), set(space.kept())
     units = next(u for g, u in threshold.units.items() if g in space.groups())
@@ -30,6 +33,8 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
         if threshold.value is None
         else threshold.value * units.spread + units.location,
     }
+    if len(table.row) >= MIN_BANDED:
+        figures["score_bands"] = _bands(in_units(space, table, threshold))
     rulings = in_force(space, space.recipe().hash)
     by_hand = [rulings[id_].keep for id_ in table.id if id_ in rulings]
     if by_hand:
@@ -83,6 +88,12 @@ def compared_rows(space: Workspace, name: str) -> set[int]:
     if kept is None:
         raise DataError(f"{where}: the rule finds no threshold for this score.")
     return set(table.row[kept].tolist())
+
+
+def _bands(scores: np.ndarray) -> list[list[float]]:
+    """Scores under which some shares of the rows lie; rounded, so that none is a row's own."""
+    found = np.quantile(scores[np.isfinite(scores)], BANDS)
+    return [[share, round(float(score), 1)] for share, score in zip(BANDS, found, strict=True)]
 
 
 def _compared(space: Workspace) -> dict[str, dict[str, list[float]]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from clues.config import CombineSettings, FederationSettings, Recipe, derived_seed
 from clues.errors import DataError
 from clues.federation.attendance import Attendance
+from clues.federation.curve import Watch
 from clues.federation.exchange import Exchange
 from clues.federation.guards import check_fit, too_long, update_norm
 from clues.federation.messages import FitReply, FitRequest
@@ -42,6 +43,7 @@ class Fitting:
         exchange: to ask silos.
         initial: the adapter that every silo can make from the recipe's seed.
         public_loss: mean validation loss at an adapter of any rank, and its gradient.
+        watch: looks at public rows' loss along the rounds.
     """
 
     recipe: Recipe
@@ -50,6 +52,7 @@ class Fitting:
     exchange: Exchange
     initial: AdapterState
     public_loss: Callable[[AdapterState], tuple[float, Mapping[str, Tensor]]]
+    watch: Watch
 
     @property
     def attendance(self) -> Attendance:
@@ -65,7 +68,7 @@ class Fitting:
             token: of the selection, for arms that depend on it.
 
         Returns:
-            The joint adapter, and what making it lost.
+            The joint adapter, what making it lost, and public rows' loss along the rounds.
 
         Raises:
             DataError: no silo has a row to train on.
@@ -73,12 +76,15 @@ class Fitting:
         """
         n_rounds = 1 if self.combine.method != "fedavg" else self.combine.rounds
         stored = [folder / f"round-{number}.safetensors" for number in range(n_rounds)]
-        adapter, record = self.initial, {"energy_lost": 0.0, "n_silos": 0}
+        adapter = self.initial
+        record: dict[str, Any] = {"energy_lost": 0.0, "n_silos": 0}
         # The newest counts: earlier rounds are removed on the way.
         n_done = max((n + 1 for n, file in enumerate(stored) if file.exists()), default=0)
         if n_done:
             adapter = load_file(stored[n_done - 1])
             record = json.loads((folder / "record.json").read_text())
+        else:
+            record["curve"] = self.watch.look([], 0, n_rounds, adapter)
         inbox = Inbox(folder / "inbox")
         for number in range(n_done, n_rounds):
             sent = self._ask(arm, number, adapter, inbox, token=token)
@@ -86,7 +92,8 @@ class Fitting:
                 raise DataError(f"arm {arm}: no silo has a row to train on.")
             joint, extra = self._join(adapter, sent, folder, number)
             adapter, lost = joint.adapter, max(record["energy_lost"], joint.energy_lost)
-            record = {"energy_lost": lost, "n_silos": len(sent), **extra}
+            curve = self.watch.look(record.get("curve", []), number + 1, n_rounds, adapter)
+            record = {"energy_lost": lost, "n_silos": len(sent), "curve": curve, **extra}
             # Before the adapter: killed in between, the round is done again and gives the same.
             write_json(folder / "record.json", record)
             write_tensors(stored[number], adapter)

@@ -204,8 +204,8 @@ class EvaluateReply(Envelope):
 
     kind: ClassVar[str] = "evaluate-reply"
     reveals: ClassVar[str] = (
-        "exact counts and detection figures, only if share_diagnostics is on; epsilon and delta "
-        "if the silo trains with differential privacy"
+        "exact counts, the scores under which 10 to 90 % of the rows lie, and detection figures, "
+        "only if share_diagnostics is on; epsilon and delta if the silo trains with differential privacy"
     )
     diagnostics: dict[str, Any]
 

@@ -43,7 +43,8 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
         folder: for these inputs; a killed warm-up goes on from what is there.
 
     Returns:
-        Name of the folder, names of the checkpoints to score, and what joining lost.
+        Name of the folder, names of the checkpoints to score, what joining lost, and public rows'
+        loss along the rounds.
     """
     settings = desk.recipe.train
     steps = [n_train_steps(settings, s["n_rows"]) for s in desk.silos.values()]
@@ -51,24 +52,27 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
     inbox = Inbox(folder / "inbox")
     # No optimiser has run before the first round.
     before, lost = Checkpoint(0, 0.0, desk.initial, {}), 0.0
+    curve = desk.watch.look([], 0, settings.rounds, desk.initial)
     for number in range(settings.rounds):
         place = folder / f"round-{number}"
         if (place / "state.json").exists():
             before = load_checkpoint(place)
-            lost = max(lost, json.loads((place / "record.json").read_text())["energy_lost"])
+            record = json.loads((place / "record.json").read_text())
+            lost, curve = max(lost, record["energy_lost"]), record.get("curve", curve)
             continue
         requests = _requests(desk, number, before, folder, per_round=n_steps)
         found = _ask_round(desk, requests, before.adapter, inbox)
         before, energy_lost = _join(desk, number, found, n_steps=n_steps)
         lost = max(lost, energy_lost)
         inbox.clear()
-        write_json(place / "record.json", {"energy_lost": energy_lost})
+        curve = desk.watch.look(curve, number + 1, settings.rounds, before.adapter)
+        write_json(place / "record.json", {"energy_lost": energy_lost, "curve": curve})
         save_checkpoint(before, place)
     kept = [
         f"round-{round(settings.rounds * (i + 1) / settings.checkpoints) - 1}"
         for i in range(settings.checkpoints)
     ]
-    return {"folder": folder.name, "checkpoints": kept, "energy_lost": lost}
+    return {"folder": folder.name, "checkpoints": kept, "energy_lost": lost, "curve": curve}
 
 
 def _ask_round(

@@ -1,0 +1,139 @@
+"""What a run found: everything that results.json holds; aggregates, no row text, no row scores."""
+
+import platform
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clues.config import Recipe, SharedConfig
+from clues.evaluation.paired import arms_on_heldout
+from clues.evaluation.tasks import arms_on_tasks
+from clues.federation.coordinator import Coordinator
+from clues.federation.public import portable_recipe
+from clues.judging import stored_figures
+
+PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
+WARM_UP = "warm-up"
+
+
+def arms_of(config: SharedConfig) -> Sequence[str]:
+    """Arms that can be run: oracle only where every silo knows its labels."""
+    return [arm for arm in config.evaluate.arms if arm != "oracle" or config.labelled]
+
+
+def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str, Any]:
+    """Aggregates of a finished run; no row text, no row scores."""
+    recipe = config.recipe
+    threshold = coordinator.threshold()
+    diagnostics = coordinator.diagnostics()
+    selected = coordinator.select()
+    silos: dict[str, dict[str, Any]] = {}
+    for name, silo in coordinator.silos.items():
+        shared = {"rows": silo["n_rows"], "kept": selected["n_kept"][name], **diagnostics[name]}
+        shared.setdefault("threshold", threshold.value)
+        silos[name] = {"domain": silo["domain"], **shared}
+    arms = {arm: _arm(coordinator, arm, silos) for arm in arms_of(config)}
+    measured = {arm: coordinator.measure(arm) for arm in arms}
+    for arm, against in arms_on_heldout(measured, seed=recipe.seed).items():
+        arms[arm]["against"] = against
+    heldout = coordinator.heldout() if config.evaluate.heldout else None
+    stages = {"train": coordinator.train(), "score": coordinator.score(), "select": selected}
+    return {
+        "name": config.name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "base_model": Path(recipe.model.name).name,
+        "recipe_hash": recipe.hash,
+        "recipe": _shown_recipe(recipe),
+        "seeds": [recipe.seed],
+        "versions": {name: version(name) for name in PACKAGES},
+        "method": {
+            "score": recipe.score.method,
+            "form": recipe.score.form,
+            "loss_weight": recipe.score.loss_weight,
+            "trajectory": recipe.score.trajectory,
+            "layers": recipe.score.layers,
+            "rule": recipe.threshold.rule,
+            "combine": config.combine.method,
+            "aggregation": config.combine.aggregation,
+        },
+        "arms": arms,
+        "silos": silos,
+        "absences": coordinator.attendance.to_json(),
+        "stops": coordinator.attendance.stops,
+        "curves": _curves(coordinator, arms),
+        "threshold": {
+            "value": threshold.value,
+            "rule": threshold.rule,
+            "units": threshold.units_kind,
+            "interval": list(threshold.interval) if threshold.interval else None,
+            "confidence": threshold.confidence,
+            "assurance": threshold.assurance,
+            "quantile": recipe.threshold.quantile,
+            "n_anchors": threshold.n_anchors,
+            "anchor_quantiles": [list(pair) for pair in threshold.anchor_quantiles],
+        },
+        "questions": len(heldout.options) if heldout else None,
+        "guessing": heldout.guessing if heldout else None,
+        "tasks": arms_on_tasks({arm: coordinator.answers(arm) for arm in arms}, seed=recipe.seed),
+        "judge": stored_figures(config, coordinator),
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+    }
+
+
+def _shown_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without any path of this machine."""
+    content = portable_recipe(recipe)
+    content["model"]["name"] = Path(recipe.model.name).name
+    return content
+
+
+def _curves(coordinator: Coordinator, arms: Iterable[str]) -> dict[str, Any]:
+    """Public rows' loss by rounds done: of the warm-up, and of every arm that has rounds."""
+    stages = {WARM_UP: coordinator.train(), **{arm: coordinator.fit(arm) for arm in arms}}
+    # A run of an earlier version has no curve; one point is none.
+    return {n: stage["curve"] for n, stage in stages.items() if len(stage.get("curve", ())) > 2}
+
+
+def _arm(coordinator: Coordinator, arm: str, silos: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    fitted, measured = coordinator.fit(arm), coordinator.measure(arm)
+    figures = {
+        "kept": _arm_rows(arm, silos),
+        "steps": fitted["steps"],
+        "silos": fitted["n_silos"],
+        "energy_lost": fitted["energy_lost"],
+        **{k: v for k, v in measured.items() if k not in ("seconds", "losses", "right")},
+        "seconds": round(fitted["seconds"], 1),
+    }
+    known = [s for s in silos.values() if "precision" in s]
+    if arm not in ("mixed", "random", "oracle") and known:
+        ours = known if arm == "clues" else [s["detection"][arm] for s in known]
+        for figure in ("precision", "recall", "f1", "auc"):
+            values = [s[figure] for s in ours if s[figure] is not None]
+            # Mean over silos: a large silo must not hide a small one.
+            figures[figure] = sum(values) / len(values) if values else None
+    return figures
+
+
+def _arm_rows(arm: str, silos: dict[str, dict[str, Any]]) -> int | None:
+    if arm == "mixed":
+        return sum(s["rows"] for s in silos.values())
+    if arm in ("clues", "random"):
+        return sum(s["kept"] for s in silos.values())
+    if arm == "oracle":
+        counts = [s.get("clean") for s in silos.values()]
+    else:
+        counts = [s.get("detection", {}).get(arm, {}).get("kept") for s in silos.values()]
+    return sum(c for c in counts if c is not None) if None not in counts else None
+
+
+def machine() -> str:
+    """Say what this ran on, without the machine's name."""
+    cores = torch.get_num_threads()
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {platform.system()} {platform.machine()}"
+    return f"CPU, {cores} threads, {platform.system()} {platform.machine()}"
