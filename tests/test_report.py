@@ -10,16 +10,12 @@ from jinja2 import UndefinedError
 from rich.console import Console
 
 from clues.errors import DataError
+from clues.report.arms import differences_table, headline
+from clues.report.cells import clean, count
+from clues.report.figures import score_bands
 from clues.report.page import environment
-from clues.report.shared import (
-    clean,
-    count,
-    headline,
-    render_html,
-    render_markdown,
-    silos_table,
-    threshold_strip,
-)
+from clues.report.shared import render_html, render_markdown
+from clues.report.silos import absences_table, ledger_table, silos_table
 from clues.report.terminal import print_table
 
 HOSTILE = '<b>&"|[red]*x*'
@@ -110,8 +106,8 @@ def every_text(results: dict) -> list[str]:
 
 
 def test_page_needs_no_network_and_no_script():
-    html = page(make_results())
-    assert not re.search(r"https?:|<script|<link|<img|@import|url\(|\son\w+=", html)
+    html = page(with_everything())
+    assert not re.search(r"https?:|<script|<link|<img|@import|url\((?!#)|\son\w+=", html)
     assert "default-src 'none'" in html
 
 
@@ -231,7 +227,7 @@ def test_a_number_that_is_not_finite_is_called_so():
     results = make_results()
     results["arms"]["mixed"]["heldout_loss"] = float("nan")
     results["threshold"]["value"] = float("-inf")
-    assert page(results).count("not finite") == 2
+    assert page(results).count("not finite") == 3
 
 
 @pytest.mark.parametrize("key", list(make_results()))
@@ -297,20 +293,92 @@ def test_a_run_without_a_selection_says_so():
     every_text(results)
 
 
-def test_strip_keeps_the_order_of_scores_and_stays_inside():
-    strip = threshold_strip(make_results()["threshold"])
-    assert strip is not None
-    assert strip.box is not None
-    assert strip.median is not None
-    assert strip.cut is not None
-    places = [strip.low, strip.cut, strip.box[0], strip.median, strip.box[1], strip.high]
-    assert places == sorted(places)
-    assert 0 <= places[0] < places[-1] <= strip.width
+def with_everything() -> dict:
+    """Results of a run that measured all that a page can show."""
+    results = make_results()
+    against = {
+        "heldout_loss": {"value": -0.1234, "interval": [-0.21, -0.04]},
+        "knowledge_accuracy": {"value": 0.095, "interval": [0.012, 0.181], "p_value": 0.03},
+    }
+    results["arms"]["clues"]["against"] = {"mixed": against, "random": against}
+    results["arms"]["oracle"]["against"] = {"mixed": against, "random": {}}
+    results["arms"]["random"]["against"] = {"mixed": against}
+    results["curves"] = {
+        "warm-up": [[0, 3.0], [1, 2.6], [2, 2.5]],
+        "clues": [[0, 3.0], [1, 2.4], [2, 2.2]],
+    }
+    bands = [[0.1, -2.5], [0.25, -1.1], [0.5, -0.2], [0.75, 0.6], [0.9, 1.4]]
+    results["silos"]["north"]["score_bands"] = bands
+    time = "2026-11-23T09:15:02+00:00"
+    absence = {"silo": "west", "stage": "score", "time": time, "why": "silo west: no answer"}
+    results["absences"], results["stops"] = [absence], [{**absence, "stage": "fit-clues"}]
+    results["recipe"] = {"seed": 42, "model": {"name": "built-in"}}
+    return results
 
 
-def test_strip_of_equal_scores_and_of_no_scores_does_not_crash():
-    assert threshold_strip({"value": 1.0}) is None
-    assert threshold_strip({"value": 1.0, "anchor_quantiles": [[0.0, 1.0], [1.0, 1.0]]})
+def test_differences_carry_sign_scale_and_both_ends():
+    table = differences_table(with_everything())
+    assert table is not None
+    ours = next(row for row in table.rows if row[0] == "clues")
+    assert ours[1:] == (
+        *("-0.123 (-0.210 to -0.040)", "-0.123 (-0.210 to -0.040)"),
+        *("+9.5 (1.2 to 18.1)", "+9.5 (1.2 to 18.1)"),
+    )
+    assert differences_table(make_results()) is None, "made up where nothing was measured"
+
+
+def test_headline_takes_the_paired_interval_where_there_is_one():
+    sure = headline(with_everything())[1]
+    assert "9.5 points above mixed (1.2 to 18.1) and 9.5 points above random" in sure
+    results = with_everything()
+    del results["arms"]["clues"]["knowledge_accuracy"]
+    assert "0.123 below mixed (0.040 to 0.210)" in headline(results)[1]
+
+
+def test_absences_say_who_when_and_what_came_of_it():
+    table = absences_table(with_everything())
+    assert table is not None
+    assert [row[2:4] for row in table.rows] == [("score", "left out"), ("fit-clues", "run stopped")]
+    assert table.rows[0][:2] == ("2026-11-23 09:15:02", "west")
+    assert "Nobody: every silo" in page(make_results())
+
+
+def test_the_ledger_table_counts_what_left_by_silo_and_kind():
+    south = [dict(LEDGER[0], silo="south", bytes=1000), dict(LEDGER[1], silo="south")]
+    lost = dict(LEDGER[1], direction="lost", messages=2)
+    rows = ledger_table([*LEDGER, *south, lost]).rows
+    assert rows[0] == ("north", "6.6 MB", "6.6 MB", "20", "812 B", "2")
+    assert rows[-1] == ("all silos", "6.6 MB", "6.6 MB", "40", "1.6 kB", "2")
+
+
+def test_scores_of_a_silo_that_does_not_share_them_are_not_drawn():
+    results = with_everything()
+    html = page(results)
+    assert "not shared: 1 of 2 silos" in html
+    figure = score_bands(results)["wide"]
+    assert ">north<" in figure
+    assert ">south<" not in figure
+    del results["silos"]["north"]["score_bands"]
+    assert "not shared: 2 of 2 silos" in page(results)
+
+
+def test_figures_of_equal_scores_and_of_no_scores_do_not_crash():
+    results = make_results()
+    results["threshold"]["anchor_quantiles"] = [[0.0, 1.0], [1.0, 1.0]]
+    assert score_bands(results)
+    results["threshold"]["anchor_quantiles"] = []
+    assert score_bands(results) == {}
+
+
+def test_names_in_figures_stay_text_and_no_mathematics():
+    results = with_everything()
+    results["silos"]["$x^2$ <b>"] = results["silos"]["north"]
+    results["curves"]["a $b$<i>"] = results["curves"]["clues"]
+    html = page(results)
+    assert "$x^2$ &lt;b&gt;" in html
+    assert "a $b$&lt;i&gt;" in html
+    assert "<b>" not in html
+    assert "<i>" not in html
 
 
 def test_rendering_leaves_the_results_as_they_were():

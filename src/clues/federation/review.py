@@ -18,8 +18,8 @@ from clues.federation.decisions import in_units
 from clues.federation.overrides import in_force, waiting
 from clues.federation.workspace import Workspace
 from clues.report.cards import DataFacts, data_card
+from clues.report.pairs import threshold_pairs
 from clues.report.private import Grouping, Review, render_private
-from clues.report.shared import threshold_pairs
 from clues.scoring.table import ScoreTable
 from clues.selection import Threshold, Units, cut_of
 

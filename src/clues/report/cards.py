@@ -9,20 +9,12 @@ from typing import Any
 
 import yaml
 
-from clues.report.shared import (
-    LIMITS,
-    Table,
-    arms_table,
-    band,
-    clean,
-    count,
-    escape,
-    markdown_table,
-    need,
-    repeat_pairs,
-    silos_table,
-    threshold_pairs,
-)
+from clues.report.arms import arms_table
+from clues.report.cells import band, clean, count, need
+from clues.report.pairs import repeat_pairs, threshold_pairs
+from clues.report.shared import LIMITS
+from clues.report.silos import silos_table
+from clues.report.table import Table, escape, markdown_table
 
 UNKNOWN = "unknown"
 FOR_READERS = ("silo", "domain", "rows", "kept", "band")

@@ -1,248 +1,191 @@
-"""Figures of the reports: drawn by Matplotlib, coloured by the page they stand in.
+"""Figures of the shared report: gains of the arms, scores against the threshold, loss by round."""
 
-A figure is a piece of SVG whose colours are the page's CSS variables, so that it follows dark,
-light and print without a script.
-"""
-
-import hashlib
-import io
 import itertools
-import re
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import numpy as np
-from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-# Stand-ins that Matplotlib can parse; each becomes a CSS variable or, for bars, a gradient.
-PALETTE = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--soft)",
-    "#030303": "var(--rule)",
-    "#040404": "var(--chosen)",
-    "#050505": "var(--other)",
-    "#060606": "var(--cut)",
-    "#070707": "url(#split)",
-    "#080808": "var(--damaged)",
-    "#090909": "var(--box)",
-    "#0a0a0a": "var(--third)",
-}
-INK, SOFT, RULE, CHOSEN, OTHER, CUT, SPLIT, DAMAGED, BOX, THIRD = PALETTE
-POINTS = 72.0  # Matplotlib's SVG has 72 units an inch
-SETTINGS: Any = {  # Any: Matplotlib has a type for every key
-    "svg.fonttype": "none",
-    "font.size": 13,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": SOFT,
-    "axes.linewidth": 1,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.size": 4,
-    "ytick.major.size": 0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
+from clues.report.arms import FIGURES, in_order
+from clues.report.cells import clean, need
+from clues.report.drawing import (
+    BOX,
+    CHOSEN,
+    CUT,
+    DAMAGED,
+    INK,
+    OTHER,
+    POINTS,
+    SETTINGS,
+    SOFT,
+    THIRD,
+    svg_of,
+)
+
+WIDTHS = {"wide": 820.0, "narrow": 420.0}  # of a page, and of a telephone's
+MOST_SILOS = 40
+# Lines differ by colour, dash and mark.
+STYLES: tuple[tuple[str, Any, str, float], ...] = (
+    (CHOSEN, "-", "o", 2.4),
+    (SOFT, "--", "s", 1.6),
+    (CUT, "-.", "^", 1.6),
+    (DAMAGED, ":", "D", 1.8),
+    (THIRD, "-", "v", 1.4),
+)
+GAINS = {
+    "heldout_loss": "held-out loss below mixed, nats",
+    "knowledge_accuracy": "knowledge above mixed, points",
 }
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A figure and where its data area lies.
-
-    Attributes:
-        svg: to be put into a page.
-        width: of the view box.
-        height: of the view box.
-        left: of the data area, in units of the view box.
-        right: likewise.
-        top: likewise.
-        bottom: likewise.
-        low: score at `left`.
-        high: score at `right`.
-    """
-
-    svg: str
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-    low: float
-    high: float
+def gains(results: Mapping[str, Any]) -> dict[str, str]:
+    """What every arm gains over mixed, with 95 % intervals, by width; nothing if not measured."""
+    arms = need(results, "arms", "results")
+    found: dict[str, list[tuple[str, float, float, float]]] = {}
+    for key in FIGURES:
+        # A lower loss is a gain.
+        scale = -FIGURES[key][1] if key == "heldout_loss" else FIGURES[key][1]
+        for name in in_order(arms):
+            gap = arms[name].get("against", {}).get("mixed", {}).get(key)
+            if gap:
+                ends = sorted(scale * end for end in gap["interval"])
+                found.setdefault(key, []).append((clean(name), scale * gap["value"], *ends))
+    if not found:
+        return {}
+    label = "What every arm gains over mixed, with 95 % intervals; the table below has the numbers"
+    return {name: _gains(found, width, label) for name, width in WIDTHS.items()}
 
 
-def score_range(scores: NDArray[np.float64], marks: Sequence[float]) -> tuple[float, float]:
-    """Scores that a histogram shows: the marks, and all rows but the outermost half per cent."""
-    low, high = np.quantile(scores, [0.005, 0.995]) if len(scores) else (0.0, 0.0)
-    shown = [m for m in marks if np.isfinite(m)]
-    low, high = float(min([low, *shown])), float(max([high, *shown]))
-    margin = 0.03 * (high - low) or 0.5
-    return low - margin, high + margin
-
-
-def score_histogram(
-    scores: NDArray[np.float64],
-    *,
-    anchors: Sequence[float],
-    cut: float,
-    interval: tuple[float, float] | None,
-    damaged: NDArray[np.bool_] | None,
-    label: str,
-    size: tuple[float, float],
-    n_bins: int,
-) -> Chart:
-    """Rows by score, coloured at the threshold, above a strip of the anchors' scores.
-
-    Rows outside of the range stand in the outermost bars. The bars' colour is a gradient with the
-    id `split`, which the page moves.
-
-    Args:
-        scores: of the rows.
-        anchors: scores in the same units.
-        cut: the threshold in force.
-        interval: its bootstrap interval.
-        damaged: which rows are known to be damaged; None where nobody knows.
-        label: what the figure shows, for who cannot see it.
-        size: width and height in points.
-        n_bins: bars.
-    """
-    low, high = score_range(
-        scores, [*np.quantile(anchors, [0.02, 0.98]), cut] if len(anchors) else [cut]
-    )
-    edges = np.linspace(low, high, n_bins + 1)
-    inside = np.clip(scores, low, np.nextafter(high, low))
-    with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(size[0] / POINTS, size[1] / POINTS))
-        upper, lower = figure.subplots(
-            2, 1, sharex=True, height_ratios=[1, 0.13], gridspec_kw={"hspace": 0.05}
-        )
-        upper.hist(inside, bins=list(edges), color=SPLIT, edgecolor="none", rwidth=0.86)
-        if damaged is not None and damaged.any():
-            counts, _ = np.histogram(inside[damaged], bins=edges)
-            upper.stairs(counts, edges, color=DAMAGED, linewidth=1.6)
-        for axes in (upper, lower):
-            if interval and np.isfinite(interval).all():
-                axes.axvspan(*interval, color=CUT, alpha=0.16, linewidth=0)
-            if low <= cut <= high:
-                axes.axvline(cut, color=CUT, linewidth=1.6)
-        upper.grid(axis="y")
-        upper.tick_params(axis="x", length=0, labelbottom=False)
-        upper.spines["bottom"].set_visible(False)
-        upper.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        upper.set_ylabel("rows")
-        _rug(lower, anchors)
-        lower.set_xlim(low, high)
-        lower.set_xlabel("score")
-        figure.subplots_adjust(
-            left=66 / size[0], right=1 - 14 / size[0], top=1 - 8 / size[1], bottom=40 / size[1]
-        )
-        box, strip = upper.get_position(), lower.get_position()
-        svg = _svg(figure, label, splits=True)
-    return Chart(
-        svg,
-        size[0],
-        size[1],
-        left=float(box.x0 * size[0]),
-        right=float(box.x1 * size[0]),
-        top=float((1 - box.y1) * size[1]),
-        bottom=float((1 - strip.y0) * size[1]),
-        low=low,
-        high=high,
-    )
-
-
-def _rug(axes: Axes, anchors: Sequence[float]) -> None:
-    """One mark an anchor; of many, their quantiles."""
-    shown = np.asarray(anchors, float)
-    if len(shown) > 400:
-        shown = np.quantile(shown, np.linspace(0, 1, 400))
-    # One path for all marks: as single markers they would be most of the page.
-    axes.vlines(shown, 0.15, 0.85, color=INK, linewidth=1, alpha=0.55)
-    axes.set_ylim(0, 1)
-    axes.set_yticks([0.5], ["anchors"])
-
-
-def curves(
-    lines: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    label: str,
-    y_label: str,
-    size: tuple[float, float],
+def _gains(
+    found: Mapping[str, Sequence[tuple[str, float, float, float]]], width: float, label: str
 ) -> str:
-    """Loss along the rounds, one line an arm; lines differ by colour, dash and mark."""
-    styles = [
-        (CHOSEN, "-", "o", 2.4),
-        (OTHER, "--", "s", 1.6),
-        (CUT, "-.", "^", 1.6),
-        (DAMAGED, ":", "D", 1.8),
-        (THIRD, "-", "v", 1.4),
-    ]
+    n_arms = max(map(len, found.values()))
+    across = len(found) if width > 600 else 1
+    down = -(-len(found) // across)
+    size = (width, down * (62 + 30 * n_arms))
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(size[0] / POINTS, size[1] / POINTS))
-        axes = figure.subplots()
-        for (name, points), (color, dash, mark, width) in zip(
-            lines.items(), itertools.cycle(styles)
+        figure = _figure(size)
+        for axes, (key, bars) in zip(
+            figure.subplots(down, across, squeeze=False).flat, found.items(), strict=True
         ):
-            xs, ys = zip(*points, strict=True)
-            axes.plot(
-                xs,
-                ys,
-                color=color,
-                linestyle=dash,
-                marker=mark,
-                markersize=4,
-                linewidth=width,
-                label=name,
-            )
+            for y, (name, value, low, high) in enumerate(reversed(bars)):
+                color, mark = {"clues": (CHOSEN, "o"), "oracle": (THIRD, "D")}.get(
+                    name, (SOFT, "s")
+                )
+                axes.plot([low, high], [y, y], color=color, linewidth=2.2)
+                axes.plot([value], [y], mark, color=color, markersize=8)
+            axes.axvline(0, color=INK, linewidth=1)
+            _rows_of(axes, [name for name, *_ in reversed(bars)])
+            axes.set_xlabel(GAINS[key])
+            axes.grid(axis="x")
+        return svg_of(figure, label)
+
+
+def score_bands(results: Mapping[str, Any]) -> dict[str, str]:
+    """Anchors, and silos that share it, by score, against the threshold; by width.
+
+    Of a silo's rows the line reaches from the lowest to the highest tenth; of the anchors, from
+    the lowest to the highest.
+    """
+    threshold = need(results, "threshold", "results")
+    anchors = _quantiles(threshold.get("anchor_quantiles") or ())
+    if not anchors:
+        return {}
+    rows = {"anchors": anchors} | {
+        clean(name): _quantiles(silo["score_bands"])
+        for name, silo in list(sharing(results).items())[:MOST_SILOS]
+    }
+    cut, interval = threshold.get("value"), threshold.get("interval")
+    label = "Scores of the anchors and of the silos that share theirs, against the threshold"
+    return {name: _bands(rows, cut, interval, width, label) for name, width in WIDTHS.items()}
+
+
+def _quantiles(pairs: Sequence[Sequence[float]]) -> dict[float, float]:
+    """Scores by the share of rows below; what is not finite is not drawn."""
+    return {pair[0]: pair[1] for pair in pairs if math.isfinite(pair[1])}
+
+
+def sharing(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Silos that share between which scores their rows lie."""
+    silos = need(results, "silos", "results")
+    return {name: silo for name, silo in silos.items() if silo.get("score_bands")}
+
+
+def _bands(
+    rows: Mapping[str, Mapping[float, float]],
+    cut: float | None,
+    interval: Sequence[float] | None,
+    width: float,
+    label: str,
+) -> str:
+    with matplotlib.rc_context(SETTINGS):
+        figure = _figure((width, 64 + 28 * len(rows)))
+        axes = figure.subplots()
+        if interval and all(map(math.isfinite, interval)):
+            axes.axvspan(interval[0], interval[1], color=CUT, alpha=0.16, linewidth=0)
+        for y, quantiles in enumerate(reversed(list(rows.values()))):
+            axes.plot([min(quantiles.values()), max(quantiles.values())], [y, y], color=OTHER)
+            if {0.25, 0.75} <= quantiles.keys():
+                low, high = quantiles[0.25], quantiles[0.75]
+                axes.barh(y, high - low, left=low, height=0.56, color=BOX)
+            if 0.5 in quantiles:
+                axes.plot([quantiles[0.5]] * 2, [y - 0.28, y + 0.28], color=INK, linewidth=2)
+        if cut is not None and math.isfinite(cut):
+            axes.axvline(cut, color=CUT, linewidth=1.8)
+        _rows_of(axes, list(reversed(list(rows))))
+        axes.set_xlabel("score")
+        axes.grid(axis="x")
+        return svg_of(figure, label)
+
+
+def curves(results: Mapping[str, Any]) -> dict[str, str]:
+    """Loss of public rows along the rounds, one line an arm; by width."""
+    lines = {clean(name): points for name, points in (results.get("curves") or {}).items()}
+    if not lines:
+        return {}
+    label = "Loss of public validation rows by rounds done, one line for each training"
+    return {name: _curves(lines, width, label) for name, width in WIDTHS.items()}
+
+
+def _curves(lines: Mapping[str, Sequence[tuple[float, float]]], width: float, label: str) -> str:
+    with matplotlib.rc_context(SETTINGS):
+        figure = _figure((width, 320))
+        axes = figure.subplots()
+        # Ours first: it takes the style that stands out.
+        names = sorted(lines, key=lambda name: name != "clues")
+        for name, (color, dash, mark, thick) in zip(names, itertools.cycle(STYLES)):
+            xs, ys = zip(*lines[name], strict=True)
+            how = {"color": color, "linestyle": dash, "marker": mark, "linewidth": thick}
+            axes.plot(xs, ys, label=_short(name), markersize=5, **how)
         axes.grid(axis="y")
-        axes.set_xlabel("round")
-        axes.set_ylabel(y_label)
+        axes.set_xlabel("rounds done")
+        axes.set_ylabel("loss, nats")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.legend(frameon=False, labelcolor=INK, loc="upper right")
-        figure.subplots_adjust(
-            left=54 / size[0], right=1 - 12 / size[0], top=1 - 10 / size[1], bottom=42 / size[1]
+        figure.legend(
+            frameon=False,
+            labelcolor=INK,
+            loc="outside upper left",
+            ncols=6 if width > 600 else 3,
+            handlelength=3,
         )
-        return _svg(figure, label, splits=False)
+        return svg_of(figure, label)
 
 
-def _svg(figure: Figure, label: str, *, splits: bool) -> str:
-    """The figure as a piece of a page: labelled, without a size of its own, in the page's colours."""
-    buffer = io.StringIO()
-    # Ids are made from the salt: two figures of one page must not share one.
-    salt = f"{label}{figure.get_size_inches()}"
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # What is left has ids that something in the figure refers to.
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    # One family for the page; what Matplotlib names need not be there.
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", svg)
-    svg = re.sub(r"\s*\n\s*", " ", svg)
-    for stand_in, real in PALETTE.items():
-        svg = svg.replace(stand_in, real)
-    own = f"split-{hashlib.sha256(salt.encode()).hexdigest()[:8]}"
-    svg = svg.replace("url(#split)", f"url(#{own})")
-    view = re.search(r'viewBox="[^"]*"', svg)
-    head = f'<svg {view.group(0) if view else ""} role="img" aria-label="{escape(label)}" focusable="false"'
-    rest = svg[svg.index(">") :]
-    return head + (rest.replace(">", f">{_gradient(own)}", 1) if splits else rest)
+def _figure(size: tuple[float, float]) -> Figure:
+    return Figure(figsize=(size[0] / POINTS, size[1] / POINTS), layout="constrained")
 
 
-def _gradient(name: str) -> str:
-    return (
-        f'<defs><linearGradient id="{name}" class="split" gradientUnits="userSpaceOnUse" y1="0" y2="0">'
-        '<stop offset="0.5" style="stop-color: var(--dropped)"/>'
-        '<stop offset="0.5" style="stop-color: var(--chosen)"/></linearGradient></defs>'
-    )
+def _rows_of(axes: Axes, names: Sequence[str]) -> None:
+    """One line of the figure for each name, from below."""
+    axes.set_yticks(range(len(names)), [_short(name) for name in names], color=INK)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+
+
+def _short(name: str) -> str:
+    # Matplotlib reads dollar signs as mathematics.
+    name = name.replace("$", "\\$")
+    return name if len(name) <= 24 else f"{name[:23]}\N{HORIZONTAL ELLIPSIS}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clues.report.figures import Chart, score_histogram
+from clues.report.histogram import Chart, score_histogram
 from clues.report.pack import pack, pack_texts
 from clues.report.page import environment
 

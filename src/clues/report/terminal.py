@@ -8,15 +8,12 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from clues.report.shared import (
-    Table,
-    arms_table,
-    judge_table,
-    need,
-    silos_table,
-    tasks_table,
-    threshold_pairs,
-)
+from clues.report.answers import judge_table, tasks_table
+from clues.report.arms import arms_table
+from clues.report.cells import need
+from clues.report.pairs import threshold_pairs
+from clues.report.silos import silos_table
+from clues.report.table import Table
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:

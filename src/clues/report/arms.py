@@ -1,0 +1,212 @@
+"""The arms of a run beside each other, and how sure their differences are."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clues.report.cells import (
+    DASH,
+    FEW,
+    FEW_ROWS,
+    clean,
+    count,
+    need,
+    number,
+    percent,
+    questions,
+    with_error,
+    with_interval,
+)
+from clues.report.table import Column, Table
+
+RATES = ("precision", "recall", "f1", "auc")
+ARM_MEANINGS = {
+    "mixed": "every row",
+    "random": "as many, at random",
+    "clues": "the selection",
+    "oracle": "rows known clean",
+}
+# The arm's figure less the other's; loss in nats, knowledge in points.
+FIGURES = {"heldout_loss": ("Loss", 1.0, 3), "knowledge_accuracy": ("Knowledge", 100.0, 1)}
+OTHERS = ("mixed", "random")
+
+
+def headline(results: Mapping[str, Any]) -> tuple[str, str]:
+    """What the run found in one sentence, and how sure that is in another (may be empty)."""
+    arms, silos = need(results, "arms", "results"), need(results, "silos", "results")
+    if "clues" not in arms:
+        return "This run made no selection, so there is nothing to compare.", ""
+    chosen = arms["clues"]
+    kept, rows = (count(arms.get(name, {}).get("kept")) for name in ("clues", "mixed"))
+    of_rows = "" if rows == DASH else f" of {rows}"
+    kept_rows = "rows" if kept == DASH else f"{kept}{of_rows} rows"
+    start = f"The selection kept {kept_rows} in {len(silos)} silo{'' if len(silos) == 1 else 's'}"
+    for key, verb, show, unit in (
+        ("knowledge_accuracy", "answered", percent, f" of {questions(results)} right"),
+        ("heldout_loss", "had a held-out loss of", number, ""),
+    ):
+        if chosen.get(key) is None:
+            continue
+        against = [
+            f"{show(arms[name][key])} for {other}"
+            for name, other in (
+                ("mixed", "training on all rows"),
+                ("random", "as many random rows"),
+            )
+            if arms.get(name, {}).get(key) is not None
+        ]
+        contrast = ", against " + " and ".join(against) if against else ""
+        found = f"{start}; the model trained on them {verb} {show(chosen[key])}{unit}{contrast}."
+        return found, _certainty(arms, key)
+    return f"{start}; what the model learned from them was not measured.", ""
+
+
+def in_order(arms: Mapping[str, Any]) -> list[str]:
+    """Names of the arms: what is compared with first, ours and the best possible last."""
+    first, last = ("mixed", "random"), ("clues", "oracle")
+    between = [name for name in arms if name not in (*first, *last)]
+    return [name for name in (*first, *between, *last) if name in arms]
+
+
+def arms_table(results: Mapping[str, Any]) -> Table:
+    """One line per arm: rows trained on, detection where labels exist, loss, knowledge, time."""
+    arms = need(results, "arms", "results")
+    shown = [key for key in RATES if any(arm.get(key) is not None for arm in arms.values())]
+    columns = (
+        Column("arm", "Arm", "arm", numeric=False),
+        Column("kept", "Rows", "rows"),
+        Column("steps", "Steps", "steps"),
+        *rate_columns(shown),
+        Column("heldout_loss", "Held-out loss", "loss"),
+        Column("knowledge", "Knowledge", "knowledge"),
+        Column("seconds", "Seconds", "seconds"),
+    )
+    rows: list[tuple[str, ...]] = []
+    for name in in_order(arms):
+        arm = arms[name]
+        few = count(arm.get("kept")) == FEW
+        rows.append(
+            (
+                clean(name),
+                count(arm.get("kept")),
+                number(arm.get("steps"), 0),
+                *(FEW_ROWS if few else number(arm.get(key)) for key in shown),
+                number(arm.get("heldout_loss")),
+                with_error(arm.get("knowledge_accuracy"), arm.get("knowledge_stderr")),
+                number(arm.get("seconds"), 1),
+            )
+        )
+    return Table(_arms_note(results, shown), columns, tuple(rows))
+
+
+def differences_table(results: Mapping[str, Any]) -> Table | None:
+    """Every arm less mixed and less random on the same rows; None where that was not measured."""
+    arms = need(results, "arms", "results")
+    pairs = [
+        (other, key)
+        for key in FIGURES
+        for other in OTHERS
+        if any(_gap(arm, other, key) for arm in arms.values())
+    ]
+    if not pairs:
+        return None
+    columns = (
+        Column("arm", "Arm", "arm", numeric=False),
+        *(
+            Column(key, f"{FIGURES[key][0]} minus {o}", f"{FIGURES[key][0]}-{o}")
+            for o, key in pairs
+        ),
+    )
+    rows = [
+        (clean(name), *(_written(_gap(arms[name], other, key), key) for other, key in pairs))
+        for name in in_order(arms)
+        if name != "mixed"
+    ]
+    note = (
+        "The arm's figure less the other's, on the same held-out rows and questions, with its 95 % "
+        "interval from a paired bootstrap over them. Loss in nats, lower is better; knowledge in "
+        "points of 100, higher is better. An interval that holds zero shows no difference. It "
+        "covers the choice of held-out rows, not that of the seed: this is one run."
+    )
+    return Table(note, columns, tuple(rows))
+
+
+def _gap(arm: Mapping[str, Any], other: str, key: str) -> Mapping[str, Any] | None:
+    return arm.get("against", {}).get(other, {}).get(key)
+
+
+def _written(gap: Mapping[str, Any] | None, key: str) -> str:
+    if gap is None:
+        return DASH
+    _, scale, decimals = FIGURES[key]
+    ends = [scale * end for end in gap["interval"]]
+    return with_interval(scale * gap["value"], ends, decimals=decimals, signed=True)
+
+
+def rate_columns(keys: Sequence[str]) -> tuple[Column, ...]:
+    """Columns of the detection figures that are there."""
+    titles = {
+        "precision": ("Precision", "prec."),
+        "recall": ("Recall", "recall"),
+        "f1": ("F1", "F1"),
+        "auc": ("AUC", "AUC"),
+    }
+    return tuple(Column(key, *titles[key]) for key in keys)
+
+
+def _arms_note(results: Mapping[str, Any], rates: Sequence[str]) -> str:
+    guessing = number(need(results, "guessing", "results"))
+    note = "Rows trained on, rounded to tens. "
+    if rates:
+        note += (
+            "Precision: share of kept rows that are clean. "
+            "Recall: share of clean rows that are kept. "
+        )
+    note += (
+        "Held-out loss: lower is better. "
+        f"Knowledge: share of {questions(results)} answered right, with its standard error"
+    )
+    note += "." if guessing == DASH else f"; guessing would score {guessing}."
+    return note + f" {DASH} means not measured."
+
+
+def _certainty(arms: Mapping[str, Any], key: str) -> str:
+    """How far the selection is from mixed and random, and whether chance alone may explain it."""
+    parts = [_paired(arms["clues"], other, key) for other in OTHERS]
+    if any(parts):
+        what = " The intervals are of 95 %, on the same held-out rows; one run."
+        return f"That is {' and '.join(part for part in parts if part)}.{what}"
+    return _independent(arms) if key == "knowledge_accuracy" else "Lower is better."
+
+
+def _paired(arm: Mapping[str, Any], other: str, key: str) -> str:
+    gap = _gap(arm, other, key)
+    if gap is None:
+        return ""
+    _, scale, decimals = FIGURES[key]
+    side = "above" if gap["value"] >= 0 else "below"
+    sign = scale if side == "above" else -scale
+    low, high = sorted(sign * end for end in gap["interval"])
+    unit = " points" if key == "knowledge_accuracy" else ""
+    shown = number(sign * gap["value"], decimals)
+    return f"{shown}{unit} {side} {other} ({number(low, decimals)} to {number(high, decimals)})"
+
+
+def _independent(arms: Mapping[str, Any]) -> str:
+    """The differences in knowledge, in standard errors; arms taken as independent."""
+    chosen, parts = arms["clues"], list[str]()
+    for name in ("mixed", "random"):
+        other = arms.get(name, {})
+        errors = (chosen.get("knowledge_stderr"), other.get("knowledge_stderr"))
+        if other.get("knowledge_accuracy") is None or not all(errors):
+            continue
+        gap = chosen["knowledge_accuracy"] - other["knowledge_accuracy"]
+        side, n_errors = "above" if gap >= 0 else "below", abs(gap) / math.hypot(*errors)
+        points = f"{100 * abs(gap):.1f} points {side} {name}"
+        parts.append(f"{points} ({n_errors:.1f} standard errors)")
+    if not parts:
+        return ""
+    return (
+        f"That is {' and '.join(parts)}. "
+        "Below two standard errors chance alone may explain a difference."
+    )

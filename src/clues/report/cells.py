@@ -1,0 +1,91 @@
+"""How a value is written in a report: rounded, suppressed where few rows are behind it, never made up."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clues.errors import DataError
+
+DASH = "\N{EN DASH}"
+FEW = "<10"
+FEW_ROWS = "n<10"
+
+
+def need(mapping: Mapping[str, Any], key: str, where: str) -> Any:
+    """The value under `key`, which may be None but must be there."""
+    if key not in mapping:
+        raise DataError(
+            f"{where}: key '{key}' is missing. Run the last stage again; "
+            "a number that was not measured is written as null."
+        )
+    return mapping[key]
+
+
+def clean(text: object) -> str:
+    """Text without control, line-break or direction-changing characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def number(value: float | None, decimals: int = 3) -> str:
+    """A number as text, an en dash where it was not measured."""
+    if value is None:
+        return DASH
+    return f"{value:,.{decimals}f}" if math.isfinite(value) else "not finite"
+
+
+def count(n_rows: int | None) -> str:
+    """A number of rows rounded to tens, '<10' below ten, an en dash where not measured."""
+    if n_rows is None:
+        return DASH
+    return FEW if n_rows < 10 else f"{_tens(n_rows):,}"
+
+
+def _tens(n_rows: int) -> int:
+    return (n_rows + 5) // 10 * 10
+
+
+def band(n_rows: int | None, n_kept: int | None) -> str:
+    """The keep rate as a band of ten per cent, from rounded counts; an en dash for few rows."""
+    if n_rows is None or n_kept is None or min(n_rows, n_kept) < 10:
+        return DASH
+    floor = min(10 * _tens(n_kept) // _tens(n_rows), 9) * 10
+    return f"{floor}{DASH}{floor + 10} %"
+
+
+def with_error(value: float | None, stderr: float | None) -> str:
+    """A figure and its standard error, where it has one."""
+    error = "" if value is None or stderr is None else f" \N{PLUS-MINUS SIGN} {number(stderr)}"
+    return number(value) + error
+
+
+def with_interval(
+    value: float | None,
+    interval: Sequence[float] | None,
+    *,
+    decimals: int = 3,
+    signed: bool = False,
+) -> str:
+    """A figure and both ends of its interval, where it has one."""
+    if value is None:
+        return DASH
+    ends = f" ({' to '.join(number(end, decimals) for end in interval)})" if interval else ""
+    return f"{'+' if signed and value > 0 else ''}{number(value, decimals)}{ends}"
+
+
+def percent(rate: float) -> str:
+    """A rate in per cent."""
+    return f"{number(100 * rate, 1)} %"
+
+
+def size(n_bytes: int | None) -> str:
+    """A number of bytes in the unit that suits it."""
+    if n_bytes is None or n_bytes < 1000:
+        return DASH if n_bytes is None else f"{n_bytes} B"
+    power = min(int(math.log10(n_bytes)) // 3, 3)
+    return f"{n_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
+
+
+def questions(results: Mapping[str, Any]) -> str:
+    """How many questions knowledge was asked with, in words."""
+    nquestions = need(results, "questions", "results")
+    return "the questions" if nquestions is None else f"{nquestions:,} questions"

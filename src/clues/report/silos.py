@@ -1,0 +1,148 @@
+"""The silos of a run: what each keeps in bands, what left it, and who was missing when."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clues.report.arms import RATES, rate_columns
+from clues.report.cells import DASH, FEW, FEW_ROWS, band, clean, count, need, number, size
+from clues.report.table import Column, Table
+
+# In the order of the protocol; others follow by name.
+KINDS = ("hello", "train", "score", "select", "fit", "evaluate")
+
+
+def silos_table(results: Mapping[str, Any]) -> Table:
+    """One line per silo: rounded counts, a band for the keep rate, detection where labels exist."""
+    silos = need(results, "silos", "results")
+    shown = [key for key in RATES if any(silo.get(key) is not None for silo in silos.values())]
+    columns = (
+        Column("silo", "Silo", "silo", numeric=False),
+        Column("domain", "Domain", "domain", numeric=False),
+        Column("rows", "Rows", "rows"),
+        Column("kept", "Kept", "kept"),
+        Column("band", "Keep rate", "rate"),
+        *rate_columns(shown),
+        Column("threshold", "Threshold", "cut"),
+    )
+    rows: list[tuple[str, ...]] = []
+    for name, silo in silos.items():
+        n_rows, n_kept = (need(silo, key, "a silo of results") for key in ("rows", "kept"))
+        few = FEW in (count(n_rows), count(n_kept))
+        rows.append(
+            (
+                clean(name),
+                clean(silo.get("domain") or DASH),
+                count(n_rows),
+                count(n_kept),
+                band(n_rows, n_kept),
+                *(FEW_ROWS if few else number(silo.get(key)) for key in shown),
+                number(silo.get("threshold")),
+            )
+        )
+    note = "Counts are rounded to tens; the keep rate is a band of ten per cent."
+    if any(FEW in row for row in rows):
+        note += f" {FEW} and {FEW_ROWS}: fewer than ten rows, not shown."
+    return Table(note, columns, tuple(rows))
+
+
+def detection_table(results: Mapping[str, Any]) -> Table | None:
+    """AUC of every score by silo and kind of damage; None where no labels were known."""
+    found: list[tuple[str, Mapping[str, Any], str, Mapping[str, Any], Mapping[str, Any]]] = []
+    for name, silo in need(results, "silos", "results").items():
+        methods: Mapping[str, Mapping[str, Any]] = silo.get("detection") or {}
+        for method, detection in methods.items():
+            found.append((name, silo, method, detection, detection.get("auc_by_kind") or {}))
+    if not found:
+        return None
+    kinds = sorted({kind for *_, by_kind in found for kind in by_kind})
+    columns = (
+        Column("silo", "Silo", "silo", numeric=False),
+        Column("score", "Score", "score", numeric=False),
+        Column("auc", "AUC", "AUC"),
+        *(Column("kind", clean(kind), clean(kind)) for kind in kinds),
+    )
+    rows: list[tuple[str, ...]] = []
+    for name, silo, method, detection, by_kind in found:
+        values = (detection.get("auc"), *(by_kind.get(kind) for kind in kinds))
+        few = FEW in (count(silo.get("rows")), count(silo.get("kept")))
+        cells = (FEW_ROWS if few else number(value) for value in values)
+        rows.append((clean(name), clean(method), *cells))
+    note = (
+        "AUC: how often a clean row scores above a damaged one; 0.500 is chance. "
+        "The columns after it take one kind of damage each."
+    )
+    return Table(note, columns, tuple(rows))
+
+
+def absences_table(results: Mapping[str, Any]) -> Table | None:
+    """Who was missing, when, and what came of it; None where nobody was."""
+    ended = (("absences", "left out"), ("stops", "run stopped"))
+    found = [(entry, how) for key, how in ended for entry in results.get(key) or ()]
+    if not found:
+        return None
+    columns = (
+        Column("time", "When (UTC)", "when", numeric=False),
+        Column("silo", "Silo", "silo", numeric=False),
+        Column("stage", "Stage", "stage", numeric=False),
+        Column("ended", "Then", "then", numeric=False),
+        Column("why", "Why", "why", numeric=False),
+    )
+    rows = [
+        (
+            clean(entry["time"].replace("T", " ").removesuffix("+00:00")),
+            clean(entry["silo"]),
+            clean(entry["stage"]),
+            how,
+            clean(" ".join(entry["why"].split())),
+        )
+        for entry, how in sorted(found, key=lambda pair: pair[0]["time"])
+    ]
+    note = (
+        "Left out: to the end of the run. Run stopped: too few were there, and the silo was asked "
+        "again when the run went on."
+    )
+    return Table(note, columns, tuple(rows))
+
+
+def ledger_table(summary: Sequence[Mapping[str, Any]]) -> Table:
+    """Bytes that left each silo, by kind of message, and what came to it."""
+    keys = ("silo", "direction", "kind", "messages", "bytes")
+    entries = [tuple(need(entry, key, "ledger summary") for key in keys) for entry in summary]
+    kinds = sorted({kind for _, way, kind, _, _ in entries if way == "out"}, key=_in_protocol)
+    lost = any(way == "lost" for _, way, *_ in entries)
+    columns = (
+        Column("silo", "Silo", "silo", numeric=False),
+        *(Column(f"out {kind}", clean(kind), clean(kind)) for kind in kinds),
+        Column("left", "Left in all", "left"),
+        Column("messages", "Messages", "messages"),
+        Column("came", "Came to it", "came"),
+        *([Column("lost", "Unanswered", "unanswered")] if lost else []),
+    )
+    names = list(dict.fromkeys(silo for silo, *_ in entries))
+    rows: list[tuple[str, ...]] = []
+    for name, own in [(n, [e for e in entries if e[0] == n]) for n in names] + (
+        [("all silos", entries)] if len(names) > 1 else []
+    ):
+        out = [e for e in own if e[1] == "out"]
+        by_kind = [[n for _, _, k, _, n in out if k == kind] for kind in kinds]
+        rows.append(
+            (
+                clean(name),
+                *(size(sum(found)) if found else DASH for found in by_kind),
+                size(sum(e[4] for e in out)),
+                number(sum(e[3] for e in out), 0),
+                size(sum(e[4] for e in own if e[1] == "in")),
+                *([number(sum(e[3] for e in own if e[1] == "lost"), 0)] if lost else []),
+            )
+        )
+    note = (
+        "Bytes of all messages by kind; everything but the last columns left the silo. "
+        "ledger.jsonl has every single message with its hash, and a silo's outbox has what left it, "
+        "byte for byte."
+    )
+    return Table(note, columns, tuple(rows))
+
+
+def _in_protocol(kind: str) -> tuple[int, str]:
+    name = kind.removesuffix("-reply")
+    return (KINDS.index(name) if name in KINDS else len(KINDS), kind)
