@@ -5,12 +5,14 @@
 # make reference   docs/configuration.md from the settings themselves
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
+# make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
+# make federation-tests  the same result in four ways, silos and coordinator killed (ten minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark results reference picture clean
+.PHONY: demo test fast check benchmark results reference picture federation federation-tests clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -19,12 +21,18 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not federation"
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project pyproject.toml
+
+federation: $(READY)
+	$(BIN)/python -m deploy.rehearsal
+
+federation-tests: $(READY)
+	$(BIN)/python -m pytest -m federation
 
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.scoring --large --write

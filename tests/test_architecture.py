@@ -29,7 +29,10 @@ LAYERS = (
         *("reference", "checklist", "scaffold", "interview", "check"),
         *("judging", "results", "pipeline", "demo"),
     ),
+    ("network",),
     ("experiment",),
+    ("cli_calm",),
+    ("cli_network",),
     ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
@@ -47,6 +50,11 @@ WITHOUT_TORCH = (
     "checklist",
     "scaffold",
     "interview",
+    "network.children",
+    "network.settings",
+    "network.keys",
+    "network.edge",
+    "cli_network",
     "experiment.spec",
     "experiment.rows",
     "experiment.statistics",

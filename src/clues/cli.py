@@ -2,10 +2,8 @@
 
 import atexit
 import json
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from clues import __version__
+from clues import __version__, cli_network
+from clues.cli_calm import calm_libraries
 from clues.config import RunConfig, load_config
 from clues.errors import CluesError, UsageError
 from clues.federation.ledger import Entry, compare, summary, verify
@@ -64,7 +63,7 @@ def _open(
     from clues.federation.workers import finish, help_scoring, team_of_environment
 
     team, local_rank = team_of_environment()
-    _calm_libraries()
+    calm_libraries()
     root = folder or Path("runs") / config.name
     if team.rank > 0:
         help_scoring(root, team, local_rank=local_rank)
@@ -82,22 +81,6 @@ def _open(
         skip_nonfinite=skip_nonfinite,
         team=team,
     )
-
-
-def _calm_libraries() -> None:
-    """No telemetry, and no library talks over the progress bars."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    # The hub's retries end in an error of ours.
-    for name in ("accelerate", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # PEFT asks transformers for a name that transformers has renamed; no user can act on that.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _stage(config: Path, folder: Path | None, stage: str, **how: bool) -> Any:
@@ -258,17 +241,39 @@ def _say_where(root: Path) -> None:
 
 @app.command(rich_help_panel=WHOLE)
 def check(
-    config: Config,
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CLUES.YAML", help="The run's configuration.", show_default=False),
+    ] = None,
     as_json: Json = False,
     rows: Annotated[int, typer.Option(help="Rows to show with their loss mask.", min=0)] = 2,
+    federation: Annotated[
+        str | None,
+        typer.Option(
+            "--federation",
+            metavar="COORD.YAML|HOST:PORT",
+            help="Instead: look at a coordinator's public address from outside, and say who "
+            "answers there.",
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", help="With --federation HOST:PORT: its authority.")
+    ] = None,
 ) -> None:
     """Look at data, masks, lengths, overlaps and cost before anything heavy starts.
 
     Errors stop a run or make its figures worthless; notes may be meant. Rows are shown on this
     terminal only; --rows 0 shows none, and neither does --json.
     """
+    if federation is not None:
+        if config is not None:
+            raise UsageError("give CLUES.YAML or --federation, not both.")
+        cli_network.check_federation(federation, ca=ca, as_json=as_json)
+        return
+    if config is None:
+        raise UsageError("name the run's configuration: clues check CLUES.YAML")
     settings = load_config(config)
-    _calm_libraries()
+    calm_libraries()
     from clues.check import check_run
     from clues.checklist import print_check
 
@@ -612,7 +617,7 @@ def experiment(
     if chosen is None:
         known = ", ".join(spec.scales)
         raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
-    _calm_libraries()
+    calm_libraries()
     from clues.experiment.run import Plan, run_seed
     from clues.experiment.tables import experiment_tables
     from clues.progress import Silent, Terminal
@@ -634,6 +639,12 @@ def experiment(
 def version() -> None:
     """Print the version."""
     out.print(__version__, highlight=False)
+
+
+app.command(rich_help_panel=cli_network.PANEL)(cli_network.serve)
+app.command(rich_help_panel=cli_network.PANEL)(cli_network.join)
+app.command(rich_help_panel=cli_network.PANEL)(cli_network.edge)
+app.add_typer(cli_network.keys, name="keys", rich_help_panel=cli_network.PANEL)
 
 
 def main() -> None:

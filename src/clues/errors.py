@@ -55,3 +55,13 @@ class NumericsError(CluesError):
     """A number is NaN or infinite where a finite one is needed."""
 
     exit_code = 6
+
+
+class KeyFileError(ConfigError):
+    """A key or a certificate is missing or cannot be used."""
+
+
+class NetworkError(CluesError):
+    """A machine cannot be reached, refuses us, or a program of the network ended."""
+
+    exit_code = 8

@@ -21,7 +21,7 @@ from clues.config.evaluate import (
     TaskSettings,
 )
 from clues.config.hashes import built_in_folder, content_hash, derived_seed, weights_sha256
-from clues.config.loading import load_config, load_shared, load_silo
+from clues.config.loading import load_config, load_shared, load_silo, read_yaml
 from clues.config.recipe import (
     LoraSettings,
     ModelSettings,
@@ -88,6 +88,7 @@ __all__ = [
     "load_config",
     "load_shared",
     "load_silo",
+    "read_yaml",
     "validate",
     "weights_sha256",
 ]

@@ -27,7 +27,7 @@ def load_config(path: str | Path) -> RunConfig:
             a missing file, or a public file whose bytes do not match its `sha256`.
     """
     path = Path(path)
-    content = _read_yaml(path)
+    content = read_yaml(path)
     silos = content.get("silos")
     if isinstance(silos, list):
         content["silos"] = [_silo_content(entry, path) for entry in silos]
@@ -40,7 +40,7 @@ def load_shared(path: Path) -> SharedConfig:
     Raises:
         ConfigError: as `load_config`; or it lists silos, whose settings are not the coordinator's.
     """
-    content = _read_yaml(path)
+    content = read_yaml(path)
     if "silos" in content:
         raise ConfigError(
             f"{path.name}: on separate machines each silo keeps its own settings. Remove `silos` "
@@ -96,7 +96,12 @@ def _resolved(config: Shared, path: Path) -> Shared:
     return config.model_copy(update={"recipe": recipe, "evaluate": evaluate})
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of keys and values.
+
+    Raises:
+        ConfigError: missing, no UTF-8, no YAML, or no keys at its top.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -116,7 +121,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or "cannot be read"
         raise ConfigError(f"{path.name}{line}: not valid YAML: {problem}.") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path.name}: expected keys such as recipe and silos at the top.")
+        raise ConfigError(f"{path.name}: expected keys and values at the top, such as name: ... .")
     return content
 
 
@@ -133,7 +138,7 @@ def _silo_content(entry: Any, config_path: Path) -> Any:
     """Return a silo's settings with its data path made independent of the working folder."""
     if isinstance(entry, str):
         source = config_path.parent / entry
-        content: Any = _read_yaml(source)
+        content: Any = read_yaml(source)
         validate(SiloSettings, content, where=source.name)
     else:
         source, content = config_path, entry

@@ -1,0 +1,209 @@
+"""Flower's SuperLink as a child: who may come, one run, and the grid that reaches the silos.
+
+The run's program is this process. Flower's own way would send a packed app to every silo and run it
+there; here an app of no content goes, and silos run nothing but what is installed with them.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from flwr.cli.build import build_fab_from_files
+from flwr.common.serde import context_from_proto, run_from_proto
+from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+)
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+
+from clues.atomic import make_folder
+from clues.errors import NetworkError
+from clues.network.children import FLOWER_ENVIRONMENT, Child, check_port_is_free
+from clues.network.keys import read_public_key
+from clues.network.secret import write_secret
+from clues.network.settings import Coordinator, split_address
+
+TASK_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+TASK_WAIT_S, TASK_POLL_S = 30.0, 0.2
+# Requests to our own child, on this machine: who cannot get through now will not later.
+PATIENCE_S = 30.0
+APP = """
+[project]
+name = "clues"
+version = "1.0.0"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "clues"
+
+[tool.flwr.app.components]
+serverapp = "clues.network.serve:none"
+clientapp = "clues.network.worker:none"
+
+[tool.flwr.app.config]
+"""
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """A SuperLink under way, and how to reach it.
+
+    Attributes:
+        child: its process.
+        address: host and port on loopback.
+        ca: of its certificate; None without TLS.
+        secret: that only we and it know; without it nobody gets a task.
+    """
+
+    child: Child
+    address: str
+    ca: bytes | None
+    secret: bytes
+
+    def register(self, keys: Mapping[str, str]) -> dict[str, int]:
+        """Let these keys in, and return the silos' node ids.
+
+        Raises:
+            KeyFileError: not a key.
+            NetworkError: the SuperLink refuses one.
+        """
+        wanted = {name: read_public_key(line, silo=name) for name, line in keys.items()}
+        client = self._client(ControlHttpClient)
+        known = {n.public_key: n.node_id for n in client.ListNodes(ListNodesRequest()).nodes_info}
+        for name, key in wanted.items():
+            if key not in known:
+                known[key] = client.RegisterNode(
+                    RegisterNodeRequest(public_key=key, name=name)
+                ).node_id
+        client.close()
+        return {name: known[key] for name, key in wanted.items()}
+
+    @contextmanager
+    def open_grid(self) -> Iterator[HttpGrid]:
+        """Start a run whose program is this process, and close it in the end.
+
+        Raises:
+            NetworkError: the SuperLink gives us no task.
+        """
+        fab, _ = build_fab_from_files({"pyproject.toml": APP.encode(), "app.py": b""})
+        control = self._client(ControlHttpClient)
+        sent = Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab)
+        run_id = control.StartRun(StartRunRequest(fab=sent)).run_id
+        control.close()
+        grid = HttpGrid(
+            self.address,
+            insecure=self.ca is None,
+            root_certificates=self.ca,
+            token=self._acquire(run_id),
+        )
+        grid._retry_invoker.max_time = PATIENCE_S
+        client = grid._runtime_client
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        with ExitStack() as stack:
+            stack.callback(grid.close)
+            heartbeat.start()
+            stack.callback(heartbeat.stop)
+            found = client.PullTaskInput(PullTaskInputRequest())
+            TaskIdentity.task_id = found.task_id
+            TaskIdentity.run_id = found.run.run_id
+            TaskIdentity.node_id = context_from_proto(found.context).node_id
+            grid.set_run(run_from_proto(found.run))
+            outcome = "failed"
+            try:
+                yield grid
+                outcome = "completed"
+            finally:
+                grid._retry_invoker.max_tries = 1
+                if self.child.running:
+                    client.PushTaskOutput(PushTaskOutputRequest(sub_status=outcome, details=""))
+
+    def _acquire(self, run_id: int) -> str:
+        """The token of our run's task; tasks of other runs are left to die."""
+        client = self._client(RuntimeHttpClient, signed=True)
+        request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+        end = time.monotonic() + TASK_WAIT_S
+        try:
+            while time.monotonic() < end:
+                found = client.AcquireTask(request)
+                if found.token and found.task.run_id == run_id:
+                    return found.token
+                if not found.token:
+                    time.sleep(TASK_POLL_S)
+        finally:
+            client.close()
+        raise NetworkError(
+            f"the SuperLink gave no task within {TASK_WAIT_S:.0f} s. Its log: {self.child.log}"
+        )
+
+    def _client(self, kind: type, *, signed: bool = False):
+        interceptors: list = [RuntimeVersionHttpInterceptor(component_name="clues")]
+        if signed:
+            interceptors.append(
+                SuperExecAuthHttpInterceptor(
+                    master_secret=self.secret, protected_methods=TASK_METHODS
+                )
+            )
+        return kind.from_server_address(self.address, self.ca is None, self.ca, interceptors)
+
+
+@contextmanager
+def open_superlink(coordinator: Coordinator, folder: Path) -> Iterator[SuperLink]:
+    """Start a SuperLink for a coordinator, and end it in the end.
+
+    Args:
+        coordinator: its file.
+        folder: for log, state and secret; not shown to anybody.
+
+    Raises:
+        NetworkError: its port is taken, or it does not start.
+    """
+    settings = coordinator.settings
+    host, port = split_address(settings.superlink)
+    check_port_is_free(host, port, what="superlink")
+    make_folder(folder)
+    secret_file = write_secret(folder)
+    command = ["flower-superlink", "--isolation", "process"]
+    command += ["--superexec-auth-secret-file", str(secret_file)]
+    command += ["--disable-runtime-dependency-installation"]
+    command += ["--host", host, "--port", str(port), "--database", str(folder / "superlink.db")]
+    if settings.insecure:
+        command += ["--insecure"]
+    else:
+        command += ["--ssl-ca-certfile", str(settings.ca), "--ssl-certfile"]
+        command += [str(settings.certificate), "--ssl-keyfile", str(settings.key)]
+        command += ["--enable-supernode-auth"]
+    environment = {**FLOWER_ENVIRONMENT, "FLWR_HOME": str(folder / "flower")}
+    log = folder / "superlink.log"
+    with Child("the SuperLink", command, log=log, environment=environment) as child:
+        child.wait_for_port(host, port, wait_s=settings.start_s)
+        ca = settings.ca.read_bytes() if settings.ca and not settings.insecure else None
+        yield SuperLink(child, settings.superlink, ca, secret_file.read_bytes())
+
+
+def explain(error: httpx.HTTPError) -> NetworkError:
+    """What a failed call to the SuperLink on this machine means."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return NetworkError(
+            f"the SuperLink refused {error.request.url.path} ({error.response.status_code}). "
+            "Its log is in the run's folder, network/superlink.log."
+        )
+    return NetworkError(
+        "the SuperLink on this machine does not answer any more. Its log is in the run's folder, "
+        "network/superlink.log. The same command goes on where it stopped."
+    )

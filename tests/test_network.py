@@ -1,0 +1,243 @@
+"""Who may come in: a real SuperLink behind a real nginx, and strangers at the public port."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
+import httpx
+from flwr.proto.control_pb2 import ListNodesRequest, StartRunRequest
+from flwr.supercore.control import ControlHttpClient
+
+from clues.errors import NetworkError
+from clues.network.children import Child, check_port_is_free, free_port
+from clues.network.edge import edge_configuration, open_edge
+from clues.network.join import join
+from clues.network.keys import make_authority, make_node_key
+from clues.network.probe import probe
+from clues.network.settings import Coordinator, load_coordinator, load_join
+from clues.network.superlink import SuperLink, open_superlink
+from clues.progress import Silent
+from deploy.rehearsal import Hospitals, write_hospitals
+
+pytestmark = pytest.mark.slow
+SILO = "north-clinic"
+needs_nginx = pytest.mark.skipif(
+    shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") is None,
+    reason="no nginx on this machine",
+)
+
+
+@dataclass(frozen=True)
+class Doorway:
+    """A SuperLink behind its edge."""
+
+    hospitals: Hospitals
+    coordinator: Coordinator
+    superlink: SuperLink
+    nodes: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def doorway(tmp_path_factory) -> Iterator[Doorway]:
+    hospitals = write_hospitals(tmp_path_factory.mktemp("hospitals"))
+    coordinator = load_coordinator(hospitals.coordinator)
+    network = coordinator.folder / "network"
+    with ExitStack() as stack:
+        superlink = stack.enter_context(open_superlink(coordinator, network))
+        nodes = superlink.register(coordinator.keys)
+        stack.enter_context(open_edge(coordinator.settings, network))
+        yield Doorway(hospitals, coordinator, superlink, nodes)
+
+
+@needs_nginx
+def test_the_public_port_answers_silos_and_nobody_else(doorway):
+    settings = doorway.coordinator.settings
+    found = probe(settings.public, ca=settings.ca)
+    assert found.safe, found.lines()
+    assert found.fleet
+    assert found.open_doors == ()
+
+
+@needs_nginx
+def test_without_the_edge_the_probe_finds_what_is_open(doorway):
+    settings = doorway.coordinator.settings
+    found = probe(settings.superlink, ca=settings.ca)
+    assert not found.safe
+    assert {"Control", "Runtime"} <= set(found.open_doors)
+
+
+@needs_nginx
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/control/start-run",
+        "//v1/control/start-run",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/%2e%2e/control/start-run",
+        "/V1/CONTROL/start-run",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/register-node",
+        "/v1/responses",
+        "/health",
+        "/",
+    ],
+)
+def test_no_way_of_writing_a_path_leads_past_the_edge(doorway, path):
+    settings = doorway.coordinator.settings
+    import socket
+    import ssl
+
+    host, _, port = settings.public.rpartition(":")
+    context = ssl.create_default_context(cafile=str(settings.ca))
+    with (
+        socket.create_connection((host, int(port))) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secure,
+    ):
+        # By hand: a client would tidy the path up first.
+        secure.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n"
+            "Content-Type: application/x-protobuf\r\nConnection: close\r\n\r\n".encode()
+        )
+        status = secure.recv(64).split()[1]
+    assert status in (b"403", b"400"), path
+
+
+@needs_nginx
+def test_a_stranger_cannot_start_a_run_through_the_public_port(doorway):
+    settings = doorway.coordinator.settings
+    for address, status in ((settings.public, 403), (settings.superlink, 400)):
+        client = ControlHttpClient.from_server_address(address, False, settings.ca.read_bytes(), [])
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            client.StartRun(StartRunRequest())
+        client.close()
+        # The SuperLink itself would have taken it, had it held an app.
+        assert (refused.value.response.status_code == 403) == (status == 403)
+
+
+@needs_nginx
+def test_a_key_that_the_coordinator_does_not_know_is_refused(doorway, tmp_path):
+    settings = load_join(doorway.hospitals.silos[SILO])
+    stranger, _ = make_node_key(tmp_path, "stranger")
+    settings = settings.model_copy(
+        update={"key": stranger, "refused_s": 0.1, "folder": tmp_path / "silo"}
+    )
+    with pytest.raises(NetworkError, match="refuses this silo's key"):
+        join(settings, progress=Silent(), say=lambda _: None)
+
+
+@needs_nginx
+def test_a_silo_leaves_a_coordinator_with_the_wrong_certificate(doorway, tmp_path):
+    settings = load_join(doorway.hospitals.silos[SILO])
+    other, _ = make_authority(tmp_path)
+    settings = settings.model_copy(update={"ca": other, "folder": tmp_path / "silo"})
+    with pytest.raises(NetworkError, match="is not the coordinator that"):
+        join(settings, progress=Silent(), say=lambda _: None)
+
+
+@needs_nginx
+def test_flower_itself_refuses_wrong_and_missing_certificates_and_keys(doorway, tmp_path):
+    """Side by side, as each takes a second to start."""
+    settings = load_join(doorway.hospitals.silos[SILO])
+    other, _ = make_authority(tmp_path)
+    start = ["flower-supernode", "--superlink", settings.coordinator, "--isolation", "process"]
+    key = ["--auth-supernode-private-key", str(settings.key)]
+    ways = {
+        "wrong certificate": [*key, "--root-certificates", str(other)],
+        "missing certificate": [*key],
+        "no TLS": ["--insecure"],
+        "no key": ["--root-certificates", str(settings.ca)],
+    }
+    with ExitStack() as stack:
+        nodes = {
+            name: stack.enter_context(
+                Child(
+                    name,
+                    [*start, "--port", str(free_port()), "--max-retries", "0", *options],
+                    log=tmp_path / f"{name}.log",
+                    environment={"FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0"},
+                )
+            )
+            for name, options in ways.items()
+        }
+        # Refused registration, a SuperNode without a key stays and does nothing.
+        ending = [node for name, node in nodes.items() if name != "no key"]
+        end = time.monotonic() + 60
+        while any(node.running for node in ending) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert all(node.process.poll() not in (None, 0) for node in ending)
+        for name, node in nodes.items():
+            assert "SuperNode ID" not in node.output(), f"{name}: it was let in"
+    client = doorway.superlink._client(ControlHttpClient)
+    known = {node.node_id for node in client.ListNodes(ListNodesRequest()).nodes_info}
+    client.close()
+    assert known == set(doorway.nodes.values())
+
+
+@needs_nginx
+def test_nginx_accepts_both_configurations(doorway, tmp_path):
+    settings = doorway.coordinator.settings
+    (tmp_path / "temp").mkdir()
+    whole = tmp_path / "nginx.conf"
+    whole.write_text(edge_configuration(settings, folder=tmp_path))
+    part = tmp_path / "part.conf"
+    part.write_text(edge_configuration(settings, folder=None))
+    around = tmp_path / "around.conf"
+    around.write_text(f"events {{}}\nhttp {{\ninclude {part};\n}}\n")
+    for file in (whole, around):
+        command = ["nginx", "-t", "-q", "-e", str(tmp_path / "log"), "-c", str(file)]
+        command += ["-p", str(tmp_path)]
+        with Child("nginx -t", command, log=tmp_path / "out") as child:
+            assert child.process.wait(20) == 0, child.output()
+
+
+def test_a_taken_port_is_named(tmp_path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(NetworkError, match=f"superlink: 127.0.0.1:{port} is in use"):
+            check_port_is_free("127.0.0.1", port, what="superlink")
+
+
+def test_a_child_ends_with_us_and_a_missing_program_is_named(tmp_path):
+    with Child("sleep", ["sleep", "100"], log=tmp_path / "log") as child:
+        assert child.running
+    assert not child.running
+    with pytest.raises(NetworkError, match="no program 'no-such-program'"):
+        Child("x", ["no-such-program"], log=tmp_path / "log")
+
+
+def test_a_child_ends_even_when_we_are_killed(tmp_path):
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    if sys.platform != "linux":
+        pytest.skip("the kernel's help is Linux's")
+    code = (
+        "import sys, time; from pathlib import Path; from clues.network.children import Child\n"
+        "child = Child('sleep', ['sleep', '100'], log=Path(sys.argv[1]))\n"
+        "print(child.process.pid, flush=True); time.sleep(100)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        os.kill(parent.pid, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True)
+        if status.stdout.strip()[:1] in (b"", b"Z"):
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the child outlived us")
