@@ -18,7 +18,12 @@ from clues.federation.messages import REQUESTS, from_bytes
 from clues.pipeline import Run, open_run, run_until
 from clues.progress import Silent
 
-DOMAINS = {"north": "geography", "south": "medicine", "west": "geography"}
+DOMAINS = {
+    "north": "geography",
+    "south": "medicine",
+    "west": "geography",
+    "east": "medicine",
+}
 VOLATILE = ("seconds", "date")
 N_ROWS = 24
 

@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import json
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 
+from clues import cli
 from clues.errors import DataError, LedgerError
 from clues.federation.ledger import START, Entry, Ledger, compare, summary, verify
 
@@ -179,6 +181,66 @@ def test_sides_that_differ_are_told_apart_though_both_chains_hold(tmp_path, what
     for pair in ((ours, theirs), (theirs, ours)):
         with pytest.raises(LedgerError, match=f"silo north, its message {number}:"):
             compare(*pair)
+
+
+def verify_both(tmp_path, capsys) -> tuple[int, str]:
+    """What `clues ledger OURS THEIRS --verify` ends with and says; the one side is a folder."""
+    ours = tmp_path / "run"
+    ours.mkdir()
+    (tmp_path / "c.jsonl").rename(ours / "ledger.jsonl")
+    arguments = ["clues", "ledger", str(ours), str(tmp_path / "n.jsonl"), "--verify"]
+    before, sys.argv = sys.argv, arguments
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = before
+    said = capsys.readouterr()
+    return code, said.out + said.err
+
+
+def test_the_command_compares_both_sides(tmp_path, capsys):
+    both_sides(tmp_path)
+    code, said = verify_both(tmp_path, capsys)
+    assert code == 0
+    assert "north: both sides have the same 3 messages." in said
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        (lambda m: [m[0], (*m[1][:3], b"herd"), m[2]], 2),
+        (lambda m: [m[0], m[2]], 2),
+        (lambda m: m[:2], 3),
+        (lambda m: [m[1], m[0], m[2]], 1),
+    ],
+    ids=["a flipped bit", "one dropped", "the last dropped", "two swapped"],
+)
+def test_the_command_finds_what_a_ledger_written_anew_hides(tmp_path, capsys, change, number):
+    both_sides(tmp_path, change)
+    code, said = verify_both(tmp_path, capsys)
+    assert code == 5
+    assert f"silo north, its message {number}:" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda lines: [lines[0].replace(b'"hello"', b'"hellp"'), *lines[1:]], 1),
+        (lambda lines: [lines[0], lines[2]], 2),
+        (lambda lines: [lines[1], lines[0], lines[2]], 1),
+    ],
+    ids=["a flipped bit", "one dropped", "two swapped"],
+)
+def test_the_command_finds_where_one_sides_file_was_touched(tmp_path, capsys, change, line):
+    both_sides(tmp_path)
+    theirs = tmp_path / "n.jsonl"
+    theirs.write_bytes(b"".join(change(theirs.read_bytes().splitlines(keepends=True))))
+    code, said = verify_both(tmp_path, capsys)
+    assert code == 5
+    assert f"n.jsonl line {line}: the chain breaks here" in said
 
 
 def test_ledgers_without_a_common_silo_cannot_be_compared(tmp_path):
