@@ -20,6 +20,7 @@ LAYERS = (
     ("data",),
     ("model",),
     ("scoring",),
+    ("units",),
     ("selection",),
     ("evaluation",),
     # Below: a silo writes its own private report, in whatever process it runs.
@@ -39,6 +40,7 @@ WITHOUT_TORCH = (
     "errors",
     "config",
     "rundir",
+    "units",
     "selection",
     "facts",
     "report.shared",

@@ -190,8 +190,9 @@ def test_the_terms_of_a_row_add_up_to_its_score(opened):
         "Array.from(clues.rows.score, (_, i) => clues.rows.terms.reduce((s, t) => s + t[i], 0))"
     )
     scores = opened.page.evaluate("Array.from(clues.rows.score)")
-    assert len(opened.page.evaluate("clues.rows.header.terms")) == 2
+    assert opened.page.evaluate("clues.rows.header.terms") == ["influence", "loss", "alignment"]
     assert sums == pytest.approx(scores, abs=1e-4)
+    assert len(opened.page.evaluate("clues.rows.header.traces")) == 2
 
 
 def test_rows_are_reached_and_decided_from_the_keyboard(opened):

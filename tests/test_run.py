@@ -105,23 +105,30 @@ def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> No
         ({"score": {"trajectory": "crossfit", "form": "sgd"}}, {"method": "task_arithmetic"}),
         ({"train": {"aggregation": "svd"}}, {"aggregation": "svd"}),
         ({"score": {"method": "perplexity"}}, {"method": "ties"}),
-        ({"score": {"layers": "first", "loss_weight": 0}}, {"method": "dare"}),
+        (
+            {"score": {"layers": "first", "loss_weight": 0, "alignment_weight": 0}},
+            {"method": "dare"},
+        ),
         ({"score": {"method": "alignment"}}, {"method": "average"}),
         (
             {"score": {"method": "datainf", "trajectory": "crossfit"}, "threshold": RATIO},
             {"method": "average"},
         ),
         ({"score": {"form": "adam_exact", "compare": ["adam", "less"]}}, {}),
-        ({"score": {"form": "cosine", "projections": ["q_proj"]}}, {}),
+        ({"score": {"form": "cosine"}, "threshold": {"combine": "sum"}}, {}),
+        ({"score": {"form": "adam", "projections": ["q_proj"]}}, {}),
         ({"score": {"way": "finite_difference", "per_block": True}}, {}),
         (
-            {"threshold": {"rule": "anchor_mean", "units": "raw"}, "score": {"loss_weight": 0}},
+            {
+                "threshold": {"rule": "anchor_mean", "units": "raw"},
+                "score": {"loss_weight": 0, "alignment_weight": 0, "form": "sgd"},
+            },
             {"aggregation": "factors"},
         ),
     ],
     ids=[
         *("local", "crossfit", "svd", "perplexity", "layers", "alignment", "datainf"),
-        *("adam_exact", "cosine", "finite difference by block", "raw"),
+        *("adam_exact", "sum", "projections", "finite difference by block", "raw"),
     ],
 )
 def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe, combine) -> None:
@@ -148,7 +155,7 @@ def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(model, tm
             assert set(found[score]["auc_by_kind"]) == {"cut", "delete", "swap", "mix"}
         assert 0 <= found["random"]["recall"] <= 1
         # Its own form without the loss is what the silo calls influence.
-        assert found["adam"]["auc"] == pytest.approx(found["influence"]["auc"], abs=1e-12)
+        assert found["less"]["auc"] == pytest.approx(found["influence"]["auc"], abs=1e-12)
         assert silo["auc"] == plain["silos"][name]["auc"], "comparing changed the selection"
 
 
@@ -236,7 +243,7 @@ def test_two_weighted_validation_sets_are_scored_side_by_side(model, tmp_path) -
     run = open_micro(config, tmp_path / "run")
     run_until(run, "select")
     units = run.coordinator.threshold().units["domain geography"]
-    assert units.weights == {"own": 1.0, "other": 0.5, "loss": 1.0}
+    assert units.weights == {"own": 1.0, "other": 0.5, "loss": 1.0, "alignment": 1.0}
 
 
 def test_anchors_in_the_held_out_set_stop_the_run(model, tmp_path) -> None:

@@ -19,15 +19,15 @@ from clues.errors import (
 )
 from clues.selection import (
     Threshold,
-    Units,
-    anchor_units,
     fit_threshold,
     mixture_cut,
     select,
     tolerance_rank,
 )
+from clues.units import Part, Units, anchor_units
 
 HASH = "0123456789ab"
+JOINS = ("shortfall", "sum")
 # Eleven anchors whose median, mean and quantiles can be read off.
 LADDER = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 21.0])
 
@@ -278,9 +278,110 @@ def test_the_order_of_the_groups_changes_nothing():
         assert fit(rule, groups, units="anchor") == fit(rule, turned, units="anchor")
 
 
+PARTS = {"v": 1.0, "w": 1.0, "loss": 1.0, "alignment": 0.5}
+
+
+def parted(seed=0, n=40):
+    return {name: draw(n, seed=seed + k, spread=k + 1.0) for k, name in enumerate(PARTS)}
+
+
+def test_a_shortfall_is_the_distance_below_the_anchors_and_nothing_above_them():
+    part = Part(centre=2.0, width=0.5, weight=3.0)
+    found = part.shortfall(np.array([-8.0, 2.0, 12.0]))
+    assert found[0] == pytest.approx(3 * -20), "far below it is the distance in widths"
+    assert found[1] == pytest.approx(-3 * np.log(2) / 2)
+    assert -1e-9 < found[2] <= 0, "a row gains by being better than the anchors"
+
+
+def test_being_good_in_one_part_does_not_make_up_for_another():
+    anchors = parted()
+    clipped, summed = (anchor_units(anchors, PARTS, kind="anchor", combine=c) for c in JOINS)
+    row = {name: np.array([np.median(values)]) for name, values in anchors.items()}
+    bad = row | {"loss": row["loss"] - 20}
+    mixed = bad | {"v": row["v"] + 100}
+    assert summed.apply(mixed) > summed.apply(row)
+    assert clipped.apply(mixed) < clipped.apply(row) - 2
+    assert clipped.apply(mixed) == pytest.approx(clipped.apply(bad), abs=0.5)
+
+
+def test_the_score_is_the_sum_of_the_shortfalls_by_hand():
+    anchors, rows = parted(), parted(seed=50, n=7)
+    units = anchor_units(anchors, PARTS, kind="anchor", combine="shortfall")
+
+    def combined(raw):
+        scaled = {name: raw[name] / np.std(anchors[name]) for name in PARTS}
+        return {"i": scaled["v"] + scaled["w"], "l": scaled["loss"], "a": scaled["alignment"]}
+
+    total, of_anchors = np.zeros(7), np.zeros(40)
+    for part, weight in (("i", 1.0), ("l", 1.0), ("a", 0.5)):
+        theirs, ours = combined(anchors)[part], combined(rows)[part]
+        width = np.subtract(*np.quantile(theirs, [0.75, 0.25])) / 1.349
+        for values, target in ((ours, total), (theirs, of_anchors)):
+            z = (values - np.median(theirs)) / width
+            target -= weight * np.log(1 + np.exp(-2 * z)) / 2
+    spread = np.subtract(*np.quantile(of_anchors, [0.75, 0.25])) / 1.349
+    expected = (total - np.median(of_anchors)) / spread
+    assert units.apply(rows) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("combine", JOINS)
+def test_the_unit_of_a_part_does_not_count(combine):
+    anchors, rows = parted(), parted(seed=50, n=7)
+    usual = anchor_units(anchors, PARTS, kind="anchor", combine=combine).apply(rows)
+    other = {
+        side: {k: v * 1000 + 7 if k == "loss" else v for k, v in raw.items()}
+        for side, raw in (("anchors", anchors), ("rows", rows))
+    }
+    found = anchor_units(other["anchors"], PARTS, kind="anchor", combine=combine)
+    assert found.apply(other["rows"]) == pytest.approx(usual, rel=1e-9)
+
+
+def test_one_part_alone_is_never_clipped():
+    anchors, weights = {"v": draw(40, seed=1), "w": draw(40, seed=2)}, {"v": 1.0, "w": 1.0}
+    clipped, summed = (anchor_units(anchors, weights, kind="anchor", combine=c) for c in JOINS)
+    assert clipped == summed
+    assert not clipped.parts
+
+
+def test_a_threshold_with_parts_survives_its_file_and_an_old_one_is_read():
+    groups = {"a": parted(), "b": parted(seed=9)}
+    threshold = fit_threshold(
+        groups,
+        dict.fromkeys(groups, PARTS),
+        settings("anchor_tolerance", units="anchor"),
+        recipe_hash=HASH,
+        seed=0,
+    )
+    content = json.loads(json.dumps(threshold.to_json()))
+    assert Threshold.from_json(content) == threshold
+    assert set(threshold.units["a"].parts) == {"influence", "loss", "alignment"}
+    for group, raw in groups.items():
+        scores = threshold.units[group].apply(raw)
+        assert (scores < threshold.value - 1e-9).sum() == 0, "the cut is the first anchor of 40"
+        assert np.median(scores) == pytest.approx(0, abs=1e-9)
+    for units in content["units"].values():
+        del units["parts"]
+    assert not Threshold.from_json(content).units["a"].parts
+
+
+@pytest.mark.parametrize("bad", [{"width": 0.0}, {"centre": float("nan")}, {"slope": 1.0}])
+def test_a_threshold_whose_parts_are_no_good_is_refused(bad):
+    threshold = fit_threshold(
+        {"a": parted()},
+        {"a": PARTS},
+        settings("anchor_tolerance", units="anchor"),
+        recipe_hash=HASH,
+        seed=0,
+    )
+    content = threshold.to_json()
+    content["units"]["a"]["parts"]["loss"] |= bad
+    with pytest.raises(DataError, match="cannot be read"):
+        Threshold.from_json(content)
+
+
 def test_a_missing_validation_set_is_named():
     units = anchor_units({"en": LADDER, "fr": LADDER}, {"en": 1.0, "fr": 1.0}, kind="anchor")
-    with pytest.raises(DataError, match="no scores for validation set fr"):
+    with pytest.raises(DataError, match="no scores for fr"):
         units.apply({"en": LADDER})
 
 

@@ -18,7 +18,7 @@ from clues.evaluation.tasks import encode_task
 from clues.federation.trajectory import n_train_steps
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.loss import make_batch, row_losses
-from clues.selection import MIN_ANCHORS
+from clues.units import MIN_ANCHORS
 
 
 def check_run(config: RunConfig, *, n_shown: int) -> Check:

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betainc
 
 from clues.config import ThresholdSettings
@@ -21,77 +20,7 @@ from clues.errors import (
     NumericsError,
     RecipeMismatchError,
 )
-
-Array = NDArray[np.float64]
-MIN_ANCHORS = 5
-NORMAL_IQR = 1.349  # interquartile range of a standard normal distribution
-
-
-@dataclass(frozen=True)
-class Units:
-    """How a group's raw scores become comparable.
-
-    combined = sum over validation sets of weight * raw / scale
-    score = (combined - location) / spread
-    """
-
-    weights: dict[str, float]
-    scales: dict[str, float]
-    location: float
-    spread: float
-
-    def apply(self, raw: Mapping[str, Array]) -> Array:
-        """Return scores in these units from raw scores by validation set.
-
-        Raises:
-            DataError: a validation set is missing.
-        """
-        missing = set(self.weights) - set(raw)
-        if missing:
-            raise DataError(f"no scores for validation set {sorted(missing)[0]}. Score again.")
-        return (combine(raw, self.weights, self.scales) - self.location) / self.spread
-
-
-def combine(
-    raw: Mapping[str, Array], weights: Mapping[str, float], scales: Mapping[str, float]
-) -> Array:
-    """Weighted sum over validation sets, each divided by its own scale."""
-    terms = [weights[name] * np.asarray(raw[name], float) / scales[name] for name in weights]
-    return np.sum(terms, axis=0)
-
-
-def anchor_units(raw: Mapping[str, Array], weights: Mapping[str, float], *, kind: str) -> Units:
-    """Units of one group, from its anchors' raw scores.
-
-    `anchor`: every validation set is divided by the standard deviation of its anchor scores, then
-    the sum has the anchors' median 0 and (robust, normal-consistent) spread 1.
-    `raw`: validation sets are summed as they are, as in the paper.
-
-    Raises:
-        DataError: fewer than 5 anchors.
-        NumericsError: the anchors' scores are not finite, or all the same.
-    """
-    n_anchors = min((len(v) for v in raw.values()), default=0)
-    if n_anchors < MIN_ANCHORS:
-        raise DataError(
-            f"{n_anchors} anchor rows, at least {MIN_ANCHORS} are needed; 30 or more give a "
-            "steadier threshold. Add rows to the anchor file."
-        )
-    if not all(np.isfinite(v).all() for v in raw.values()):
-        raise NumericsError("an anchor score is not finite. Score in float32.")
-    if kind == "raw":
-        return Units(dict(weights), dict.fromkeys(weights, 1.0), 0.0, 1.0)
-    scales = {name: float(np.std(raw[name])) for name in weights}
-    # The standard deviation of equal numbers can come out as 1e-17.
-    if any(np.ptp(raw[name]) == 0 for name in weights):
-        raise NumericsError(
-            "all anchors have the same score, so there is no unit to compare with. Use different "
-            "anchor rows, or train longer."
-        )
-    combined = combine(raw, weights, scales)
-    low, high = np.quantile(combined, [0.25, 0.75])
-    spread = float(high - low) / NORMAL_IQR or float(np.std(combined))
-    return Units(dict(weights), scales, float(np.median(combined)), spread)
+from clues.units import MIN_ANCHORS, Array, Units, anchor_units
 
 
 @dataclass(frozen=True)
@@ -137,7 +66,7 @@ class Threshold:
             DataError: a key is missing, or a number is not finite or out of range.
         """
         try:
-            units = {group: Units(**u) for group, u in content["units"].items()}
+            units = {group: Units.from_json(u) for group, u in content["units"].items()}
             interval = content["interval"]
             threshold = cls(
                 **{
@@ -151,9 +80,8 @@ class Threshold:
             )
             numbers = [threshold.value or 0.0, threshold.ratio or 0.0, threshold.assurance or 0.0]
             numbers += [*(threshold.interval or ()), *np.ravel(threshold.anchor_quantiles)]
-            for u in units.values():
-                numbers += [u.location, u.spread, *u.weights.values(), *u.scales.values()]
-            positive = all(min(u.spread, *u.scales.values()) > 0 for u in units.values())
+            numbers += [number for u in units.values() for number in u.numbers]
+            positive = all(u.positive for u in units.values())
             share = threshold.ratio is None or 0 <= threshold.ratio <= 1
             finite = bool(np.isfinite(numbers).all()) and positive and share
         except (KeyError, TypeError, AttributeError, IndexError, ValueError):
@@ -188,7 +116,8 @@ def fit_threshold(
         DataError: fewer than 5 anchors in a group, or no proposal for rule `mixture`.
         NumericsError: anchor scores are not finite, or all the same.
     """
-    units = {g: anchor_units(raw, weights[g], kind=settings.units) for g, raw in anchors.items()}
+    how: dict[str, Any] = {"kind": settings.units, "combine": settings.combine}
+    units = {g: anchor_units(raw, weights[g], **how) for g, raw in anchors.items()}
     assurance = None
     if settings.rule == "anchor_tolerance":
         sizes = {g: len(u.apply(anchors[g])) for g, u in units.items()}
@@ -253,7 +182,7 @@ def tolerance_rank(n_anchors: int, settings: ThresholdSettings) -> tuple[int, fl
 
 def _tail_units(units: Units, raw: Mapping[str, Array], *, rank: int) -> Units:
     """Units in which the group's cut is -1 and its anchors' median 0, so groups share one cut."""
-    combined = combine(raw, units.weights, units.scales)
+    combined = units.combined(raw)
     cut, median = float(np.sort(combined)[rank - 1]), float(np.median(combined))
     # Anchors that mostly score the same: the median is the cut, and the spread stays what it was.
     spread = median - cut or units.spread

@@ -4,7 +4,7 @@ Whatever can change a score or the threshold is in the recipe; the rest is the s
 No torch here: reading a configuration takes milliseconds.
 """
 
-from clues.config.base import BUILT_IN, LOSS, NAME, Settings
+from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, NAME, Settings
 from clues.config.combine import (
     LONG_TIMEOUT_S,
     SHORT_TIMEOUT_S,
@@ -46,6 +46,7 @@ from clues.config.score import (
 from clues.config.strict import dump_yaml, validate
 
 __all__ = [
+    "ALIGNMENT",
     "ARMS",
     "BASELINE_NAMES",
     "BUILT_IN",

@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict
 BUILT_IN = "built-in"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 LOSS = "loss"  # name of the part of a score that is the row's own loss
+ALIGNMENT = "alignment"  # and of the one that says how much its question helps
 
 
 class Settings(BaseModel):

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from clues.config.base import BUILT_IN, LOSS, Settings
+from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Settings
 from clues.config.hashes import content_hash
 from clues.config.score import ScoreSettings, ThresholdSettings
 
@@ -175,13 +175,16 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _parts_can_be_added(self) -> "Recipe":
-        if any(LOSS in public.validation for public in self.public.values()):
-            raise ValueError("no validation set may be called 'loss': the row's own loss is")
-        uses_both = self.score.method == "influence" and self.score.loss_weight > 0
-        if uses_both and self.threshold.units == "raw":
+        for name in (LOSS, ALIGNMENT):
+            if any(name in public.validation for public in self.public.values()):
+                raise ValueError(f"no validation set may be called {name!r}: a part of a score is")
+        score = self.score
+        several = score.method == "influence" and (score.loss_weight or score.alignment_weight)
+        if several and self.threshold.units == "raw":
             raise ValueError(
                 "threshold.units raw adds scores as they are, and a loss and an influence have "
-                "different units; set score.loss_weight: 0 or threshold.units: anchor"
+                "different units; set score.loss_weight: 0 and score.alignment_weight: 0, or "
+                "threshold.units: anchor"
             )
         return self
 

@@ -1,6 +1,6 @@
 """How a row is scored and where the threshold lies, as settings."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -24,7 +24,8 @@ class ScoreSettings(Settings):
     Attributes:
         method: the score that decides. `influence` is ours and the paper's; the others are
             baselines.
-        form: of the influence: what of the optimiser is in the inner product.
+        form: of the influence: what of the optimiser is in the inner product, and whether it is
+            divided by lengths. `adam` if left out with `inrun`, `per_block` or a linear `way`.
         way: how it is computed. `auto` takes the cheapest exact way; `finite_difference` needs no
             backward pass.
         trajectory: whose checkpoints score the rows: of a training of all silos (`global`), at
@@ -38,12 +39,15 @@ class ScoreSettings(Settings):
         factors: of the adapter that count.
         per_block: also keep every block's share of a score.
         loss_weight: weight of minus the row's mean loss along the checkpoints, beside the
-            influence, each in units of the anchors; 0 gives the score of the paper.
+            influence, each in units of the anchors; 0 leaves it out. Both weights 0, with form
+            sgd, give the score of the paper.
+        alignment_weight: weight of how much the row's question lowers the loss of its response,
+            at the last checkpoint; 0 leaves it out. It does not count with `inrun`.
         compare: scores to compute beside it, with thresholds of their own; they decide nothing.
     """
 
     method: Literal["influence", "perplexity", Baseline] = "influence"
-    form: Form = "adam"
+    form: Form = "less"
     way: Literal["auto", "side_branch", "gradients", "finite_difference"] = "auto"
     trajectory: Literal["local", "crossfit", "global", "inrun"] = "global"
     refresh: PositiveInt | None = None
@@ -53,7 +57,18 @@ class ScoreSettings(Settings):
     factors: Literal["both", "A", "B"] = "both"
     per_block: bool = False
     loss_weight: NonNegativeFloat = 1.0
+    alignment_weight: NonNegativeFloat = 1.0
     compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _linear_where_it_must_be(cls, value: Any) -> Any:
+        """Scores by side branches alone have another default form: the linear one."""
+        if isinstance(value, dict) and "form" not in value:
+            sums = value.get("way") in ("side_branch", "finite_difference")
+            if sums or value.get("per_block") or value.get("trajectory") == "inrun":
+                return {**value, "form": "adam"}
+        return value
 
     @model_validator(mode="after")
     def _way_fits_form(self) -> "ScoreSettings":
@@ -70,7 +85,9 @@ class ScoreSettings(Settings):
     def _inrun_is_linear(self) -> "ScoreSettings":
         if self.trajectory in ("local", "crossfit") and "inrun" in self.compare:
             raise ValueError("in-run scores come from the rounds of trajectory global or inrun")
-        if self.inrun and (self.method != "influence" or self.form not in LINEAR_FORMS):
+        if self.inrun and self.method != "influence":
+            raise ValueError("in-run scores are influences; set method: influence")
+        if self.trajectory == "inrun" and self.form not in LINEAR_FORMS:
             raise ValueError(f"in-run scores need a form of {', '.join(LINEAR_FORMS)}")
         if self.trajectory == "inrun" and (
             self.per_block or self.way not in ("auto", "side_branch")
@@ -94,6 +111,11 @@ class ScoreSettings(Settings):
         return self.trajectory == "inrun" or "inrun" in self.compare
 
     @property
+    def inrun_form(self) -> str:
+        """The form of in-run scores, which are inner products."""
+        return self.form if self.form in LINEAR_FORMS else "adam"
+
+    @property
     def forms(self) -> set[str]:
         """Every influence form that is computed."""
         own = {self.form} if self.method == "influence" else set[str]()
@@ -113,6 +135,8 @@ class ThresholdSettings(Settings):
         preset: the threshold of rule `preset`.
         units: `anchor` measures a score from the anchors' median in spreads of the anchors, each
             domain by its own; `raw` leaves it as it is and pools all domains, as the paper does.
+        combine: how the parts of a score (influence, loss, alignment) join: `shortfall` counts how
+            far a row stays below the anchors in each, `sum` lets a good part make up for a bad one.
         bootstrap: draws for the threshold's interval.
         confidence: of rule `anchor_tolerance`, and the content of the bootstrap interval.
     """
@@ -124,6 +148,7 @@ class ThresholdSettings(Settings):
     ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
     preset: float | None = None
     units: Literal["anchor", "raw"] = "anchor"
+    combine: Literal["shortfall", "sum"] = "shortfall"
     bootstrap: PositiveInt = 1000
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
 

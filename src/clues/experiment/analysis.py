@@ -20,6 +20,7 @@ from clues.federation.trajectory import group_names, set_weights
 from clues.pipeline import Run
 from clues.scoring.table import ScoreTable
 from clues.selection import Threshold, fit_threshold, mixture_cut
+from clues.units import INFLUENCE, part_of
 
 RULES: dict[str, dict[str, Any]] = {
     "anchor_tolerance": {},
@@ -222,7 +223,9 @@ def score_columns(run: Run, view: SiloView) -> dict[str, np.ndarray]:
     table = view.table
     columns = {"selection score": in_units(view.space, table, run.coordinator.threshold())}
     if run.config.recipe.score.method == "influence":
-        columns["influence"] = np.sum([v for n, v in table.raw.items() if n != LOSS], axis=0)
+        columns["influence"] = np.sum(
+            [v for n, v in table.raw.items() if part_of(n) == INFLUENCE], axis=0
+        )
     return columns | {n[8:]: v for n, v in table.parts.items() if n.startswith("compare/")}
 
 

@@ -12,7 +12,7 @@ from clues.model.adapters import Checkpoint, LoraModel
 from clues.scoring.baselines import BASELINES, Scene
 from clues.scoring.forms import EXPLICIT, explicit_scores, form_directions, form_scores
 from clues.scoring.influence import RowScores
-from clues.selection import combine
+from clues.units import combine
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from clues.federation.overrides import in_force
 from clues.federation.workspace import Workspace
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
-from clues.selection import Ruling, Selection, Threshold, Units, select
+from clues.selection import Ruling, Selection, Threshold, select
+from clues.units import Units
 
 
 def decide(

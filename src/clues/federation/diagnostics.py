@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from clues.config import LOSS
 from clues.errors import DataError
 from clues.evaluation.compare import Alone, select_alone
 from clues.evaluation.compare import figures as compared_figures
@@ -16,6 +15,7 @@ from clues.federation.overrides import in_force
 from clues.federation.workspace import Workspace
 from clues.scoring.table import ScoreTable
 from clues.selection import Threshold
+from clues.units import INFLUENCE, part_of
 
 BANDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 MIN_BANDED = 20  # of fewer rows a tenth is one row, or none
@@ -48,7 +48,7 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
     losses = [
         v for name, v in table.parts.items() if name.endswith("/loss") and name != "base/loss"
     ]
-    terms = [v for name, v in table.raw.items() if name != LOSS]
+    terms = [v for name, v in table.raw.items() if part_of(name) == INFLUENCE]
     influence = np.sum(terms, axis=0) if space.recipe().score.method == "influence" else None
     methods: dict[str, Any] = {
         "selection score": in_units(space, table, threshold),

@@ -4,7 +4,7 @@ Everything is read from the silo's disk, so that it can be written again at any 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clues.atomic import atomic_write_bytes
-from clues.config import LOSS, Recipe
+from clues.config import ALIGNMENT, LOSS, Recipe
 from clues.evaluation.detection import read_labels
 from clues.federation.decisions import in_units
 from clues.federation.overrides import in_force, waiting
@@ -21,7 +21,8 @@ from clues.report.cards import DataFacts, data_card
 from clues.report.pairs import threshold_pairs
 from clues.report.private import Grouping, Review, render_private
 from clues.scoring.table import ScoreTable
-from clues.selection import Threshold, Units, cut_of
+from clues.selection import Threshold, cut_of
+from clues.units import INFLUENCE, Units, part_of
 
 N_BANDS = 5
 N_VALUES = 24  # groups of a column; what is left is one more
@@ -89,6 +90,7 @@ def review(space: Workspace) -> Review:
         ids=[sample.id for sample in samples],
         scores=_spread(scored, at, n),
         terms={k: _spread(v, at, n) for k, v in _terms(space, table, threshold, scored).items()},
+        traces={k: _spread(v, at, n) for k, v in _traces(space, table, threshold).items()},
         losses={k: _spread(v, at, n) for k, v in _losses(table).items()},
         n_tokens=_spread(table.n_tokens, at, n, fill=0).astype(np.int64),
         n_response_tokens=_spread(table.n_response_tokens, at, n, fill=0).astype(np.int64),
@@ -121,7 +123,9 @@ def _score(recipe: Recipe) -> str:
     """How rows were scored, in words."""
     score = recipe.score.method
     if score == "influence":
-        score += f", form {recipe.score.form}, loss weight {recipe.score.loss_weight:g}"
+        score += f", form {recipe.score.form}"
+        others = {LOSS: recipe.score.loss_weight, ALIGNMENT: recipe.score.alignment_weight}
+        score += "".join(f", {name} weight {weight:g}" for name, weight in others.items())
     return f"{score}, trajectory {recipe.score.trajectory}"
 
 
@@ -151,35 +155,62 @@ def _anchors(space: Workspace, threshold: Threshold) -> tuple[list[float], str]:
 def _terms(
     space: Workspace, table: ScoreTable, threshold: Threshold, scored: Floats
 ) -> dict[str, Floats]:
-    """What every checkpoint adds to a score; the terms of a row add up to it."""
-    numbers = {int(k) for part in table.parts if (k := part.split("/")[0]).isdigit()}
-    names = [str(number) for number in sorted(numbers)]
-    terms = {name: np.zeros(len(table.row)) for name in names}
-    for number, group in enumerate(space.groups()):
-        members = np.flatnonzero(table.fold == number)
-        units = threshold.units[group]
-        for name in names:
-            found = _checkpoint_term(table, units, name, len(names))
-            terms[name][members] = (found[members] - units.location / len(names)) / units.spread
+    """What a row's score is the sum of: its parts, or what every checkpoint adds."""
+    found: dict[str, Floats] = {}
+    for members, units in _groups(space, table, threshold):
+        raw = {name: values[members] for name, values in table.raw.items()}
+        parts = units.shortfalls(raw)
+        for name in [part for part in (INFLUENCE, LOSS, ALIGNMENT) if part in parts]:
+            share = units.location / len(parts)
+            found.setdefault(name, np.zeros(len(table.row)))[members] = (
+                parts[name] - share
+            ) / units.spread
+    if found:
+        return found
+    terms = _traces(space, table, threshold)
     total = np.sum(list(terms.values()), axis=0) if terms else np.zeros(0)
     # Where a score is no sum over checkpoints (in-run, baselines) there is one term: the score.
     if not terms or not np.allclose(total, scored, rtol=1e-6, atol=1e-6):
         return {"score": scored}
-    return {f"checkpoint {int(name) + 1}": term for name, term in terms.items()}
+    return terms
+
+
+def _traces(space: Workspace, table: ScoreTable, threshold: Threshold) -> dict[str, Floats]:
+    """What every checkpoint adds, in units of the anchors: to the influence, or to a plain sum."""
+    numbers = {int(k) for part in table.parts if (k := part.split("/")[0]).isdigit()}
+    names = [str(number) for number in sorted(numbers)]
+    traces = {name: np.zeros(len(table.row)) for name in names}
+    for members, units in _groups(space, table, threshold):
+        part = units.parts.get(INFLUENCE)
+        centre, width = (part.centre, part.width) if part else (units.location, units.spread)
+        for name in names:
+            found = _checkpoint_term(table, units, name, len(names))
+            traces[name][members] = (found[members] - centre / len(names)) / width
+    return {f"checkpoint {int(name) + 1}": trace for name, trace in traces.items()}
+
+
+def _groups(
+    space: Workspace, table: ScoreTable, threshold: Threshold
+) -> Iterator[tuple[NDArray[np.int64], Units]]:
+    """Positions and units of every group's rows."""
+    for number, group in enumerate(space.groups()):
+        yield np.flatnonzero(table.fold == number), threshold.units[group]
 
 
 def _checkpoint_term(
     table: ScoreTable, units: Units, checkpoint: str, n_checkpoints: int
 ) -> Floats:
-    """A checkpoint's part of the weighted sum of validation sets, before location and spread."""
+    """A checkpoint's part of the weighted sum, before location and spread."""
     total = np.zeros(len(table.row))
-    for part, weight in units.weights.items():
-        if part == LOSS:
+    for name, weight in units.weights.items():
+        if units.parts and part_of(name) != INFLUENCE:
+            continue
+        if name == LOSS:
             terms = [-table.parts[f"{checkpoint}/{LOSS}"] / n_checkpoints]
         else:
-            start = f"{checkpoint}/{part}"
+            start = f"{checkpoint}/{name}"
             terms = [v for k, v in table.parts.items() if k == start or k.startswith(f"{start}/")]
-        total += weight * np.sum(terms, axis=0) / units.scales[part] if terms else 0.0
+        total += weight * np.sum(terms, axis=0) / units.scales[name] if terms else 0.0
     return total
 
 

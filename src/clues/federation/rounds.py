@@ -35,7 +35,7 @@ def make_reference(
 
     The first round has no optimiser state yet; its direction is the plain gradient.
     """
-    form = cast(Any, recipe.score.form if checkpoint.second_moment else "sgd")
+    form = cast(Any, recipe.score.inrun_form if checkpoint.second_moment else "sgd")
     directions: dict[str, AdapterState] = {}
     products: dict[str, float] = {}
     losses: list[float] = []

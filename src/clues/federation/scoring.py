@@ -31,7 +31,8 @@ from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
-from clues.selection import anchor_units, combine, mixture_cut
+from clues.selection import mixture_cut
+from clues.units import anchor_units, combine
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,8 @@ def _proposal(
     scores = np.zeros(len(fold))
     for number, group in enumerate(groups):
         anchors = space.memory["anchor_scores"][group]
-        units = anchor_units(anchors, weights, kind=recipe.threshold.units)
+        rule = recipe.threshold
+        units = anchor_units(anchors, weights, kind=rule.units, combine=rule.combine)
         members = fold == number
         scores[members] = units.apply({k: v[members] for k, v in raw.items()})
     return mixture_cut(scores, seed=derived_seed(recipe.seed, "mixture", space.name))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clues.config import (
+    ALIGNMENT,
     BASELINE_NAMES,
     LOSS,
     PublicFile,
@@ -22,7 +23,7 @@ from clues.data.tokens import EncodedRow
 from clues.errors import RecipeMismatchError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.forms import by_block, form_scores, way_of
-from clues.scoring.perplexity import mean_losses
+from clues.scoring.perplexity import alignments, mean_losses
 from clues.scoring.shards import Job, Team, score_in_shards
 
 N_FOLDS = 2
@@ -36,7 +37,8 @@ class TrajectoryScores:
     """Scores of rows along a trajectory.
 
     Attributes:
-        raw: by validation set, sum over checkpoints of learning rate times inner product.
+        raw: by validation set, sum over checkpoints of learning rate times inner product; and
+            `loss` and `alignment` where they count.
         parts: the terms of that sum as `checkpoint/set` (`checkpoint/set/block n` where asked
             for), and `checkpoint/loss`.
     """
@@ -61,9 +63,10 @@ def score_rows(
 
     raw[set][n] = sum_t learning_rate[t] * < gradient of row n at t, direction[t][set] >
     raw["loss"][n] = - mean_t loss of row n at t
+    raw["alignment"][n] = loss of row n's response without its question - with it, at the last t
 
-    The second is there for method perplexity, or where `loss_weight` is above zero: it then counts
-    like one more validation set, in units of the same anchors.
+    The second is there for method perplexity, and where `loss_weight` is above zero; the third
+    where `alignment_weight` is.
 
     Args:
         model: is left with the last checkpoint's adapter.
@@ -112,9 +115,15 @@ def score_rows(
             term = checkpoint.learning_rate * found.products[:, k]
             parts[f"{index}/{name}{block}"] = term
             raw[name] = raw.get(name, np.zeros(len(rows))) + term
-    if LOSS in set_weights(settings, {}):
-        losses = [parts[f"{index}/loss"] for index in range(len(checkpoints))]
+    wanted = set_weights(settings, {})
+    losses = [parts[f"{index}/loss"] for index in range(len(checkpoints))]
+    if LOSS in wanted:
         raw[LOSS] = -np.mean(losses, axis=0)
+    if ALIGNMENT in wanted:
+        adapter = checkpoints[-1].adapter
+        raw[ALIGNMENT] = alignments(
+            model, rows, losses[-1], adapter=adapter, skip_nonfinite=skip_nonfinite
+        )
     return TrajectoryScores(raw, parts)
 
 
@@ -158,13 +167,16 @@ def check_probe(found: float, expected: float, *, recipe: Recipe, where: str) ->
 
 
 def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -> dict[str, float]:
-    """Weight of every part of a group's score: validation sets, and the row's own loss."""
+    """Weight of every name in a group's score: validation sets, own loss, alignment."""
     if settings.method == "perplexity":
         return {LOSS: 1.0}
     if settings.method in BASELINE_NAMES:
         return {settings.method: 1.0}
     weights = {name: file.weight for name, file in validation.items()}
-    return weights | ({LOSS: settings.loss_weight} if settings.loss_weight else {})
+    # A step of training sees a row with its question alone.
+    alignment = 0.0 if settings.trajectory == "inrun" else settings.alignment_weight
+    others = {LOSS: settings.loss_weight, ALIGNMENT: alignment}
+    return weights | {name: weight for name, weight in others.items() if weight}
 
 
 def anchors_at_coordinator(recipe: Recipe) -> bool:

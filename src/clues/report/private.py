@@ -58,7 +58,8 @@ class Review:
         anchors_from: whose anchors these are, in words.
         ids: content ids.
         scores: in the threshold's units.
-        terms: by name what a row's score is the sum of: one array for each checkpoint.
+        terms: by name what a row's score is the sum of: its parts, or one array a checkpoint.
+        traces: what each checkpoint adds, in units of the anchors; empty if there is none.
         losses: the row's loss in nats, before training and after.
         n_tokens: length, with the prompt.
         n_response_tokens: length of what carries loss.
@@ -82,6 +83,7 @@ class Review:
     ids: Sequence[str] = field(repr=False)
     scores: NDArray[np.float64] = field(repr=False)
     terms: Mapping[str, NDArray[np.float64]] = field(repr=False)
+    traces: Mapping[str, NDArray[np.float64]] = field(repr=False)
     losses: Mapping[str, NDArray[np.float64]] = field(repr=False)
     n_tokens: NDArray[np.int64] = field(repr=False)
     n_response_tokens: NDArray[np.int64] = field(repr=False)
@@ -145,6 +147,7 @@ def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, An
         "low": chart.low,
         "high": chart.high,
         "terms": list(review.terms),
+        "traces": list(review.traces),
         "losses": list(review.losses),
         "kinds": kinds if review.labels is not None else None,
         "reasons": reasons,
@@ -171,6 +174,7 @@ def _arrays(review: Review) -> dict[str, np.ndarray]:
         "why": why,
     }
     arrays |= {f"term{k}": v.astype(np.float32) for k, v in enumerate(review.terms.values())}
+    arrays |= {f"trace{k}": v.astype(np.float32) for k, v in enumerate(review.traces.values())}
     arrays |= {f"loss{k}": v.astype(np.float32) for k, v in enumerate(review.losses.values())}
     arrays |= {f"group{k}": g.codes for k, g in enumerate(review.groupings)}
     if review.labels is not None:

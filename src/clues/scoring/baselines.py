@@ -6,20 +6,19 @@ anchors go through the same function as the silo's rows. Higher is better, alway
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from clues.data.tokens import EncodedRow
-from clues.errors import ConfigError
 from clues.model.adapters import Checkpoint, LoraModel
 from clues.model.loss import make_batch
 from clues.scoring.batches import each_batch, token_budget_of
 from clues.scoring.datainf import datainf_direction
 from clues.scoring.direction import mean_gradient
 from clues.scoring.influence import influence_scores
-from clues.scoring.perplexity import mean_losses
+from clues.scoring.perplexity import alignments, mean_losses
 
 Scorer = Callable[[Sequence[EncodedRow]], np.ndarray]
 
@@ -152,20 +151,6 @@ BASELINES: dict[str, Callable[[Scene], Scorer]] = {
 }
 
 
-def answer_alone(row: EncodedRow) -> EncodedRow:
-    """The row's response tokens after one token of context: the one that stood before them.
-
-    Raises:
-        ConfigError: nothing stands before the response, so there is no question to leave out.
-    """
-    first = next(i for i, carries_loss in enumerate(row.mask) if carries_loss)
-    if first == 0:
-        raise ConfigError("a row starts with its response; ifd and alignment need a question.")
-    kept = [first - 1, *(i for i, carries_loss in enumerate(row.mask) if carries_loss)]
-    ids = type(row.ids)(row.ids[i] for i in kept)
-    return replace(row, ids=ids, mask=type(row.mask)(row.mask[i] for i in kept))
-
-
 def _losses_with_and_without_question(
     scene: Scene, rows: Sequence[EncodedRow]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -173,8 +158,8 @@ def _losses_with_and_without_question(
     if key not in scene.memory:
         adapter = scene.checkpoint.adapter
         given = mean_losses(scene.model, rows, adapter=adapter)
-        alone = mean_losses(scene.model, [answer_alone(r) for r in rows], adapter=adapter)
-        scene.memory[key] = given, alone
+        helps = alignments(scene.model, rows, given, adapter=adapter)
+        scene.memory[key] = given, given + helps
     return scene.memory[key]
 
 

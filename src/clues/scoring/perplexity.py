@@ -1,6 +1,7 @@
-"""Perplexity as a score: how well a model already predicts a row's response."""
+"""Losses as scores: how well a model predicts a row's response, with and without its question."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -41,3 +42,57 @@ def mean_losses(
         each_batch(rows, compute, token_budget=budget, on_rows=on_rows)
     refuse_nonfinite(rows, losses, skip=skip_nonfinite, what="loss")
     return losses
+
+
+def answer_alone(row: EncodedRow) -> EncodedRow | None:
+    """The row's response tokens after one token of context: the one that stood before them.
+
+    None where nothing stands before the response: there is no question to leave out.
+    """
+    first = next(i for i, carries_loss in enumerate(row.mask) if carries_loss)
+    if first == 0:
+        return None
+    kept = [first - 1, *(i for i, carries_loss in enumerate(row.mask) if carries_loss)]
+    ids = type(row.ids)(row.ids[i] for i in kept)
+    return replace(row, ids=ids, mask=type(row.mask)(row.mask[i] for i in kept))
+
+
+def alignments(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    losses: np.ndarray,
+    *,
+    adapter: AdapterState,
+    skip_nonfinite: bool = False,
+) -> np.ndarray:
+    """How much its question lowers the loss of every row's response, in nats a token.
+
+    alignment[n] = loss(answer) - loss(answer | question)
+
+    Above zero where the question helps, zero where there is none.
+
+    Args:
+        model: is left with the adapter.
+        rows: rows to score.
+        losses: loss(answer | question) of each, under the same adapter.
+        adapter: LoRA weights.
+        skip_nonfinite: give NaN instead of raising.
+
+    Raises:
+        NonFiniteScoreError: a loss is NaN or infinite.
+
+    Source: FedDQC, Du et al. 2024, arXiv 2410.11540.
+    """
+    alone = [answer_alone(row) for row in rows]
+    asked = [n for n, row in enumerate(alone) if row is not None]
+    found = np.zeros(len(rows))
+    found[asked] = (
+        mean_losses(
+            model,
+            [row for row in alone if row is not None],
+            adapter=adapter,
+            skip_nonfinite=skip_nonfinite,
+        )
+        - losses[asked]
+    )
+    return found

@@ -62,27 +62,35 @@ class Detail {
   }
 
   terms(row) {
-    const { rows } = this;
+    const { header, terms, traces } = this.rows;
+    const box = make("div");
+    box.append(make("h4", "", ""), this.sums(row, "The score is the sum of", header.terms, terms));
+    // Where the score is no sum over the checkpoints, they are shown beside it.
+    if (traces.length && header.terms[0] !== header.traces[0]) {
+      box.append(this.sums(row, "The influence is the sum of", header.traces, traces));
+    }
+    return box;
+  }
+
+  sums(row, title, names, arrays) {
     const table = make("table");
     table.createCaption().className = "unseen";
-    table.caption.textContent = "What each checkpoint adds to the score";
+    table.caption.textContent = title;
     const head = table.createTHead().insertRow();
-    for (const [text, className] of [["The score is the sum of", ""], ["", "number"]]) {
+    for (const [text, className] of [[title, ""], ["", "number"]]) {
       const cell = make("th", className, text);
       cell.scope = "col";
       if (!text) cell.append(make("span", "unseen", "Term"));
       head.append(cell);
     }
     const body = table.createTBody();
-    rows.header.terms.forEach((name, k) => {
+    names.forEach((name, k) => {
       const line = body.insertRow();
       const cell = make("th", "", name);
       cell.scope = "row";
-      line.append(cell, make("td", "number", shown(rows.terms[k][row])));
+      line.append(cell, make("td", "number", shown(arrays[k][row])));
     });
-    const box = make("div");
-    box.append(make("h4", "", ""), table);
-    return box;
+    return table;
   }
 
   form(row) {

@@ -58,7 +58,7 @@ class List {
   commonReach() {
     const sizes = [];
     const step = Math.max(1, Math.floor(this.rows.nScored / 4000));
-    for (const term of this.rows.terms) {
+    for (const term of this.rows.traces) {
       for (let k = 0; k < this.rows.nScored; k += step) sizes.push(Math.abs(term[this.rows.byScore[k]]));
     }
     sizes.sort((a, b) => a - b);
@@ -113,7 +113,7 @@ class List {
     element.setAttribute("aria-setsize", this.n);
     const [score, spark, chips, said, length] = element.children;
     score.textContent = shown(rows.score[row]);
-    drawSpark(spark, rows.terms.map((term) => term[row]), this.reach);
+    drawSpark(spark, rows.traces.map((trace) => trace[row]), this.reach);
     const kept = choice.keptHere(row);
     const hand = choice.handHere[row] ? " hand" : "";
     chips.firstChild.className = `chip ${kept ? "kept" : "dropped"}${hand}`;

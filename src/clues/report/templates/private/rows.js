@@ -14,6 +14,7 @@ class Rows {
     Object.assign(this, { header, arrays, n: arrays.score.length, score: arrays.score });
     this.decoder = new TextDecoder();
     this.terms = header.terms.map((_, k) => arrays[`term${k}`]);
+    this.traces = header.traces.map((_, k) => arrays[`trace${k}`]);
     this.losses = header.losses.map((_, k) => arrays[`loss${k}`]);
     // By score, the lowest first; rows without a score come last, as in the file.
     this.byScore = Uint32Array.from({ length: this.n }, (_, i) => i);
