@@ -27,10 +27,11 @@ LAYERS = (
     ("report",),
     ("federation",),
     (
-        *("reference", "checklist", "scaffold", "interview", "check"),
+        *("checklist", "scaffold", "interview", "check"),
         *("judging", "results", "pipeline", "demo"),
     ),
     ("network",),
+    ("reference",),
     ("experiment",),
     ("cli_calm",),
     ("cli_network",),

@@ -20,7 +20,7 @@ from clues.network.join import join
 from clues.network.keys import make_authority, make_node_key
 from clues.network.probe import probe
 from clues.network.settings import Coordinator, load_coordinator, load_join
-from clues.network.superlink import SuperLink, open_superlink
+from clues.network.superlink import SuperLink, forget_other_keys, open_superlink
 from clues.progress import Silent
 from deploy.rehearsal import Hospitals, write_hospitals
 
@@ -176,6 +176,14 @@ def test_flower_itself_refuses_wrong_and_missing_certificates_and_keys(doorway, 
     known = {node.node_id for node in client.ListNodes(ListNodesRequest()).nodes_info}
     client.close()
     assert known == set(doorway.nodes.values())
+
+
+def test_keys_of_an_earlier_file_are_forgotten_and_the_same_ones_are_not(tmp_path):
+    state, keys = tmp_path / "superlink.db", {"north": "key 1", "south": "key 2"}
+    for given, kept in ((keys, False), (keys, True), ({"north": "key 1"}, False), (keys, False)):
+        state.write_text("")
+        forget_other_keys(tmp_path, given)
+        assert state.exists() == kept, given
 
 
 @needs_nginx

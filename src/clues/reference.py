@@ -12,12 +12,14 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from clues.config import RunConfig, Settings, SiloSettings
+from clues.network.settings import CoordinatorSettings, JoinSettings
 
 _OPENING = """# Configuration
 
 Two kinds of file. `clues.yaml` holds what all silos share, and a run's other settings; a silo's own
 file holds what never leaves it. Whatever can change a score or the threshold is in `recipe`, public
-rows included (by the hash of their bytes), and the recipe's hash travels with every message.
+rows included (by the hash of their bytes), and the recipe's hash travels with every message. On separate
+machines two short files more say who talks to whom ([deployment.md](deployment.md)).
 
 `clues init` writes a first pair of files. An unknown key is an error and comes with a suggestion;
 `null` means off; paths start at the file that names them; every run writes
@@ -26,7 +28,12 @@ rows included (by the hash of their bytes), and the recipe's hash travels with e
 This page is made of the settings' own explanations by `make reference`.
 """
 # Every file that a user writes: its name in headings, and what reads it.
-FILES: dict[str, type[Settings]] = {"clues.yaml": RunConfig, "A silo's file": SiloSettings}
+FILES: dict[str, type[Settings]] = {
+    "clues.yaml": RunConfig,
+    "A silo's file": SiloSettings,
+    "For clues serve": CoordinatorSettings,
+    "For clues join": JoinSettings,
+}
 
 
 def reference() -> str:

@@ -222,9 +222,21 @@ def close_unanswered(ledger: Ledger) -> None:
 
 
 def find_silos(
-    grid: Grid, expected: list[str], *, settings: FederationSettings, poll_s: float = POLL_S
+    grid: Grid,
+    expected: list[str],
+    *,
+    settings: FederationSettings,
+    ledger: Ledger | None = None,
+    poll_s: float = POLL_S,
 ) -> dict[str, int]:
     """Ask machines without registered keys which silo they are; for loopback and simulation.
+
+    Args:
+        grid: of the run.
+        expected: names of the silos that are looked for.
+        settings: how long to wait.
+        ledger: gets question and answer of each that is found; before, nobody knows whose they are.
+        poll_s: seconds between two looks for answers.
 
     Returns:
         Node ids of the expected silos; of one that does not come within `wait_s`, zero.
@@ -248,6 +260,10 @@ def find_silos(
                 raise DataError(f"two machines say that they are silo {name}. Stop one of them.")
             if name in expected:
                 found[name] = node
+                if ledger is not None:
+                    data = from_content(reply.content)
+                    ledger.record(name, "in", WhoRequest.kind, request)
+                    ledger.record(name, "out", kind_of(data), data)
         time.sleep(poll_s)
     return {name: found.get(name, 0) for name in expected}
 

@@ -82,9 +82,10 @@ def serve(coordinator: Coordinator, *, progress: Progress, say: Say) -> dict[str
             grid = stack.enter_context(superlink.open_grid())
             federation = coordinator.run.federation
             say(f"Waiting for {len(settings.names)} silos at {settings.public}.")
-            if settings.insecure:
-                nodes = find_silos(grid, list(settings.names), settings=federation)
             ledger = Ledger(folder / "ledger.jsonl")
+            if settings.insecure:
+                names = list(settings.names)
+                nodes = find_silos(grid, names, settings=federation, ledger=ledger)
             transport = GridTransport(grid, nodes, ledger, settings=federation)
             run = open_coordinator(
                 coordinator.run, folder, transport=Told(transport, say), progress=progress

@@ -32,12 +32,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from clues.atomic import make_folder
+from clues.atomic import atomic_write_bytes, make_folder
 from clues.errors import NetworkError
 from clues.network.children import FLOWER_ENVIRONMENT, Child, check_port_is_free
 from clues.network.keys import read_public_key
 from clues.network.secret import write_secret
 from clues.network.settings import Coordinator, split_address
+from clues.rundir import hash_of
 
 TASK_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 TASK_WAIT_S, TASK_POLL_S = 30.0, 0.2
@@ -177,6 +178,7 @@ def open_superlink(coordinator: Coordinator, folder: Path) -> Iterator[SuperLink
     host, port = split_address(settings.superlink)
     check_port_is_free(host, port, what="superlink")
     make_folder(folder)
+    forget_other_keys(folder, coordinator.keys)
     secret_file = write_secret(folder)
     command = ["flower-superlink", "--isolation", "process"]
     command += ["--superexec-auth-secret-file", str(secret_file)]
@@ -194,6 +196,19 @@ def open_superlink(coordinator: Coordinator, folder: Path) -> Iterator[SuperLink
         child.wait_for_port(host, port, wait_s=settings.start_s)
         ca = settings.ca.read_bytes() if settings.ca and not settings.insecure else None
         yield SuperLink(child, settings.superlink, ca, secret_file.read_bytes())
+
+
+def forget_other_keys(folder: Path, keys: Mapping[str, str]) -> None:
+    """Begin with an empty state where the coordinator's file has had other keys.
+
+    A SuperLink that has shut a key out never takes it again, and one that has not lets it in.
+    """
+    digest, noted = hash_of(dict(keys)), folder / "keys.sha256"
+    if noted.exists() and noted.read_text() == digest:
+        return
+    for old in folder.glob("superlink.db*"):
+        old.unlink()
+    atomic_write_bytes(noted, digest.encode())
 
 
 def explain(error: httpx.HTTPError) -> NetworkError:
