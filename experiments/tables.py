@@ -1,4 +1,4 @@
-"""Write docs/results.md from the stored results of all experiments.
+"""Write docs/results.md and its figures from the stored results of all experiments.
 
 python -m experiments.tables
 """
@@ -13,8 +13,13 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from clues.experiment.figure import write_figure
+from clues.experiment.spec import known_experiments, load_experiment
+from clues.experiment.tables import experiment_tables, score_in_words
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "results.md"
+IMAGES = HERE.parent / "docs" / "images"
 FIGURES = ("heldout_loss", "knowledge_accuracy")
 TITLES = {
     "demo": "Demo: generated questions, five silos, two languages",
@@ -111,8 +116,8 @@ def page() -> str:
         "",
         "Made by `make results` from the files in `experiments/*/results`. "
         "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
-        "need labels, which exist because the damage was injected. The selection score is influence "
-        "plus the row's own log-likelihood, equally weighted (the default).",
+        "need labels, which exist because the damage was injected. The line above a table says what "
+        "the selection score was made of; docs/scores.md explains it.",
     ]
     for folder in ("demo", "medquad"):
         by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -128,7 +133,7 @@ def page() -> str:
             first, method = runs[0], runs[0]["method"]
             seeds = ", ".join(str(r["seeds"][0]) for r in runs)
             dates = ", ".join(sorted({r["date"] for r in runs}))
-            how = f"{method['score']}, {method['form']}, {method['trajectory']}; {method['rule']}"
+            how = f"{score_in_words(method)}; {method['rule']}"
             lines += [
                 "",
                 f"### Base model: {model}",
@@ -142,8 +147,49 @@ def page() -> str:
             if model in compared:
                 seeds = ", ".join(str(r["seeds"][0]) for r in compared[model])
                 lines += ["", f"Scores: runs of their own up to the selection, seeds {seeds}."]
+    for name in known_experiments(HERE):
+        lines += section(name)
     return "\n".join(lines) + "\n"
 
 
+def stored(name: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """An experiment's seeds by scale and base model."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for file in sorted((HERE / name / "results").glob("*.json")):
+        seed = json.loads(file.read_text(encoding="utf-8"))
+        found[seed["scale"], seed["base_model"]].append(seed)
+    return dict(found)
+
+
+def section(name: str) -> list[str]:
+    """Tables and figures of one experiment, or that it has not run."""
+    spec = load_experiment(name, HERE)
+    lines = ["", f"## {spec.title}", "", f"{spec.asks} {spec.repeats.strip()}"]
+    groups = stored(name)
+    if not groups:
+        return [*lines, "", f"Not run yet: `clues experiment {name}`."]
+    for (scale, model), seeds in groups.items():
+        lines += ["", f"### {scale} scale, {model}", "", *experiment_tables(seeds)]
+        picture = figure_path(name, scale, model)
+        if picture.exists():
+            alt = f"{spec.title}: gain of every arm over mixed, and AUC of every score"
+            lines += ["", f"![{alt}](images/{picture.name})"]
+    most = max(len(seeds) for seeds in groups.values())
+    return [*lines, "", f"Again: `clues experiment {name} --seeds {most}`."]
+
+
+def figure_path(name: str, scale: str, model: str) -> Path:
+    """Where an experiment's figure lies."""
+    return IMAGES / f"experiment-{name}-{scale}-{model}.svg"
+
+
+def write_figures() -> None:
+    """Draw every experiment that has run."""
+    for name in known_experiments(HERE):
+        for (scale, model), seeds in stored(name).items():
+            write_figure(seeds, figure_path(name, scale, model))
+
+
 if __name__ == "__main__":
+    write_figures()
     DOCS.write_text(page(), encoding="utf-8")

@@ -1,7 +1,10 @@
 """The published tables are those of the stored results."""
 
+import re
+
 import pytest
 
+from clues.experiment.spec import known_experiments
 from experiments import tables
 
 
@@ -13,6 +16,16 @@ def run(mixed: float, clues: float, oracle: float) -> dict:
 
 def test_the_results_page_is_made_of_the_stored_results() -> None:
     assert tables.DOCS.read_text() == tables.page(), "docs/results.md is old: make results"
+
+
+def test_every_figure_on_the_page_is_there_and_every_experiment_is_named() -> None:
+    page = tables.DOCS.read_text()
+    for name in re.findall(r"\(images/([^)]+)\)", page):
+        assert (tables.IMAGES / name).stat().st_size > 0
+    for name in known_experiments(tables.HERE):
+        assert f"clues experiment {name}" in page
+        for scale, model in tables.stored(name):
+            assert tables.figure_path(name, scale, model).name in page, "make results"
 
 
 def test_an_interval_is_students() -> None:

@@ -179,11 +179,24 @@ def length_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def score_in_words(method: Mapping[str, Any]) -> str:
+    """What made the scores of a stored run; one from before there were parts had two, added."""
+    if method["score"] != "influence":
+        return f"{method['score']}, {method['trajectory']}"
+    weights = {
+        "loss": method.get("loss_weight", 0),
+        "alignment": method.get("alignment_weight", 0),
+    }
+    others = [f"{w:g} {name}" if w != 1 else name for name, w in weights.items() if w]
+    joined = f" with {' and '.join(others)} ({method.get('parts', 'sum')})" if others else ""
+    return f"influence, {method['form']}, {method['trajectory']}{joined}"
+
+
 def _heading(seeds: Sequence[Stored]) -> str:
     runs = [run for seed in seeds for run in seed["variants"].values()]
     first, method = runs[0], runs[0]["method"]
     dates = ", ".join(sorted({run["date"] for run in runs}))
-    how = f"{method['score']}, {method['form']}, {method['trajectory']}; {method['rule']}"
+    how = f"{score_in_words(method)}; {method['rule']}"
     questions = ""
     if first.get("questions"):
         questions = f" {first['questions']} questions, guessing scores {first['guessing']:.2f}."
