@@ -2,6 +2,7 @@
 # make test   all tests
 # make check  lint, format, types
 # make results     docs/results.md from the stored results
+# make docs        the documentation as a site, in site/, built strictly and without a network
 # make reference   docs/configuration.md from the settings themselves
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark results reference picture federation federation-tests clean
+.PHONY: demo test fast check benchmark results reference docs picture federation federation-tests clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -42,6 +43,9 @@ results: $(READY)
 
 reference: $(READY)
 	$(BIN)/python -m clues.reference docs/configuration.md
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 picture: $(READY)
 	$(BIN)/clues demo

@@ -28,7 +28,7 @@ LAYERS = (
     ("federation",),
     (
         *("checklist", "scaffold", "interview", "check"),
-        *("judging", "results", "pipeline", "demo"),
+        *("judging", "results", "pipeline", "whatif", "demo"),
     ),
     ("network",),
     ("reference",),

@@ -230,6 +230,13 @@ def test_stages_run_one_by_one_and_the_dry_run_writes_nothing(inputs, tmp_path, 
     counts = json.loads(capsys.readouterr().out)
     assert set(counts) == {silo.name for silo in SILOS}
     assert all(c["kept"] == c["rows"] == 24 for c in counts.values())
+    assert all(c["kept_now"] + c["more"] == 24 and c["fewer"] == 0 for c in counts.values())
+    assert call(*what_if[:-1], "--threshold", "99")[0] == 0
+    text = capsys.readouterr().out
+    assert "Threshold in force: -1 (anchor_tolerance). Tried: 99." in text
+    kept = counts["harbor-bank"]["kept_now"]
+    said = f"harbor-bank: {kept} of 24 kept ({kept / 24:.0%}); would be 0 (0%): 0 rows more, {kept}"
+    assert f"{said} fewer" in text
     assert not list(root.glob("silos/*/private/kept*")), "a dry run must not write a selection"
     capsys.readouterr()
     assert call("merge", inputs, "--out", root, "-q", "--allow-degenerate", "--json")[0] == 0

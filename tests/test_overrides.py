@@ -184,7 +184,8 @@ def test_a_dry_run_shows_what_overrides_would_do_and_writes_nothing(world, tmp_p
     select(config, root, file, more=("--dry-run", "--json"))
     counts = json.loads(capfd.readouterr().out)
     n_kept = sum(r["kept"] == "1" for r in decisions(root))
-    assert counts["north"] == {"rows": 24, "kept": n_kept - 1, "by_hand": 1}
+    changed = {"kept_now": n_kept, "kept": n_kept - 1, "more": 0, "fewer": 1}
+    assert counts["north"] == {"rows": 24, **changed, "by_hand": 1, "refused": ""}
     assert {path: path.read_bytes() for path in files_of(private)} == before
 
 

@@ -31,8 +31,8 @@ This page is made of the settings' own explanations by `make reference`.
 FILES: dict[str, type[Settings]] = {
     "clues.yaml": RunConfig,
     "A silo's file": SiloSettings,
-    "For clues serve": CoordinatorSettings,
-    "For clues join": JoinSettings,
+    "The coordinator's file, for `clues serve`": CoordinatorSettings,
+    "A silo's file, for `clues join`": JoinSettings,
 }
 
 

@@ -32,13 +32,13 @@ class CoordinatorSettings(Settings):
         ca: certificate of the private authority (`clues keys ca`).
         certificate: of this coordinator, for the name in `public` (`clues keys server`).
         key: of that certificate.
-        listen: address and port where the edge listens; None for all addresses of this machine
+        listen: address and port where the edge listens; null for all addresses of this machine
             and the port in `public`.
         edge: `nginx` starts one with a configuration made from this file; `own` leaves the public
             port to one that runs already (`clues edge` prints its configuration).
         superlink: where Flower's SuperLink listens, on loopback, behind the edge.
         insecure: neither TLS nor keys nor an edge; on loopback only, for a try.
-        folder: where the run goes; None for runs/NAME beside this file.
+        folder: where the run goes; null for runs/NAME beside this file.
         start_s: seconds that a program of ours may take to start.
     """
 

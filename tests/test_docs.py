@@ -1,0 +1,159 @@
+"""The documentation: it builds strictly, asks nobody for anything, and its tutorials run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from browser import Opened, chromium
+from federation_helpers import edit_config, tiny_model
+from test_cli import call
+from typer.main import get_command
+
+from clues import cli, demo, errors
+from clues.config import SiloSettings, load_silo, validate
+from clues.network.settings import load_coordinator, load_join
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not here")
+# The tutorials' own files, with as little work in them as a run can have.
+SMALL = {
+    "recipe": {
+        "lora": {"rank": 2},
+        "tokens": {"max_length": 512},
+        "train": {"steps": 2, "rounds": 2, "checkpoints": 2, "batch_size": 8},
+        "threshold": {"quantile": 0.5, "confidence": 0.5, "bootstrap": 10},
+    },
+}
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of every fenced block."""
+    text = (DOCS / "tutorials" / page).read_text(encoding="utf-8")
+    return re.findall(r"^```(\w+)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> list[str]:
+    """Lines of a block, those that end in a backslash put together."""
+    return [line for line in re.sub(r"\\\n\s*", "", block).splitlines() if line.strip()]
+
+
+def shrink(path: Path) -> None:
+    """Cut down what init has just written; a coordinator's file or a silo's has no such parts."""
+    if not path.exists():
+        return
+    small = dict(SMALL)
+    if "combine" in yaml.safe_load(path.read_text()):
+        small["combine"] = {"rounds": 1, "local_steps": 1}
+    edit_config(path, small)
+
+
+def run_bash(block: str) -> None:
+    for line in commands(block):
+        if not line.startswith("clues "):
+            subprocess.run(["bash", "-ec", line], check=True, stdout=subprocess.DEVNULL)
+            continue
+        words = line.split()[1:]
+        assert call(*words)[0] == 0, line
+        if words[0] == "init":
+            shrink(Path(words[1]))
+
+
+def run_yaml(block: str) -> None:
+    """`# FILE` is all of a file, written and read; `# in FILE` a piece that the file would take."""
+    said = re.match(r"# (in )?(\S+\.yaml)\n", block)
+    assert said, "say in the first line where the settings belong"
+    path = Path(said[2])
+    if said[1]:
+        content = yaml.safe_load(path.read_text()) | yaml.safe_load(block)
+        validate(SiloSettings, content, where=path.name)
+        return
+    path.write_text(block)
+    (load_join if "silo" in yaml.safe_load(block) else load_coordinator)(path)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """An empty folder, a base model of no size, and few rows."""
+    model = tiny_model(tmp_path / "model")
+    for module in ("clues.config.hashes", "clues.model.adapters"):
+        monkeypatch.setattr(f"{module}.built_in_folder", lambda: model)
+    sizes = demo.Sizes(private=40, validation=6, anchor=12, heldout=4)
+    monkeypatch.setattr(demo, "Sizes", lambda: sizes)
+    (tmp_path / "desk").mkdir()
+    monkeypatch.chdir(tmp_path / "desk")
+    return tmp_path / "desk"
+
+
+@pytest.mark.parametrize(
+    "page", ["one-site.md", "one-machine.md", "three-machines.md", "adding-a-scorer.md"]
+)
+def test_a_tutorial_runs_as_it_stands(desk, page) -> None:
+    space: dict = {}
+    found = blocks(page)
+    assert found
+    for language, block in found:
+        if language == "bash":
+            run_bash(block)
+        elif language == "yaml":
+            run_yaml(block)
+        else:
+            assert language == "python"
+            exec(compile(block, page, "exec"), space)
+    if page == "one-site.md":
+        kept = desk / "bank/run/silos/harbor-bank/private/kept.jsonl"
+        rows = (desk / "practice/input/silos/harbor-bank.jsonl").read_text().splitlines()
+        assert 0 < len(kept.read_text().splitlines()) < len(rows)
+        assert set(kept.read_text().splitlines()) < set(rows), "lines keep their bytes"
+    if page == "three-machines.md":
+        assert load_silo(desk / "hospital/north.yaml").domain == "medicine-en"
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (DOCS / "tutorials").glob("*.md")))
+def test_every_command_in_a_tutorial_names_options_that_exist(page) -> None:
+    """Also those that are not run: a verb or an option must not be invented."""
+    verbs = get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    text = re.sub(r"\\\n\s*", "", (DOCS / "tutorials" / page).read_text(encoding="utf-8"))
+    for line in re.findall(r"^clues (\w+.*)$", text, flags=re.MULTILINE):
+        verb, *words = line.split()
+        command = verbs[verb]
+        command = getattr(command, "commands", {}).get(words[0] if words else "", command)
+        known = {o for p in command.params for o in p.opts}
+        assert {w for w in words if re.match("--?[a-z]", w)} <= known, line
+
+
+def test_the_page_of_commands_has_every_verb_and_exit_code() -> None:
+    text = (DOCS / "commands.md").read_text(encoding="utf-8")
+    verbs = get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    assert [verb for verb in verbs if f"`{verb}`" not in text] == []
+    kinds = [c for c in vars(errors).values() if isinstance(c, type)]
+    assert [k for k in kinds if f"\n| {k.exit_code} |" not in text] == []  # pyright: ignore
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_its_pages_ask_nobody(tmp_path) -> None:
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(site)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    remote = re.compile(r"<(?:script|link|img|iframe|source)[^>]*(?:src|href)=\"?(?:https?:)?//")
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 15
+    assert [p.name for p in pages if remote.search(p.read_text(encoding="utf-8"))] == []
+    with chromium() as browser:
+        for name in ("index.html", "tutorials/one-site.html", "api.html"):
+            opened = Opened(browser, site / name)
+            opened.page.wait_for_load_state("networkidle")
+            left = [
+                url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))
+            ]
+            assert (left, opened.complaints) == ([], []), name
+            opened.close()
