@@ -14,6 +14,7 @@ from flwr.proto.control_pb2 import ListNodesRequest, StartRunRequest
 from flwr.supercore.control import ControlHttpClient
 
 from clues.errors import NetworkError
+from clues.network import worker
 from clues.network.children import Child, check_port_is_free, free_port
 from clues.network.edge import edge_configuration, open_edge
 from clues.network.join import join
@@ -201,6 +202,41 @@ def test_nginx_accepts_both_configurations(doorway, tmp_path):
         command += ["-p", str(tmp_path)]
         with Child("nginx -t", command, log=tmp_path / "out") as child:
             assert child.process.wait(20) == 0, child.output()
+
+
+def test_a_message_that_cannot_be_read_stays_inside_and_the_next_is_taken(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    tokens = ["bad", "good", ""]
+    client = SimpleNamespace(
+        AcquireTask=lambda _: SimpleNamespace(token=tokens.pop(0)),
+        SendTaskHeartbeat=lambda _: SimpleNamespace(success=True),
+        close=lambda: None,
+    )
+    message = SimpleNamespace(metadata=SimpleNamespace(message_type="query.hello"))
+    pulls = iter([ValueError("zqxsecret"), (message, None, None, None)])
+
+    def pull(_):
+        found = next(pulls)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(worker.RuntimeHttpClient, "from_server_address", lambda *_: client)
+    monkeypatch.setattr(worker, "pull_task_input", pull)
+    monkeypatch.setattr(worker, "push_message", lambda *_: None)
+    monkeypatch.setattr(worker, "push_task_output", lambda *_: None)
+    told = []
+    made = worker.Worker(
+        lambda message, context: message,  # pyright: ignore[reportArgumentType]
+        "127.0.0.1:1",
+        b"secret",
+        tmp_path / "private" / "errors.log",
+        lambda kind, seconds: told.append(kind),
+    )
+    made.run(lambda: bool(tokens))
+    assert told == ["hello"]
+    assert "zqxsecret" in (tmp_path / "private" / "errors.log").read_text()
 
 
 def test_a_taken_port_is_named(tmp_path):

@@ -53,9 +53,7 @@ def join(
         check_private_key(settings.key)
     folder = settings.folder / "network"
     make_folder(folder)
-    app = make_client_app(
-        _answering(settings, progress), lambda _: settings.folder / "private" / "errors.log"
-    )
+    app = make_client_app(_answering(settings, progress), lambda _: _errors(settings))
     refused_since: float | None = None
     while going():
         wait_for_coordinator(settings, say=say, going=going)
@@ -93,7 +91,8 @@ def _connect_once(
     ) as node:
         node.wait_for_port("127.0.0.1", port, wait_s=PORT_S)
         secret = secret_file.read_bytes()
-        worker = Worker(app, f"127.0.0.1:{port}", secret, _teller(settings.silo.name, say))
+        told = _teller(settings.silo.name, say)
+        worker = Worker(app, f"127.0.0.1:{port}", secret, _errors(settings), told)
         _work(worker, node, settings, say=say, going=going)
         return None if NODE.search(node.output()) else node.log
 
@@ -193,6 +192,10 @@ def _command(settings: JoinSettings, secret_file: Path, port: int) -> list[str]:
         return [*command, "--insecure"]
     command += ["--root-certificates", str(settings.ca)]
     return [*command, "--auth-supernode-private-key", str(settings.key)]
+
+
+def _errors(settings: JoinSettings) -> Path:
+    return settings.folder / "private" / "errors.log"
 
 
 def _teller(name: str, say: Callable[[str], None]) -> Callable[[str, float], None]:

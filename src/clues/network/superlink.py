@@ -119,7 +119,7 @@ class SuperLink:
         with ExitStack() as stack:
             stack.callback(grid.close)
             heartbeat.start()
-            stack.callback(heartbeat.stop)
+            stack.callback(lambda: heartbeat.stop() if heartbeat.is_running else None)
             found = client.PullTaskInput(PullTaskInputRequest())
             TaskIdentity.task_id = found.task_id
             TaskIdentity.run_id = found.run.run_id

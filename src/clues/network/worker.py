@@ -7,6 +7,7 @@ run here: the message's bytes go to the silo's gate. The model stays in memory b
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from flwr.app import Message
 from flwr.clientapp import ClientApp
@@ -27,6 +28,8 @@ from flwr.supernode.runtime.run_clientapp import (
     push_task_output,
 )
 
+from clues.federation.gate import KeptInside
+
 POLL_S = 0.2
 TASK_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 # For a message that waits behind the one under way.
@@ -41,12 +44,15 @@ class Worker:
         app: what answers.
         address: of the SuperNode's Runtime API, on loopback.
         secret: that only we and the SuperNode know.
+        errors: private file for what goes wrong outside the silo's own gate, such as a message that
+            cannot be read; the next one is taken all the same.
         told: is called with the kind of each message and the seconds that its answer took.
     """
 
     app: ClientApp
     address: str
     secret: bytes
+    errors: Path
     told: Callable[[str, float], None]
 
     def run(self, while_true: Callable[[], bool]) -> None:
@@ -63,7 +69,8 @@ class Worker:
             while while_true():
                 token = client.AcquireTask(ACQUIRE).token
                 if token:
-                    self._answer(token)
+                    with KeptInside(self.errors):
+                        self._answer(token)
                 else:
                     time.sleep(POLL_S)
         finally:
@@ -81,7 +88,8 @@ class Worker:
             push_message(client, reply, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")
         finally:
-            heartbeat.stop()
+            if heartbeat.is_running:
+                heartbeat.stop()
             client.close()
         self.told(kind.removeprefix("query."), time.monotonic() - started)
 
