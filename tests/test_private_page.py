@@ -13,6 +13,7 @@ from browser import Opened, chromium, violations
 from federation_helpers import run_micro, tiny_model, write_micro
 
 from clues import cli
+from clues.federation.ledger import verify
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
@@ -268,6 +269,41 @@ def test_what_is_exported_is_honoured_and_the_next_report_shows_it(
     assert view.page.locator("#decisions td", has_text="in force").count() == 2
     assert int(figure(view.page, "Kept rows")) == sum(row["kept"] == "1" for row in after)
     assert view.page.evaluate("window.hacked") is None
+    assert (view.complaints, view.left) == ([], [])
+    view.close()
+
+
+def test_a_decision_goes_from_the_page_through_a_rerun_to_ledger_and_results(
+    browser, opened, world, tmp_path, capsys
+):
+    root = tmp_path / "run"
+    shutil.copytree(world.root, root)
+    before = json.loads((root / "results.json").read_text())
+    n_before = len(verify(root / "ledger.jsonl"))
+    rows = list(decided(root / "silos/north/private").values())
+    kept = [n for n, row in enumerate(rows) if row["kept"] == "1"][:2]
+    path = export(opened.page, tmp_path, [(n, "drop", "not ours") for n in kept])
+    flags = ("--allow-degenerate",)
+    run_clues("select", world.config, root, *flags, "--overrides", str(path))
+    said = capsys.readouterr().out
+    assert "2 rows decided by a person" in said
+    assert f"run {world.config} --out {root}" in said, "it does not say how to go on"
+    run_clues("run", world.config, root, *flags)
+    new = {(e.silo, e.kind) for e in verify(root / "ledger.jsonl")[n_before:]}
+    assert {("north", "select-reply"), ("north", "fit-reply"), ("south", "fit-reply")} <= new
+    assert not {kind for _, kind in new} & {"train-reply", "score-reply"}
+    after = json.loads((root / "results.json").read_text())
+    north = (before["silos"]["north"]["kept"], after["silos"]["north"]["kept"])
+    assert north[1] == north[0] - len(kept)
+    losses = [r["arms"]["clues"]["heldout_loss"] for r in (before, after)]
+    assert losses[0] != losses[1]
+    mixed = [
+        {k: v for k, v in r["arms"]["mixed"].items() if k != "against"} for r in (before, after)
+    ]
+    assert mixed[0] == mixed[1], "mixed was made again: not even its seconds may differ"
+    view = Opened(browser, root / "report.html")
+    row = view.page.locator('[aria-label="Arms"] tbody tr', has_text="the selection")
+    assert f"{losses[1]:.3f}" in row.inner_text()
     assert (view.complaints, view.left) == ([], [])
     view.close()
 

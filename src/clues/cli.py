@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -139,7 +140,7 @@ def demo(
     run = _open(config, folder, quiet=quiet)
     _show(run_until(run), as_json=as_json)
     if not as_json:
-        _say_where(folder)
+        _say_where(run, path)
 
 
 @app.command(rich_help_panel=WHOLE)
@@ -239,15 +240,30 @@ def run(
 
     _show(run_until(opened), as_json=as_json)
     if not as_json:
-        _say_where(opened.run_dir.root)
+        _say_where(opened, config)
 
 
-def _say_where(root: Path) -> None:
-    """Tell what to open next."""
-    kept = root / "silos" / "SILO" / "private"
-    out.print(f"\nReport: {root / 'report.html'}", highlight=False, soft_wrap=True)
-    out.print(f"Kept rows: {kept}{os.sep}kept.*", highlight=False, soft_wrap=True)
-    out.print(f"Every row and why: {kept}{os.sep}report.html", highlight=False, soft_wrap=True)
+def _say_where(opened: Any, config: Path) -> None:
+    """Tell what to open next, and how to overrule rows."""
+    from clues.report.terminal import print_next
+
+    root = opened.run_dir.root
+    print_next(root, list(opened.silos), out, program=_program(), arguments=_again(opened, config))
+
+
+def _again(opened: Any, config: Path) -> str:
+    """What to type after a verb to mean the same run."""
+    root, usual = opened.run_dir.root, Path("runs") / opened.config.name
+    return str(config) if root == usual else f"{config} --out {root}"
+
+
+def _program() -> str:
+    """This program as the user can type it: its name alone only where the shell finds it."""
+    own = Path(sys.argv[0])
+    found = shutil.which("clues")
+    if found and Path(found).resolve() == own.resolve():
+        return "clues"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 @app.command(rich_help_panel=WHOLE)
@@ -407,6 +423,11 @@ def select(
     for name in opened.silos:
         page = opened.run_dir.silo(name) / "private" / "report.html"
         out.print(f"{name}, private report: {page}", highlight=False)
+    out.print(
+        f"To train on these rows and measure: {_program()} run {_again(opened, config)}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print_what_if(

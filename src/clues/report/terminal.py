@@ -1,6 +1,7 @@
-"""The two tables of a run on a terminal, readable at 80 columns."""
+"""A run on a terminal: its tables, readable at 80 columns, and what to do next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -33,6 +34,34 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
         console.print()
     pairs = threshold_pairs(need(results, "threshold", "results"))
     console.print(Text("Threshold  " + ", ".join(f"{key.lower()} {text}" for key, text in pairs)))
+
+
+def print_next(
+    root: Path, silos: Sequence[str], console: Console, *, program: str, arguments: str
+) -> None:
+    """Say what to open after a run, and how a person overrules rows.
+
+    Args:
+        root: of the run.
+        silos: names.
+        console: to print on.
+        program: as the user would type it.
+        arguments: the configuration, and the run's folder where it is not the usual one.
+    """
+    private = root / "silos" / "SILO" / "private"
+    names = ", ".join(silos[:5]) + (", ..." if len(silos) > 5 else "")
+    lines = (
+        "",
+        f"Report for everyone: {root / 'report.html'}",
+        f"Every row and why: {private / 'report.html'}",
+        f"Kept rows: {private / 'kept.*'}",
+        f"SILO is one of {names}." if silos else "",
+        "To overrule rows, decide on the page of every row, export there, and then:",
+        f"  {program} select {arguments} --overrides FILE",
+        f"  {program} run {arguments}",
+    )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _grid(title: str, table: Table) -> Grid:
