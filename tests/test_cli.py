@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from clues import cli
-from clues.config import load_config
 from clues.demo import SILOS, Sizes, write_demo
 
 
@@ -274,16 +273,3 @@ def test_demo_splits_share_no_row_and_test_no_fact_of_the_public_sets(tmp_path) 
         union = set().union(*sets)
         # Geography and medicine ask different questions in every language.
         assert len(union) == sum(map(len, sets)), silo.name
-
-
-def test_the_config_in_the_readme_is_one_that_can_be_read(tmp_path) -> None:
-    readme = Path(__file__).parent.parent / "README.md"
-    if not readme.exists():
-        pytest.skip("the README is not beside the tests")
-    text = readme.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
-    path = tmp_path / "clues.yaml"
-    path.write_text(text)
-    for name in ("validation.jsonl", "anchor.jsonl", "test.jsonl"):
-        (tmp_path / name).write_text("{}\n")
-    config = load_config(path)
-    assert [silo.name for silo in config.silos] == ["hospital-a", "hospital-b"]

@@ -133,6 +133,14 @@ def test_the_page_of_commands_has_every_verb_and_exit_code() -> None:
     assert [k for k in kinds if f"\n| {k.exit_code} |" not in text] == []  # pyright: ignore
 
 
+def test_links_of_the_readme_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)|src=\"([^\"]+)\"", text)
+    found = [link or image for link, image in links]
+    assert len(found) > 10
+    assert [place for place in found if not (ROOT / place).exists()] == []
+
+
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_its_pages_ask_nobody(tmp_path) -> None:
     site = tmp_path / "site"

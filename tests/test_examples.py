@@ -1,0 +1,78 @@
+"""What other trainers are given: files that parse, and columns that the kept rows have."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import call
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are not here")
+
+
+@pytest.fixture
+def kept(tmp_path) -> Path:
+    """Rows in the form in which the demo's kept rows come out: that in which they went in."""
+    assert call("demo", "--data-only", "--out", tmp_path)[0] == 0
+    return tmp_path / "input" / "silos" / "harbor-bank.jsonl"
+
+
+def columns(file: Path) -> set[str]:
+    return set(json.loads(file.read_text(encoding="utf-8").splitlines()[0]))
+
+
+def test_llama_factory_reads_columns_that_are_there(kept) -> None:
+    folder = EXAMPLES / "llama-factory"
+    known = json.loads((folder / "dataset_info.json").read_text())
+    train = yaml.safe_load((folder / "train.yaml").read_text())
+    entry = known[train["dataset"]]
+    assert entry["file_name"] == "kept.jsonl"
+    assert entry["formatting"] == "alpaca"
+    assert set(entry["columns"].values()) <= columns(kept)
+
+
+def test_axolotl_reads_columns_that_are_there(kept) -> None:
+    (source,) = yaml.safe_load((EXAMPLES / "axolotl" / "train.yaml").read_text())["datasets"]
+    assert source == {"path": "kept.jsonl", "ds_type": "json", "type": "alpaca"}
+    assert {"instruction", "output"} <= columns(kept)
+
+
+def test_trl_gets_prompts_and_completions(kept, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("example", EXAMPLES / "trl" / "train.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = module.prompts_and_completions(str(kept))
+    first = json.loads(kept.read_text(encoding="utf-8").splitlines()[0])
+    assert rows[0] == {"prompt": first["instruction"], "completion": first["output"]}
+    assert len(rows) == 200
+
+
+@pytest.mark.parametrize("folder", ["llama-factory", "axolotl", "trl"])
+def test_all_take_as_many_steps_as_a_run_does_and_talk_to_nobody(folder) -> None:
+    """Fewer rows must not mean fewer steps, or the comparison is of steps."""
+    file = next(p for p in (EXAMPLES / folder).iterdir() if p.stem == "train")
+    text = file.read_text()
+    assert "max_steps" in text
+    assert "epochs" not in text
+    assert "wandb" not in text
+    assert (EXAMPLES / folder / "README.md").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES / "demo.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "store it without outputs"
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    text = json.dumps([cell.get("outputs") for cell in notebook.cells])
+    assert "north-clinic" in text
+    assert "kept.jsonl" in text
+    assert "select-reply" in text
