@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,20 @@ def test_help_names_every_verb_and_needs_no_torch() -> None:
     groups = ("Whole runs", "One stage", "Audit")
     places = [done.stdout.index(group) for group in groups]
     assert places == sorted(places), "a newcomer's verbs must come first"
+
+
+def test_the_shell_completes_verbs_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        n = str(len(words.split()) - 1)
+        environment = {**os.environ, "COMP_WORDS": words, "COMP_CWORD": n}
+        environment["_CLUES_COMPLETE"] = "complete_bash"
+        code = "from clues.cli import app; app(prog_name='clues')"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        return done.stdout.split()
+
+    assert completed("clues se") == ["select", "serve"]
+    assert completed("clues select --dr") == ["--dry-run"]
 
 
 def test_an_unknown_key_comes_with_a_suggestion(inputs, capsys) -> None:

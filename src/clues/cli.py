@@ -315,7 +315,7 @@ def check(
 
 @app.command(rich_help_panel=STAGE)
 def train(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Make the trajectory: the short training whose checkpoints are scored."""
+    """Train briefly on all rows; rows are scored with its checkpoints, it makes no model for use."""
     opened = _stage(config, folder, "train", quiet=quiet)
     _show_path(opened.run_dir.root, "folder", as_json=as_json)
 
@@ -342,7 +342,7 @@ def score(
 def threshold(
     config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Set the one threshold from the public anchors."""
+    """Set the one threshold from the scores of the public anchors, and say what it promises."""
     opened = _stage(config, folder, "threshold", quiet=quiet)
     found = opened.coordinator.threshold()
     if as_json:
@@ -487,7 +487,10 @@ def merge(
     degenerate: Degenerate = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train on the kept rows, federated or merged, and write the joint adapter."""
+    """Train on the kept rows, federated or merged, and write the joint adapter.
+
+    It goes to coordinator/adapter in the run's folder, and opens in PEFT.
+    """
     opened = _stage(config, folder, "select", quiet=quiet, degenerate=degenerate)
     opened.coordinator.fit("clues")
     _show_path(opened.run_dir.coordinator / "adapter", "adapter", as_json=as_json)
@@ -501,7 +504,7 @@ def evaluate(
     degenerate: Degenerate = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare the arms; the same as run, for a run that is finished up to here."""
+    """Compare models trained on all rows, on random ones and on the selection; the same as run."""
     run(config, folder, as_json, degenerate, quiet=quiet)
 
 
@@ -520,7 +523,7 @@ def judge(
     degenerate: Degenerate = False,
     quiet: Quiet = False,
 ) -> None:
-    """Have a model behind an OpenAI-compatible endpoint judge the arms' answers.
+    """Have a model behind an OpenAI-compatible endpoint judge the joint models' answers.
 
     Held-out prompts, their reference answers and the joint models' answers are sent to it.
     Replies are stored as they come: the same command goes on where it stopped.
@@ -661,7 +664,11 @@ def experiment(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Repeat one of the paper's tables, all arms and seeds; goes on where it stopped."""
+    """Repeat one of the paper's tables, all arms and seeds; goes on where it stopped.
+
+    NAME is one that --list shows. Figures go to the folder results of the experiment; make results
+    puts them on the page of results.
+    """
     from clues.experiment.spec import known_experiments, load_experiment
 
     if show_list or not name:
