@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from clues.config import CombineSettings, FederationSettings, Recipe
 from clues.federation.attendance import Attendance
@@ -34,6 +36,8 @@ RULES = {
     "trimmed mean, ffa": {"rule": "trimmed_mean"},
     "krum, ffa": {"rule": "krum"},
 }
+# Okabe and Ito: told apart with all common kinds of colour blindness.
+COLORS = ("#0072B2", "#56B4E9", "#D55E00", "#009E73", "#E69F00", "#CC79A7")
 HEADING = "| rule | silos | seconds a round | memory above the start, MB | MB in | MB out |"
 
 
@@ -55,16 +59,20 @@ class Simulated:
     def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
         """Answer each request when the coordinator asks for the next reply."""
         for number, name in enumerate(requests):
-            started = time.perf_counter()
-            generator = torch.Generator().manual_seed(number)
-            moved = {
-                n: torch.randn(t.shape, generator=generator) if ".lora_B." in n else t
-                for n, t in self.base.items()
-            }
-            reply = FitReply(recipe_hash=RECIPE.hash, weight=100, adapter=moved).to_bytes()
-            self.n_in, self.n_out = self.n_in + len(reply), self.n_out + len(requests[name])
-            self.seconds += time.perf_counter() - started
-            yield name, reply
+            # Not held here: what a silo has in memory is not the coordinator's.
+            yield name, self._reply(number, len(requests[name]))
+
+    def _reply(self, number: int, n_asked: int) -> bytes:
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(number)
+        moved = {
+            n: torch.randn(t.shape, generator=generator) if ".lora_B." in n else t
+            for n, t in self.base.items()
+        }
+        reply = FitReply(recipe_hash=RECIPE.hash, weight=100, adapter=moved).to_bytes()
+        self.n_in, self.n_out = self.n_in + len(reply), self.n_out + n_asked
+        self.seconds += time.perf_counter() - started
+        return reply
 
 
 def measure(rule: str, n_silos: int, *, width: int, n_modules: int) -> str:
@@ -95,6 +103,34 @@ def measure(rule: str, n_silos: int, *, width: int, n_modules: int) -> str:
     )
 
 
+def draw(page: Path, figure: Path) -> None:
+    """Draw the page's first table: memory and seconds by silos, one line a rule."""
+    lines: dict[str, list[tuple[int, float, float]]] = {}
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] in RULES:
+            n_silos, seconds, memory = (float(cell) for cell in cells[1:4])
+            lines.setdefault(cells[0], []).append((int(n_silos), seconds, memory))
+    with rc_context({"svg.hashsalt": "clues", "svg.fonttype": "none", "font.size": 10}):
+        drawn = Figure(figsize=(8.2, 3.7), layout="constrained")
+        memory, seconds = drawn.subplots(1, 2)
+        for (rule, points), mark, color in zip(lines.items(), "os^Dv*", COLORS, strict=True):
+            xs = [point[0] for point in points]
+            how = {"marker": mark, "color": color, "linewidth": 1.6, "label": rule}
+            memory.plot(xs, [point[2] for point in points], **how)
+            seconds.plot(xs, [point[1] for point in points], **how)
+        for axes, label in ((memory, "memory above the start, MB"), (seconds, "seconds a round")):
+            axes.set(xscale="log", yscale="log", xlabel="silos", title=label)
+            axes.set_xticks([20, 100, 1000], ["20", "100", "1000"])
+            axes.minorticks_off()
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(visible=True, color="#d9dad5", linewidth=0.6)
+        handles, names = memory.get_legend_handles_labels()
+        drawn.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+        drawn.patch.set_facecolor("#fcfcfa")  # readable on a dark page as well
+        drawn.savefig(figure, format="svg", metadata={"Date": None, "Creator": None})
+
+
 def _no_loss(_: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
     raise AssertionError("no rule here needs a loss")
 
@@ -106,7 +142,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--modules", type=int, default=8)
     parser.add_argument("--one", help="measure this rule here and now")
+    parser.add_argument("--figure", action="store_true", help="draw the page's table, no more")
     given = parser.parse_args()
+    if given.figure:
+        docs = Path(__file__).parent.parent / "docs"
+        draw(docs / "benchmarks-federation.md", docs / "images" / "coordinator.svg")
+        return
     if given.one:
         torch.set_num_threads(1)
         row = measure(given.one, given.silos[0], width=given.width, n_modules=given.modules)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save as safetensors_bytes
 from transformers import TrainingArguments
 
 from clues.config import TrainSettings
@@ -14,6 +15,7 @@ from clues.model.adapters import (
     load_checkpoint,
     save_checkpoint,
     without_optimizer,
+    write_tensors,
 )
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule, train
@@ -354,3 +356,20 @@ def test_a_checkpoint_with_other_weights_than_training_wrote_is_refused(make_lor
         DataError, match=r"adapter\.safetensors is not the file that training wrote"
     ):
         load_checkpoint(tmp_path / "one")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"clues": '\u00e4 "x"'}])
+def test_a_file_of_tensors_is_what_safetensors_writes(tmp_path, metadata):
+    tensors = {
+        "b": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
+        "a": torch.arange(5),
+        "half": torch.ones(3, dtype=torch.bfloat16),
+        "t": torch.ones(4, 2, dtype=torch.float64).T,
+        "empty": torch.zeros(0),
+        "one": torch.tensor(2.5),
+        "flag": torch.tensor([True, False]),
+    }
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_tensors(tmp_path / "ours.safetensors", tensors, **metadata)
+    expected = safetensors_bytes(whole, metadata=metadata or None)
+    assert (tmp_path / "ours.safetensors").read_bytes() == expected

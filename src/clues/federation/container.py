@@ -7,8 +7,6 @@
 The seal is the SHA-256 of the same file without the seal. It finds what was changed by accident or
 cut; who changes a message on purpose can seal it anew, and shows in the two sides' ledgers. The file
 without its seal is what earlier versions wrote, so a stored reply keeps its name.
-
-Written here and not by `safetensors.torch.save`, which holds an adapter three times on the way.
 """
 
 import hashlib
@@ -16,12 +14,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from clues.model.tensorfile import DTYPES as KNOWN
+from clues.model.tensorfile import parts_of
+
 # What messages may hold, by safetensors' names.
-DTYPES = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "U8": torch.uint8}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES = {name: KNOWN[name] for name in ("F16", "F32", "F64", "U8")}
 MAX_HEADER_BYTES = 64_000_000
 START = b'{"__metadata__":{'
 BEFORE, AFTER = b'"sha256-sum":"', b'",'
@@ -41,19 +40,7 @@ def write(text: str, tensors: Mapping[str, Tensor]) -> bytes:
     Returns:
         The file. Equal contents give equal bytes, and it is the only copy that is made.
     """
-    header: dict[str, Any] = {"__metadata__": {"clues": text}}
-    parts: list[memoryview] = []
-    end = 0
-    # As safetensors does it: wide types first, so that each tensor is aligned.
-    for name, tensor in sorted(tensors.items(), key=lambda t: (-t[1].element_size(), t[0])):
-        whole = tensor.detach().cpu().contiguous()
-        begin, end = end, end + whole.nbytes
-        shape, dtype = list(whole.shape), NAMES[whole.dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-        parts.append(whole.reshape(-1).view(torch.uint8).numpy().data)
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)
-    return _with_seal([len(head).to_bytes(8, "little") + head, *parts])
+    return _with_seal(parts_of(tensors, {"clues": text}))
 
 
 def sealed(data: bytes) -> bytes:

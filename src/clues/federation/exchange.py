@@ -104,6 +104,8 @@ class Exchange:
                 continue
             if keep:
                 keep(name, data)
+            # Now, and not when the next ones replace them: else two silos' adapters are in memory.
+            del reply, data
         for name in requests.keys() - taken.keys() - missing.keys() - set(waiting):
             missing[name] = f"silo {name}: no reply came."
         for name, why in (judge(taken) if judge else {}).items():

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from clues.atomic import atomic_write_bytes, make_folder
+from clues.atomic import atomic_write_bytes, make_folder, write_atomically
 from clues.config import BUILT_IN, LoraSettings, ModelSettings, built_in_folder
 from clues.errors import ConfigError, DataError, NumericsError
+from clues.model.tensorfile import parts_of
 
 AdapterState = dict[str, Tensor]
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
@@ -262,8 +263,13 @@ def check_state(state: Mapping[str, Tensor], *, like: Mapping[str, Tensor]) -> N
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     """Write safetensors beside and rename."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    atomic_write_bytes(path, save(contiguous, metadata=metadata or None))
+    parts = parts_of(tensors, metadata)
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            file.writelines(parts)
+
+    write_atomically(path, write)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,0 +1,47 @@
+"""A safetensors file in parts: its header, then every tensor's own memory.
+
+`safetensors.torch.save` holds all tensors three times on the way to a file; these parts hold them
+not once more. The bytes are the same, which a test compares.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# By safetensors' names.
+DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def parts_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Any]:
+    """The file as a list of buffers; written one after the other they are the file.
+
+    Args:
+        tensors: of the dtypes above. Order does not matter.
+        metadata: of the file; none where it is empty.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts: list[memoryview] = []
+    end = 0
+    # As safetensors does it: wide types first, so that each tensor is aligned.
+    for name, tensor in sorted(tensors.items(), key=lambda t: (-t[1].element_size(), t[0])):
+        whole = tensor.detach().cpu().contiguous()
+        begin, end = end, end + whole.nbytes
+        shape, dtype = list(whole.shape), NAMES[whole.dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+        parts.append(whole.reshape(-1).view(torch.uint8).numpy().data)
+    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    head += b" " * (-len(head) % 8)
+    return [len(head).to_bytes(8, "little") + head, *parts]
