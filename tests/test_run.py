@@ -125,10 +125,11 @@ def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> No
             },
             {"aggregation": "factors"},
         ),
+        ({"threshold": {"rule": "mixture"}, "score": {"loss_weight": 1}}, {}),
     ],
     ids=[
         *("local", "crossfit", "svd", "perplexity", "layers", "alignment", "datainf"),
-        *("adam_exact", "sum", "projections", "finite difference by block", "raw"),
+        *("adam_exact", "sum", "projections", "finite difference by block", "raw", "mixture"),
     ],
 )
 def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe, combine) -> None:
@@ -243,7 +244,9 @@ def test_two_weighted_validation_sets_are_scored_side_by_side(model, tmp_path) -
     run = open_micro(config, tmp_path / "run")
     run_until(run, "select")
     units = run.coordinator.threshold().units["domain geography"]
-    assert units.weights == {"own": 1.0, "other": 0.5, "loss": 1.0, "alignment": 1.0}
+    chosen = run.coordinator.score()["weights"]
+    assert set(chosen) == {"loss", "alignment"}
+    assert units.weights == {"own": 1.0, "other": 0.5, **{k: w for k, w in chosen.items() if w}}
 
 
 def test_anchors_in_the_held_out_set_stop_the_run(model, tmp_path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from clues.config import Recipe, SharedConfig
+from clues.config import ALIGNMENT, LOSS, Recipe, SharedConfig
 from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
 from clues.federation.coordinator import Coordinator
@@ -42,6 +42,8 @@ def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str,
         arms[arm]["against"] = against
     heldout = coordinator.heldout() if config.evaluate.heldout else None
     stages = {"train": coordinator.train(), "score": coordinator.score(), "select": selected}
+    # Every group has the same weights of its parts beside the influence.
+    weights = next(iter(threshold.units.values())).weights
     return {
         "name": config.name,
         "date": datetime.now(UTC).date().isoformat(),
@@ -54,8 +56,8 @@ def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str,
         "method": {
             "score": recipe.score.method,
             "form": recipe.score.form,
-            "loss_weight": recipe.score.loss_weight,
-            "alignment_weight": recipe.score.alignment_weight,
+            "loss_weight": weights.get(LOSS, 0.0),
+            "alignment_weight": weights.get(ALIGNMENT, 0.0),
             "parts": recipe.threshold.combine,
             "trajectory": recipe.score.trajectory,
             "layers": recipe.score.layers,
@@ -79,6 +81,7 @@ def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str,
             "n_anchors": threshold.n_anchors,
             "anchor_quantiles": [list(pair) for pair in threshold.anchor_quantiles],
         },
+        "controls": stages["score"]["controls"],
         "questions": len(heldout.options) if heldout else None,
         "guessing": heldout.guessing if heldout else None,
         "tasks": arms_on_tasks({arm: coordinator.answers(arm) for arm in arms}, seed=recipe.seed),

@@ -178,9 +178,7 @@ class Recipe(Settings):
         for name in (LOSS, ALIGNMENT):
             if any(name in public.validation for public in self.public.values()):
                 raise ValueError(f"no validation set may be called {name!r}: a part of a score is")
-        score = self.score
-        several = score.method == "influence" and (score.loss_weight or score.alignment_weight)
-        if several and self.threshold.units == "raw":
+        if self.score.weighed and self.threshold.units == "raw":
             raise ValueError(
                 "threshold.units raw adds scores as they are, and a loss and an influence have "
                 "different units; set score.loss_weight: 0 and score.alignment_weight: 0, or "

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from clues.config.base import Settings
+from clues.config.base import ALIGNMENT, LOSS, Settings
 
 Baseline = Literal[
     "base_perplexity", "ifd", "alignment", "datainf", "embedding", "length", "random"
@@ -39,10 +39,11 @@ class ScoreSettings(Settings):
         factors: of the adapter that count.
         per_block: also keep every block's share of a score.
         loss_weight: weight of minus the row's mean loss along the checkpoints, beside the
-            influence, each in units of the anchors; 0 leaves it out. Both weights 0, with form
-            sgd, give the score of the paper.
-        alignment_weight: weight of how much the row's question lowers the loss of its response,
-            at the last checkpoint; 0 leaves it out. It does not count with `inrun`.
+            influence, each in units of the anchors; 0 leaves it out, and both weights 0 with form
+            sgd give the score of the paper. `auto` takes what tells the public anchors from
+            damaged copies of them best; it needs trajectory `global` and is 0 with others.
+        alignment_weight: the same for how much the row's question lowers the loss of its
+            response, at the last checkpoint. It does not count with `inrun`.
         compare: scores to compute beside it, with thresholds of their own; they decide nothing.
     """
 
@@ -56,8 +57,8 @@ class ScoreSettings(Settings):
     projections: tuple[str, ...] | Literal["all"] = "all"
     factors: Literal["both", "A", "B"] = "both"
     per_block: bool = False
-    loss_weight: NonNegativeFloat = 1.0
-    alignment_weight: NonNegativeFloat = 1.0
+    loss_weight: NonNegativeFloat | Literal["auto"] = "auto"
+    alignment_weight: NonNegativeFloat | Literal["auto"] = "auto"
     compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
 
     @model_validator(mode="before")
@@ -109,6 +110,21 @@ class ScoreSettings(Settings):
     def inrun(self) -> bool:
         """Whether training scores the rows that it sees."""
         return self.trajectory == "inrun" or "inrun" in self.compare
+
+    @property
+    def weighed(self) -> dict[str, bool]:
+        """Parts beside the influence: whether each is to be weighed; those of weight 0 are out."""
+        if self.method != "influence":
+            return {}
+        given = {LOSS: self.loss_weight, ALIGNMENT: self.alignment_weight}
+        if self.trajectory == "inrun":
+            # A step of training sees a row with its question alone.
+            del given[ALIGNMENT]
+        return {
+            name: weight == "auto"
+            for name, weight in given.items()
+            if (weight == "auto" and self.trajectory == "global") or weight not in ("auto", 0)
+        }
 
     @property
     def inrun_form(self) -> str:

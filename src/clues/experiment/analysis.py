@@ -16,7 +16,6 @@ from clues.errors import DataError, NumericsError
 from clues.evaluation.compare import select_alone
 from clues.evaluation.detection import detection, ranking, read_labels
 from clues.federation.decisions import in_units
-from clues.federation.trajectory import group_names, set_weights
 from clues.pipeline import Run
 from clues.scoring.table import ScoreTable
 from clues.selection import Threshold, fit_threshold, mixture_cut
@@ -265,12 +264,9 @@ def _anchors(run: Run) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _group_weights(run: Run) -> dict[str, dict[str, float]]:
-    recipe = run.config.recipe
-    return {
-        group: set_weights(recipe.score, recipe.public[s.domain].validation)
-        for s in (silo.settings for silo in run.silos.values())
-        for group in group_names(recipe, s.name, s.domain)
-    }
+    """Weights as the threshold has them: parts may have been weighed."""
+    units = run.coordinator.threshold().units
+    return {group: dict(of_group.weights) for group, of_group in units.items()}
 
 
 def _auc_within(

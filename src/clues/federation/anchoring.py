@@ -1,6 +1,7 @@
 """The coordinator's score and threshold stages: directions, the anchors' scores, one threshold."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from clues.federation.trajectory import (
 from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
 from clues.scoring.forms import form_directions
 from clues.selection import Threshold, fit_threshold
+from clues.weighing import Controls, Weighing, replaced, weigh_parts
 
 
 def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,18 +32,22 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
         trained: what the train stage returned.
 
     Returns:
-        Anchor scores by group and part, and each silo's proposal for a cut.
+        Anchor scores by group and part, weights of parts, what they tell apart on damaged anchors,
+        and each silo's proposal for a cut.
     """
     here = anchors_at_coordinator(desk.recipe)
     anchors: dict[str, dict[str, list[float]]] = {}
     requests: dict[str, ScoreRequest] = {}
+    weighing = Weighing({}, {})
     if desk.recipe.score.shared:
         base = desk.folder / "trajectory" / trained["folder"]
         checkpoints = [load_checkpoint(base / name) for name in trained["checkpoints"]]
-        for domain in desk.domains:
-            request = _domain_request(desk, domain, checkpoints)
-            if here:
-                anchors[f"domain {domain}"] = request.anchor_scores
+        found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
+        if here:
+            anchors = {f"domain {d}": request.anchor_scores for d, (request, _) in found.items()}
+            weighing = _weigh(desk, found)
+        for domain, (request, _) in found.items():
+            request = replace(request, weights=weighing.weights)
             requests |= dict.fromkeys(desk.members(domain), request)
     else:
         requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}))
@@ -59,7 +65,12 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
     replies = desk.exchange.ask("score", requests, take)
     for reply in replies.values() if not here else ():
         anchors |= reply.anchor_scores
-    return {"anchors": anchors, "proposals": {n: r.proposal for n, r in replies.items()}}
+    return {
+        "anchors": anchors,
+        "weights": weighing.weights,
+        "controls": weighing.auc,
+        "proposals": {n: r.proposal for n, r in replies.items()},
+    }
 
 
 def one_threshold(desk: Desk, scored: Mapping[str, Any]) -> Threshold:
@@ -73,7 +84,10 @@ def one_threshold(desk: Desk, scored: Mapping[str, Any]) -> Threshold:
     return fit_threshold(
         {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
         {
-            g: set_weights(desk.recipe.score, desk.recipe.public[domains[g]].validation)
+            g: replaced(
+                set_weights(desk.recipe.score, desk.recipe.public[domains[g]].validation),
+                scored["weights"],
+            )
             for g in groups
         },
         desk.recipe.threshold,
@@ -83,8 +97,31 @@ def one_threshold(desk: Desk, scored: Mapping[str, Any]) -> Threshold:
     )
 
 
-def _domain_request(desk: Desk, domain: str, checkpoints: Sequence[Checkpoint]) -> ScoreRequest:
-    """Directions and anchor scores of one domain on the joint trajectory."""
+def _weigh(desk: Desk, found: Mapping[str, tuple[ScoreRequest, Controls | None]]) -> Weighing:
+    """Weights of the parts that the recipe leaves open, from all domains' damaged anchors."""
+    parts = [name for name, is_weighed in desk.recipe.score.weighed.items() if is_weighed]
+    controls = {f"domain {d}": c for d, (_, c) in found.items() if c is not None}
+    if not controls:
+        return Weighing({}, {})
+    return weigh_parts(
+        {
+            f"domain {d}": {k: np.array(v) for k, v in request.anchor_scores.items()}
+            for d, (request, _) in found.items()
+        },
+        controls,
+        {
+            f"domain {d}": set_weights(desk.recipe.score, desk.recipe.public[d].validation)
+            for d in found
+        },
+        parts,
+        combine=desk.recipe.threshold.combine,
+    )
+
+
+def _domain_request(
+    desk: Desk, domain: str, checkpoints: Sequence[Checkpoint]
+) -> tuple[ScoreRequest, Controls | None]:
+    """Directions, anchor scores and damaged anchors' scores of a domain on the joint trajectory."""
     settings, validation = desk.recipe.score, desk.validation(domain)
     directions: list[dict[str, AdapterState]] = []
     with desk.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
@@ -96,12 +133,17 @@ def _domain_request(desk: Desk, domain: str, checkpoints: Sequence[Checkpoint]) 
             )
             advance(1)
     anchor_scores: dict[str, list[float]] = {}
+    controls = None
     if anchors_at_coordinator(desk.recipe):
-        rows = desk.anchors(domain)
-        scored = score_rows(desk.model, rows, checkpoints, directions, settings=settings)
+        where = (checkpoints, directions)
+        scored = score_rows(desk.model, desk.anchors(domain), *where, settings=settings)
         anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
+        if any(settings.weighed.values()):
+            rows, kinds = desk.damaged_anchors(domain)
+            damaged = score_rows(desk.model, rows, *where, settings=settings)
+            controls = Controls(damaged.raw, kinds)
     probes = [probe_loss(desk.model, validation, c) for c in checkpoints]
-    return _request(desk, checkpoints, directions, probes, anchor_scores)
+    return _request(desk, checkpoints, directions, probes, anchor_scores), controls
 
 
 def _request(
@@ -118,6 +160,7 @@ def _request(
         optimizer_steps=[c.optimizer_steps for c in checkpoints],
         probe_losses=probe_losses,
         anchor_scores=anchor_scores,
+        weights={},
         checkpoints={
             f"{i}|{n}": t for i, c in enumerate(checkpoints) for n, t in c.adapter.items()
         },

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from clues.config import FederationSettings, Recipe
+from clues.config import FederationSettings, Recipe, derived_seed
+from clues.data.controls import damaged_copies
 from clues.data.formats import read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
 from clues.federation.attendance import Attendance
@@ -73,6 +74,28 @@ class Desk:
     def anchors(self, domain: str) -> list[EncodedRow]:
         """A domain's public anchor rows."""
         return self._encoded(self.recipe.public[domain].anchor.path, f"anchors of {domain}")
+
+    def damaged_anchors(self, domain: str) -> tuple[list[EncodedRow], list[str]]:
+        """Damaged copies of a domain's anchors, and how each is damaged.
+
+        Raises:
+            DataError: an answer that no damage can change.
+        """
+        public = self.recipe.public
+        # Foreign words come from other domains; where there is none, from the validation rows.
+        others = [d for d in sorted(public) if d != domain] or [domain]
+        foreign = [
+            sample.response
+            for other in others
+            for file in public[other].validation.values()
+            for sample in read_rows(file.path).samples
+        ]
+        samples = list(read_rows(public[domain].anchor.path).samples)
+        seed = derived_seed(self.recipe.seed, "controls", domain)
+        copies, kinds = damaged_copies(samples, seed=seed, foreign=foreign)
+        where = f"damaged anchors of {domain}"
+        rows = list(encode_rows(copies, self.encoder, where=where).rows)
+        return rows, [kinds[row.row] for row in rows]
 
     def scored_weights(self) -> list[str]:
         """Names of the LoRA weights whose gradients make the score."""

@@ -119,7 +119,8 @@ class ScoreRequest(Envelope):
 
     `checkpoints`, `directions` and `moments` are keyed `index|weight`, `index/set|weight` and
     `index/first|weight` or `index/second|weight`. `probe_losses` are mean losses of a few public
-    rows at the checkpoints: a silo with another base model refuses to score.
+    rows at the checkpoints: a silo with another base model refuses to score. `weights` are those
+    of the parts of a score that the coordinator has weighed.
     """
 
     kind: ClassVar[str] = "score"
@@ -129,6 +130,7 @@ class ScoreRequest(Envelope):
     optimizer_steps: list[int]
     probe_losses: list[float]
     anchor_scores: dict[str, list[float]]
+    weights: dict[str, float]
     checkpoints: Tensors = field(repr=False)
     directions: Tensors = field(repr=False)
     moments: Tensors = field(repr=False)

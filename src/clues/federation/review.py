@@ -52,7 +52,7 @@ def _card(space: Workspace) -> DataFacts:
         n_kept=len(space.kept()),
         n_by_hand=len(in_force(space, recipe.hash)),
         base_model=Path(recipe.model.name).name,
-        score=_score(recipe),
+        score=_score(recipe, threshold),
         threshold=threshold_pairs(
             {
                 "value": threshold.value,
@@ -108,7 +108,7 @@ def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple
     facts = [
         ("Rows", f"{n_rows:,}, {space.rows().description}"),
         ("Domain", space.settings.domain),
-        ("Score", _score(recipe)),
+        ("Score", _score(recipe, threshold)),
         ("Rule", threshold.rule),
         ("Recipe", recipe.hash),
     ]
@@ -119,13 +119,14 @@ def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple
     return facts
 
 
-def _score(recipe: Recipe) -> str:
+def _score(recipe: Recipe, threshold: Threshold) -> str:
     """How rows were scored, in words."""
     score = recipe.score.method
     if score == "influence":
         score += f", form {recipe.score.form}"
-        others = {LOSS: recipe.score.loss_weight, ALIGNMENT: recipe.score.alignment_weight}
-        score += "".join(f", {name} weight {weight:g}" for name, weight in others.items())
+        weights = next(iter(threshold.units.values())).weights
+        others = [f"{n} {weights[n]:g}" for n in (LOSS, ALIGNMENT) if n in weights]
+        score += f", with {' and '.join(others)}" if others else ""
     return f"{score}, trajectory {recipe.score.trajectory}"
 
 

@@ -33,6 +33,7 @@ from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
 from clues.selection import mixture_cut
 from clues.units import anchor_units, combine
+from clues.weighing import replaced
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         raw=raw,
         parts={name: values[finite] for name, values in parts.items()},
     ).write(space.private / "scores.parquet")
-    proposal = _proposal(space, recipe, groups, raw, fold)
+    proposal = _proposal(space, request, groups, raw, fold)
     return ScoreReply(recipe_hash=recipe.hash, anchor_scores=anchors, proposal=proposal)
 
 
@@ -241,15 +242,16 @@ def _compared_in_run(space: Workspace, rows: list[EncodedRow], finite: np.ndarra
 
 def _proposal(
     space: Workspace,
-    recipe: Recipe,
+    request: ScoreRequest,
     groups: list[str],
     raw: dict[str, np.ndarray],
     fold: np.ndarray,
 ) -> float | None:
+    recipe = space.recipe()
     if recipe.threshold.rule != "mixture":
         return None
     public = recipe.public[space.settings.domain]
-    weights = set_weights(recipe.score, public.validation)
+    weights = replaced(set_weights(recipe.score, public.validation), request.weights)
     scores = np.zeros(len(fold))
     for number, group in enumerate(groups):
         anchors = space.memory["anchor_scores"][group]

@@ -65,8 +65,8 @@ def score_rows(
     raw["loss"][n] = - mean_t loss of row n at t
     raw["alignment"][n] = loss of row n's response without its question - with it, at the last t
 
-    The second is there for method perplexity, and where `loss_weight` is above zero; the third
-    where `alignment_weight` is.
+    The second is there for method perplexity, and where `loss_weight` is not zero; the third
+    where `alignment_weight` is not.
 
     Args:
         model: is left with the last checkpoint's adapter.
@@ -167,16 +167,19 @@ def check_probe(found: float, expected: float, *, recipe: Recipe, where: str) ->
 
 
 def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -> dict[str, float]:
-    """Weight of every name in a group's score: validation sets, own loss, alignment."""
+    """Weight of every name in a group's score: validation sets, own loss, alignment.
+
+    A part that is yet to be weighed has weight 1.
+    """
     if settings.method == "perplexity":
         return {LOSS: 1.0}
     if settings.method in BASELINE_NAMES:
         return {settings.method: 1.0}
     weights = {name: file.weight for name, file in validation.items()}
-    # A step of training sees a row with its question alone.
-    alignment = 0.0 if settings.trajectory == "inrun" else settings.alignment_weight
-    others = {LOSS: settings.loss_weight, ALIGNMENT: alignment}
-    return weights | {name: weight for name, weight in others.items() if weight}
+    given = {LOSS: settings.loss_weight, ALIGNMENT: settings.alignment_weight}
+    for name, is_weighed in settings.weighed.items():
+        weights[name] = 1.0 if is_weighed else float(given[name])
+    return weights
 
 
 def anchors_at_coordinator(recipe: Recipe) -> bool:

@@ -15,7 +15,13 @@ from clues.report.cells import DASH, clean, need
 from clues.report.figures import MOST_SILOS, curves, gains, score_bands, sharing
 from clues.report.page import environment
 from clues.report.pairs import repeat_pairs, threshold_pairs
-from clues.report.silos import absences_table, detection_table, ledger_table, silos_table
+from clues.report.silos import (
+    absences_table,
+    controls_table,
+    detection_table,
+    ledger_table,
+    silos_table,
+)
 from clues.report.table import escape, markdown_table
 
 LIMITS = (
@@ -86,6 +92,7 @@ def _view(results: Mapping[str, Any]) -> dict[str, Any]:
         "Who was missing": absences_table(results),
         "Tasks": tasks_table(results),
         "Judge": judge_table(results),
+        "What the score can see": controls_table(results),
         "Detection by score": detection_table(results),
     }
     facts = {key: clean(need(results, key, "results")) for key in ("name", "date", "recipe_hash")}

@@ -74,6 +74,27 @@ def detection_table(results: Mapping[str, Any]) -> Table | None:
     return Table(note, columns, tuple(rows))
 
 
+def controls_table(results: Mapping[str, Any]) -> Table | None:
+    """What the score sees on damaged copies of the public anchors; None where none were made."""
+    found: Mapping[str, Mapping[str, float]] = results.get("controls") or {}
+    if not found:
+        return None
+    kinds = sorted({kind for by_kind in found.values() for kind in by_kind})
+    columns = (
+        Column("group", "Anchors of", "anchors", numeric=False),
+        *(Column("kind", clean(kind), clean(kind)) for kind in kinds),
+    )
+    rows = [
+        (clean(group.removeprefix("domain ")), *(number(by_kind.get(kind)) for kind in kinds))
+        for group, by_kind in found.items()
+    ]
+    note = (
+        "How often a public anchor scores above a damaged copy of an anchor, by kind of damage; "
+        "0.500 is chance: what the score cannot see. No private row takes part."
+    )
+    return Table(note, columns, tuple(rows))
+
+
 def absences_table(results: Mapping[str, Any]) -> Table | None:
     """Who was missing, when, and what came of it; None where nobody was."""
     ended = (("absences", "left out"), ("stops", "run stopped"))

@@ -1,0 +1,100 @@
+"""Weights of the parts: what tells public anchors from damaged copies of them, and nothing else."""
+
+import numpy as np
+import pytest
+
+from clues.data.controls import N_COPIES, damaged_copies
+from clues.data.damage import DAMAGE_KINDS
+from clues.data.samples import Message, Sample
+from clues.errors import DataError
+from clues.weighing import GRID, Controls, replaced, weigh_parts
+
+WEIGHTS = {"validation": 1.0, "loss": 1.0, "alignment": 1.0}
+PARTS = ("loss", "alignment")
+
+
+def drawn(drops, *, n=64, seed=0):
+    """Anchors, and copies of which each name is lower by its drop."""
+    rng = np.random.default_rng(seed)
+    anchors = {name: rng.normal(size=n) for name in WEIGHTS}
+    copies = {name: rng.normal(size=2 * n) - drops[name] for name in WEIGHTS}
+    return anchors, Controls(copies, ["cut", "mix"] * n)
+
+
+def weighed(anchors, controls, parts=PARTS, combine="shortfall"):
+    return weigh_parts(
+        {"domain a": anchors},
+        {"domain a": controls},
+        {"domain a": WEIGHTS},
+        parts,
+        combine=combine,
+    )
+
+
+@pytest.mark.parametrize("combine", ["shortfall", "sum"])
+def test_a_part_that_sees_damage_counts_and_one_that_prefers_it_does_not(combine):
+    found = weighed(*drawn({"validation": 1.0, "loss": 3.0, "alignment": -2.0}), combine=combine)
+    assert found.weights["loss"] >= 0.5
+    assert found.weights["alignment"] == 0
+    assert min(found.auc["domain a"].values()) > 0.95
+    assert set(found.auc["domain a"]) == {"cut", "mix"}
+
+
+def test_a_part_that_adds_nothing_stays_out():
+    found = weighed(*drawn({"validation": 9.0, "loss": 9.0, "alignment": 9.0}))
+    assert found.weights == {"loss": 0.0, "alignment": 0.0}
+    assert found.auc["domain a"] == {"cut": 1.0, "mix": 1.0}
+
+
+def test_one_set_of_weights_is_chosen_for_all_groups_and_groups_have_one_vote_each():
+    first = drawn({"validation": 1.0, "loss": 2.0, "alignment": 0.0})
+    second = drawn({"validation": 1.0, "loss": -0.3, "alignment": 0.0}, n=640, seed=1)
+    groups = {"domain a": first, "domain b": second}
+    found = weigh_parts(
+        {g: a for g, (a, _) in groups.items()},
+        {g: c for g, (_, c) in groups.items()},
+        dict.fromkeys(groups, WEIGHTS),
+        PARTS,
+        combine="shortfall",
+    )
+    assert found.weights["loss"] > 0
+    assert set(found.auc) == set(groups)
+
+
+def test_given_weights_are_measured_and_not_changed():
+    anchors, controls = drawn({"validation": 1.0, "loss": 1.0, "alignment": 1.0})
+    found = weighed(anchors, controls, parts=())
+    assert found.weights == {}
+    assert 0.5 < found.auc["domain a"]["cut"] < 1
+
+
+def test_weights_come_from_the_grid_and_zero_means_out():
+    found = weighed(*drawn({"validation": 0.5, "loss": 0.5, "alignment": 0.5}))
+    assert set(found.weights.values()) <= set(GRID)
+    assert replaced(WEIGHTS, {"loss": 0.0, "alignment": 0.25}) == {
+        "validation": 1.0,
+        "alignment": 0.25,
+    }
+
+
+def sample(n, answer="an answer of several words"):
+    turns = (Message("user", f"question {n}"), Message("assistant", f"{answer} {n}"))
+    return Sample(row=n, messages=turns)
+
+
+def test_damaged_copies_keep_the_question_and_change_the_answer():
+    samples = [sample(n) for n in range(12)]
+    copies, kinds = damaged_copies(samples, seed=1, foreign=["palabras de otra lengua"])
+    assert len(copies) == len(kinds) == N_COPIES * 12
+    assert set(kinds) == set(DAMAGE_KINDS)
+    assert [copy.row for copy in copies] == list(range(24))
+    for copy, original in zip(copies, samples * N_COPIES, strict=True):
+        assert copy.prompt == original.prompt
+        assert copy.response != original.response
+    assert damaged_copies(samples, seed=1, foreign=["palabras de otra lengua"])[0] == copies
+
+
+def test_answers_that_cannot_be_damaged_are_named_with_what_to_do():
+    same = [Sample(0, (Message("user", "q"), Message("assistant", "A")))]
+    with pytest.raises(DataError, match=r"cannot be damaged.*score\.loss_weight"):
+        damaged_copies(same, seed=1, foreign=["A"])
