@@ -7,7 +7,7 @@
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
-# make federation-tests  the same result in four ways, silos and coordinator killed (ten minutes)
+# make federation-tests  the same result in four ways, silos and coordinator killed (20 minutes)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
