@@ -146,7 +146,14 @@ def page() -> str:
                 lines += ["", *block]
             if model in compared:
                 seeds = ", ".join(str(r["seeds"][0]) for r in compared[model])
-                lines += ["", f"Scores: runs of their own up to the selection, seeds {seeds}."]
+                own = compared[model]
+                dates = ", ".join(sorted({r["date"] for r in own}))
+                how = score_in_words(own[0]["method"])
+                lines += [
+                    "",
+                    f"Scores: runs of their own up to the selection, seeds {seeds}; {dates}; the "
+                    f"selection score there is {how}.",
+                ]
     for name in known_experiments(HERE):
         lines += section(name)
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import random_state
 from pydantic import ValidationError
 from scipy.stats import spearmanr
 from test_influence import (
@@ -27,6 +28,7 @@ from clues.scoring.finite import difference_scores
 from clues.scoring.forms import by_block, form_directions, form_scores, way_of
 from clues.scoring.gradients import each_gradient, gradient_products
 from clues.scoring.influence import influence_scores
+from clues.scoring.perplexity import alignments, mean_losses
 
 
 def with_moments(model, *, seed=5):
@@ -313,3 +315,30 @@ def test_every_score_has_its_paragraph_in_the_documentation():
     ways = ("side_branch", "gradients", "finite_difference")
     missing = [n for n in (*FORMS, *BASELINE_NAMES, *trajectories, *ways) if f"`{n}" not in named]
     assert not missing, "a score without a paragraph"
+
+
+def test_alignment_is_what_a_question_takes_off_the_loss_of_its_answer(make_lora, encoded_rows):
+    model = make_lora()
+    adapter = random_state(model.initial, seed=3)
+    given = mean_losses(model, encoded_rows, adapter=adapter)
+    found = alignments(model, encoded_rows, given, adapter=adapter)
+    for row, value, loss in zip(encoded_rows, found, given, strict=True):
+        first = row.mask.index(True)
+        assert all(row.mask[first:]), "this oracle takes rows of one answer at the end"
+        # The token before the answer stays: without it the first answer token has no loss.
+        ids = torch.tensor([row.ids[first - 1 :]])
+        with torch.no_grad(), model.evaluating():
+            logits = model.peft(input_ids=ids).logits[0, :-1]
+        alone = torch.nn.functional.cross_entropy(logits.double(), ids[0, 1:])
+        assert value == pytest.approx(float(alone) - loss, abs=1e-5)
+
+
+def test_an_answer_without_a_question_is_neither_helped_nor_hurt(make_lora, encoded_rows):
+    row = encoded_rows[0]
+    first = row.mask.index(True)
+    bare = replace(row, ids=row.ids[first:], mask=row.mask[first:])
+    model = make_lora()
+    losses = mean_losses(model, [bare, row], adapter=model.initial)
+    found = alignments(model, [bare, row], losses, adapter=model.initial)
+    assert found[0] == 0
+    assert found[1] != 0
