@@ -133,7 +133,7 @@ def page() -> str:
             first, method = runs[0], runs[0]["method"]
             seeds = ", ".join(str(r["seeds"][0]) for r in runs)
             dates = ", ".join(sorted({r["date"] for r in runs}))
-            how = f"{score_in_words(method)}; {method['rule']}"
+            how = f"{score_in_words([r['method'] for r in runs])}; {method['rule']}"
             lines += [
                 "",
                 f"### Base model: {model}",
@@ -148,7 +148,7 @@ def page() -> str:
                 seeds = ", ".join(str(r["seeds"][0]) for r in compared[model])
                 own = compared[model]
                 dates = ", ".join(sorted({r["date"] for r in own}))
-                how = score_in_words(own[0]["method"])
+                how = score_in_words([r["method"] for r in own])
                 lines += [
                     "",
                     f"Scores: runs of their own up to the selection, seeds {seeds}; {dates}; the "

@@ -81,7 +81,7 @@ def desk(tmp_path, monkeypatch) -> Path:
     model = tiny_model(tmp_path / "model")
     for module in ("clues.config.hashes", "clues.model.adapters"):
         monkeypatch.setattr(f"{module}.built_in_folder", lambda: model)
-    sizes = demo.Sizes(private=40, validation=6, anchor=12, heldout=4)
+    sizes = demo.Sizes(private=80, validation=6, anchor=12, heldout=4)
     monkeypatch.setattr(demo, "Sizes", lambda: sizes)
     (tmp_path / "desk").mkdir()
     monkeypatch.chdir(tmp_path / "desk")

@@ -292,7 +292,11 @@ def test_a_run_is_judged_by_one_command_and_the_key_is_written_nowhere(
     config = write_micro(tmp_path, tiny_model(tmp_path / "model"))
     content = {"base_url": judge.url, "model": "m", "api_key_env": "JUDGE_KEY", "n_prompts": 8}
     content |= {"max_answer_tokens": 12, "retry_wait_s": 0.01}
-    edit_config(config, {"evaluate": {"arms": ["mixed", "clues"], "judge": content}})
+    # Half of the rows away, and long steps: models of two arms must not answer alike.
+    recipe = {"threshold": {"rule": "ratio", "ratio": 0.5}}
+    judged = {"arms": ["mixed", "clues"], "judge": content}
+    steps = {"learning_rate": 0.1}
+    edit_config(config, {"recipe": recipe, "combine": steps, "evaluate": judged})
     root = tmp_path / "run"
     command = ["judge", str(config), "--out", str(root), "--allow-degenerate", "-q", "--json"]
     cost = json.loads(CliRunner().invoke(app, [*command, "--dry-run"]).stdout)

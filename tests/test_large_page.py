@@ -34,6 +34,7 @@ def review_of(n_rows: int) -> Review:
         ids=[draw.bytes(8).hex() for _ in range(n_rows)],
         scores=np.sum(list(terms.values()), axis=0),
         terms=terms,
+        traces={},
         losses={"before training": draw.random(n_rows)},
         n_tokens=2 * lengths,
         n_response_tokens=lengths,

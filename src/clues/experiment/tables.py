@@ -179,24 +179,29 @@ def length_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def score_in_words(method: Mapping[str, Any]) -> str:
-    """What made the scores of a stored run; one from before there were parts had two, added."""
-    if method["score"] != "influence":
-        return f"{method['score']}, {method['trajectory']}"
-    weights = {
-        "loss": method.get("loss_weight", 0),
-        "alignment": method.get("alignment_weight", 0),
-    }
-    others = [f"{w:g} {name}" if w != 1 else name for name, w in weights.items() if w]
-    joined = f" with {' and '.join(others)} ({method.get('parts', 'sum')})" if others else ""
-    return f"influence, {method['form']}, {method['trajectory']}{joined}"
+def score_in_words(methods: Sequence[Mapping[str, Any]]) -> str:
+    """What made the scores of stored runs; weights that differ from run to run are all named."""
+    first = methods[0]
+    if first["score"] != "influence":
+        return f"{first['score']}, {first['trajectory']}"
+    others: list[str] = []
+    # A run from before there were parts had its loss added.
+    for name, before in (("loss", 1.0), ("alignment", 0.0)):
+        weights = [method.get(f"{name}_weight", before) for method in methods]
+        if any(weights):
+            shown_weights = weights[:1] if len(set(weights)) == 1 else weights
+            others.append(f"{'/'.join(f'{w:g}' for w in shown_weights)} {name}")
+    joined = f" with {' and '.join(others)} ({first.get('parts', 'sum')})" if others else ""
+    return f"influence, {first['form']}, {first['trajectory']}{joined}"
 
 
 def _heading(seeds: Sequence[Stored]) -> str:
     runs = [run for seed in seeds for run in seed["variants"].values()]
     first, method = runs[0], runs[0]["method"]
     dates = ", ".join(sorted({run["date"] for run in runs}))
-    how = f"{score_in_words(method)}; {method['rule']}"
+    # The first variant of every seed: others differ in what the table below names.
+    firsts = [next(iter(seed["variants"].values()))["method"] for seed in seeds]
+    how = f"{score_in_words(firsts)}; {method['rule']}"
     questions = ""
     if first.get("questions"):
         questions = f" {first['questions']} questions, guessing scores {first['guessing']:.2f}."
