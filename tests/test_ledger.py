@@ -3,13 +3,14 @@
 import errno
 import hashlib
 import json
+import subprocess
 import sys
 from dataclasses import asdict, replace
 
 import pytest
 
 from clues import cli
-from clues.errors import DataError, LedgerError
+from clues.errors import DataError, LedgerError, UsageError
 from clues.federation.ledger import START, Entry, Ledger, compare, summary, verify
 
 MESSAGES = (
@@ -306,3 +307,54 @@ def test_an_entry_that_finds_no_room_leaves_the_chain_whole(ledger, monkeypatch)
     assert ledger.path.read_bytes() == before, "half an entry would break the chain"
     ledger.record("north", "in", "train", b"adapter")
     assert len(verify(ledger.path)) == len(MESSAGES) + 1
+
+
+HOLDER = """
+import subprocess
+import sys
+from pathlib import Path
+from clues.federation.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def held_elsewhere(tmp_path):
+    """A ledger that another process is writing to, and that process."""
+    path = tmp_path / "ledger.jsonl"
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        yield path, other
+        other.kill()
+
+
+def test_two_processes_cannot_write_to_one_ledger(held_elsewhere):
+    path, other = held_elsewhere
+    half = b'{"n": 0, "ti'
+    path.write_bytes(half)
+    with pytest.raises(UsageError, match="another process runs here"):
+        Ledger(path)
+    assert path.read_bytes() == half, "a line that the other is writing was cut"
+
+
+def test_a_killed_process_leaves_its_ledger_free(held_elsewhere):
+    path, other = held_elsewhere
+    other.kill()
+    other.wait()
+    Ledger(path).record("north", "in", "hello", b"")
+    assert len(verify(path)) == 1
+
+
+def test_one_process_may_open_its_ledger_twice(ledger):
+    assert Ledger(ledger.path).n_entries == ledger.n_entries
+
+
+def test_a_lock_that_cannot_be_made_says_so(tmp_path):
+    (tmp_path / "ledger.jsonl.lock").mkdir()
+    with pytest.raises(DataError, match="cannot be written"):
+        Ledger(tmp_path / "ledger.jsonl")

@@ -35,7 +35,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
     if failure is not None:
-        raise _cannot_write(path, failure)
+        raise cannot_write(path, failure)
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -62,7 +62,7 @@ def append_line(path: Path, text: str) -> None:
             # Half a line would be glued to the next one.
             os.truncate(path, before)
     if failure is not None:
-        raise _cannot_write(path, failure)
+        raise cannot_write(path, failure)
 
 
 def make_folder(path: Path) -> None:
@@ -77,10 +77,11 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         failure = error
     if failure is not None:
-        raise _cannot_write(path, failure)
+        raise cannot_write(path, failure)
 
 
-def _cannot_write(path: Path, failure: OSError) -> DataError:
+def cannot_write(path: Path, failure: OSError) -> DataError:
+    """Return the error that says why a file cannot be written, and what to do."""
     reason = os.strerror(failure.errno) if failure.errno else type(failure).__name__
     kept = " The file that was there is unchanged." if path.is_file() else ""
     advice = "Free disk space" if failure.errno == errno.ENOSPC else "Mend the folder"

@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from clues.atomic import append_line
-from clues.errors import LedgerError
+from filelock import FileLock, Timeout
+
+from clues.atomic import append_line, cannot_write
+from clues.errors import LedgerError, UsageError
 
 START = "0" * 64
 LOST = "lost"
@@ -49,15 +51,22 @@ class Entry:
 
 
 class Ledger:
-    """Appends to one file; every entry is on disk before the message goes."""
+    """Appends to one file; every entry is on disk before the message goes.
+
+    One process at a time writes to a ledger, and so to the run around it: another is refused until
+    the first has ended. The system frees the lock of a process that was killed.
+    """
 
     def __init__(self, path: Path) -> None:
         """Continue the file if there is one.
 
         Raises:
+            UsageError: another process is writing to it.
             LedgerError: the file's chain is broken.
+            DataError: the folder cannot be written.
         """
         self.path = path
+        self._lock = _lock(path)
         if path.exists():
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
@@ -93,6 +102,25 @@ class Ledger:
         append_line(self.path, json.dumps(asdict(entry), sort_keys=True))
         self.n_entries, self.last = self.n_entries + 1, entry.chain
         return entry
+
+
+def _lock(path: Path) -> FileLock:
+    """Take the right to append, held as long as the lock is referred to."""
+    # In one process a run may be opened twice, so all its ledgers of a path share one lock.
+    lock = FileLock(f"{path.resolve()}.lock", timeout=0, is_singleton=True, thread_local=False)
+    failure = None
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"{path.parent}: another process runs here. Wait until it has ended, or name another "
+            "folder."
+        ) from None
+    except OSError as error:
+        failure = error
+    if failure is not None:
+        raise cannot_write(path, failure)
+    return lock
 
 
 def verify(path: Path) -> list[Entry]:
