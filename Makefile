@@ -9,6 +9,7 @@
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
 # make federation-tests  the same result in four ways, silos and coordinator killed (20 minutes)
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -19,10 +20,10 @@ demo: $(READY)
 	$(BIN)/clues demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not federation"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not federation"
 
 check: $(READY)
 	$(BIN)/ruff check .
