@@ -199,6 +199,9 @@ MALFORMED = {
     "a checkpoint that lacks a weight": lambda r: replace(
         r, checkpoints=dict(list(r.checkpoints.items())[1:])
     ),
+    "anchors' scores that nobody compares": lambda r: replace(
+        r, compared_anchors={"length": [1.0] * len(r.anchor_scores["validation"])}
+    ),
 }
 
 

@@ -334,7 +334,7 @@ def held_elsewhere(tmp_path):
 
 
 def test_two_processes_cannot_write_to_one_ledger(held_elsewhere):
-    path, other = held_elsewhere
+    path, _other = held_elsewhere
     half = b'{"n": 0, "ti'
     path.write_bytes(half)
     with pytest.raises(UsageError, match="another process runs here"):

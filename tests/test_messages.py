@@ -75,6 +75,7 @@ MESSAGES: tuple[Envelope, ...] = (
         optimizer_steps=[5, 5],
         probe_losses=[2.5, 2.25],
         anchor_scores={"validation": [1.0, -2.5]},
+        compared_anchors={"adam/validation": [0.5, -1.0], "length": [3.0, 4.0]},
         weights={"loss": 0.25},
         checkpoints={f"0|{name}": tensor for name, tensor in ADAPTER.items()},
         directions={f"0/validation|{name}": 2 * tensor for name, tensor in ADAPTER.items()},

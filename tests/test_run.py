@@ -7,6 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 from federation_helpers import (
     edit_config,
@@ -22,8 +23,11 @@ from transformers import AutoModelForCausalLM
 
 from clues.config import BASELINE_NAMES, FORMS
 from clues.errors import ConfigError, DataError, NumericsError
+from clues.federation.comparison import compare
+from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
+from clues.scoring.table import ScoreTable
 
 SECRET = "Zyx-marker-"
 STAGES = ("train", "score", "threshold", "select", "fit-mixed", "fit-clues", "measure-mixed")
@@ -158,6 +162,37 @@ def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(model, tm
         # Its own form without the loss is what the silo calls influence.
         assert found["less"]["auc"] == pytest.approx(found["influence"]["auc"], abs=1e-12)
         assert silo["auc"] == plain["silos"][name]["auc"], "comparing changed the selection"
+
+
+@pytest.mark.parametrize("method", ["influence", "perplexity"])
+def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_path, method):
+    names = [*FORMS, *BASELINE_NAMES]
+    changes = {"recipe": {"score": {"compare": names, "method": method}}}
+    run = open_micro(write_micro(tmp_path / "input", model, changes=changes), tmp_path / "run")
+    run_until(run, "score")
+    desk, silo = run.coordinator.desk, run.silos["north"]
+    domain = silo.settings.domain
+    base = desk.folder / "trajectory" / run.coordinator.train()["folder"]
+    checkpoints = [load_checkpoint(base / name) for name in run.coordinator.train()["checkpoints"]]
+    alone = compare(
+        desk.model,
+        silo.space.encoded().rows,
+        desk.anchors(domain),
+        desk.validation(domain),
+        checkpoints,
+        recipe=desk.recipe,
+        domain=domain,
+        names=desk.scored_weights(),
+        known={},
+    )
+    sent = json.loads((silo.private / "compared.json").read_text())
+    table = ScoreTable.read(silo.private / "scores.parquet")
+    for name in names:
+        (anchors,) = sent[name].values()
+        assert anchors == pytest.approx(alone[name].anchors.tolist(), rel=1e-3, abs=1e-5)
+        rows = table.parts[f"compare/{name}"].tolist()
+        assert rows == pytest.approx(alone[name].rows.tolist(), rel=1e-3, abs=1e-5)
+    assert len({tuple(np.round(alone[name].anchors, 6)) for name in names}) == len(names)
 
 
 def test_an_arm_is_trained_on_what_another_score_would_select(model, tmp_path) -> None:

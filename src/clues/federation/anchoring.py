@@ -8,6 +8,7 @@ import numpy as np
 
 from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
 from clues.data.tokens import EncodedRow
+from clues.federation.comparison import compare_anchors
 from clues.federation.desk import Desk
 from clues.federation.guards import check_anchor_scores
 from clues.federation.messages import ScoreReply, ScoreRequest
@@ -50,7 +51,7 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
             request = replace(request, weights=weighing.weights)
             requests |= dict.fromkeys(desk.members(domain), request)
     else:
-        requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}))
+        requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}, {}))
     sizes = {} if here else {domain: len(desk.anchors(domain)) for domain in desk.recipe.public}
 
     def take(name: str, reply: ScoreReply) -> ScoreReply:
@@ -133,17 +134,27 @@ def _domain_request(
             )
             advance(1)
     anchor_scores: dict[str, list[float]] = {}
+    compared: dict[str, list[float]] = {}
     controls = None
     if anchors_at_coordinator(desk.recipe):
         where = (checkpoints, directions)
         scored = score_rows(desk.model, desk.anchors(domain), *where, settings=settings)
         anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
+        compared = compare_anchors(
+            desk.model,
+            desk.anchors(domain),
+            validation,
+            checkpoints,
+            recipe=desk.recipe,
+            domain=domain,
+            names=desk.scored_weights(),
+        )
         if any(settings.weighed.values()):
             rows, kinds = desk.damaged_anchors(domain)
             damaged = score_rows(desk.model, rows, *where, settings=settings)
             controls = Controls(damaged.raw, kinds)
     probes = [probe_loss(desk.model, validation, c) for c in checkpoints]
-    return _request(desk, checkpoints, directions, probes, anchor_scores), controls
+    return _request(desk, checkpoints, directions, probes, anchor_scores, compared), controls
 
 
 def _request(
@@ -152,6 +163,7 @@ def _request(
     directions: Sequence[Mapping[str, AdapterState]],
     probe_losses: list[float],
     anchor_scores: dict[str, list[float]],
+    compared: dict[str, list[float]],
 ) -> ScoreRequest:
     needed = _moments_at_rows(desk)
     return ScoreRequest(
@@ -160,6 +172,7 @@ def _request(
         optimizer_steps=[c.optimizer_steps for c in checkpoints],
         probe_losses=probe_losses,
         anchor_scores=anchor_scores,
+        compared_anchors=compared,
         weights={},
         checkpoints={
             f"{i}|{n}": t for i, c in enumerate(checkpoints) for n, t in c.adapter.items()

@@ -120,7 +120,8 @@ class ScoreRequest(Envelope):
     `checkpoints`, `directions` and `moments` are keyed `index|weight`, `index/set|weight` and
     `index/first|weight` or `index/second|weight`. `probe_losses` are mean losses of a few public
     rows at the checkpoints: a silo with another base model refuses to score. `weights` are those
-    of the parts of a score that the coordinator has weighed.
+    of the parts of a score that the coordinator has weighed. `compared_anchors` are the anchors'
+    scores under `recipe.score.compare`, keyed `form/set` or by baseline.
     """
 
     kind: ClassVar[str] = "score"
@@ -130,6 +131,7 @@ class ScoreRequest(Envelope):
     optimizer_steps: list[int]
     probe_losses: list[float]
     anchor_scores: dict[str, list[float]]
+    compared_anchors: dict[str, list[float]]
     weights: dict[str, float]
     checkpoints: Tensors = field(repr=False)
     directions: Tensors = field(repr=False)

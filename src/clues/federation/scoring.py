@@ -88,6 +88,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
             domain=space.settings.domain,
             names=weights,
             known=_known(recipe, space.settings.domain, scored.raw, anchor_scores, finite),
+            sent=request.compared_anchors if anchors_at_coordinator(recipe) else None,
         )
         if "inrun" in recipe.score.compare:
             found["inrun"] = _compared_in_run(space, rows, finite)

@@ -149,6 +149,7 @@ BASELINES: dict[str, Callable[[Scene], Scorer]] = {
     "length": length,
     "random": random,
 }
+NEEDS_ROWS = frozenset({"datainf"})  # an anchor's score depends on the silo's rows too
 
 
 def _losses_with_and_without_question(
