@@ -62,10 +62,15 @@ def content(model: Path | None = None) -> dict:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    rows = make_questions("geography", language="en", seed=0)[:200]
+    made = make_questions("geography", language="en", seed=0)
+    rows = made[:200]
     keys = ("instruction", "output", "fact")
     lines = [json.dumps({k: row[k] for k in keys}) + "\n" for row in rows]
     (folder / "facts.jsonl").write_text("".join(lines))
+    exam = [
+        {k: row[k] for k in ("instruction", "output", "choices", "answer")} for row in made[-9:]
+    ]
+    (folder / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in exam))
     return folder
 
 
@@ -156,6 +161,7 @@ def test_translations_at_one_position_are_in_one_set(tmp_path) -> None:
         ({"sources": {"geography": {"file": "none.jsonl"}}}, "Fetch the facts and put it there"),
         ({"public": {"heldout": 5000}}, "rows for the heldout set"),
         ({"sources": {"geography": {"max_chars": 1}}}, "no row of"),
+        ({"questions": [{"file": "no.jsonl", "fetch": "the exam"}]}, "Fetch the exam and put it"),
     ],
 )
 def test_a_source_that_does_not_do_says_what_to_do(data, tmp_path, changes, said) -> None:
@@ -242,7 +248,9 @@ def test_an_experiment_runs_stores_shows_and_goes_on(data, tmp_path) -> None:
     model = tiny_model(tmp_path / "llama")
     (tmp_path / "recipes" / "tiny").mkdir(parents=True)
     recipe = tmp_path / "recipes" / "tiny" / "experiment.yaml"
-    recipe.write_text(yaml.safe_dump(content(model), sort_keys=False))
+    exam = {"file": "exam.jsonl", "fetch": "it", "ask": {"name": "exam", "limit": 7}}
+    settings = merged(content(model), {"scales": {"small": {"questions": [exam]}}})
+    recipe.write_text(yaml.safe_dump(settings, sort_keys=False))
     call = ["experiment", "tiny", "--seeds", "2", "--data", str(data), "--quiet"]
     call += ["--recipes", str(tmp_path / "recipes"), "--work", str(tmp_path / "work")]
     runner = CliRunner()
@@ -269,6 +277,12 @@ def test_an_experiment_runs_stores_shows_and_goes_on(data, tmp_path) -> None:
     page = "\n".join(experiment_tables(seeds))
     for wanted in ("default: **clues**", "mean: **clues**", "| mixture |", "base_perplexity"):
         assert wanted in page
+    for arm, figures in seeds[0]["variants"]["default"]["tasks"]["exam"]["arms"].items():
+        values = [
+            figures["acc_norm"],
+            seeds[1]["variants"]["default"]["tasks"]["exam"]["arms"][arm]["acc_norm"],
+        ]
+        assert f"| default: exam | {arm} | 7 | {sum(values) / 2:.3f} " in page
     files[1].unlink()
     again = runner.invoke(app, [*call, "--json"], catch_exceptions=False)
     assert json.loads(files[1].read_text()) == seeds[1], "a run that was done was done again"

@@ -19,7 +19,7 @@ from clues.data.damage import damage_rows
 from clues.data.formats import RowFile, read_rows
 from clues.errors import DataError
 from clues.experiment.reserved import is_reserved
-from clues.experiment.spec import Scale, Source, merged
+from clues.experiment.spec import Questions, Scale, Source, merged
 
 LABELS = "damage"
 N_WRONG = 3  # wrong choices beside the right one
@@ -95,9 +95,13 @@ def write_inputs(
                     "max_selections": 1000,
                 }
             )
+    tasks = [
+        {**asked.ask, "path": str(_local_file("questions", asked, data).resolve())}
+        for asked in scale.questions
+    ]
     ours = {
         "recipe": {"seed": seed, "public": public},
-        "evaluate": {"heldout": "heldout.jsonl"},
+        "evaluate": {"heldout": "heldout.jsonl"} | ({"tasks": tasks} if tasks else {}),
         "silos": silos,
     }
     return merged(scale.config, ours)
@@ -145,11 +149,8 @@ def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
 def _deal(name: str, source: Source, scale: Scale, *, data: Path, seed: int) -> Dealt:
     """Deal a source's rows to the four sets."""
     place = find_source(source.file, data)
-    if isinstance(place, Path) and not place.exists():
-        raise DataError(
-            f"source {name}: {place} is not there. Fetch {source.fetch} and put it there, or name "
-            "the folder that holds it: --data FOLDER"
-        )
+    if isinstance(place, Path):
+        place = _local_file(f"source {name}", source, data)
     n_silo = sum(g.n * g.rows for g in scale.silos.values() if g.source == name)
     sizes = {
         "heldout": scale.public.heldout,
@@ -177,6 +178,21 @@ def _deal(name: str, source: Source, scale: Scale, *, data: Path, seed: int) -> 
             )
         parts[part] = [rows[i] for i in rng.permutation(len(rows))[:size]]
     return Dealt(**parts)
+
+
+def _local_file(what: str, source: Source | Questions, data: Path) -> Path:
+    """A file under the data folder.
+
+    Raises:
+        DataError: it is missing; the message says what to fetch.
+    """
+    path = data / source.file
+    if not path.exists():
+        raise DataError(
+            f"{what}: {path} is not there. Fetch {source.fetch} and put it there, or name "
+            "the folder that holds it: --data FOLDER"
+        )
+    return path
 
 
 def _eligible(name: str, source: Source, rows: RowFile) -> list[tuple[str, Row]]:

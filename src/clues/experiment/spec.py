@@ -58,6 +58,20 @@ class SiloGroup(Settings):
     damage: float = Field(default=0.0, ge=0.0, le=1.0)
 
 
+class Questions(Settings):
+    """A file of multiple-choice questions that the arms' models are asked.
+
+    Attributes:
+        file: path under the data folder.
+        fetch: what to fetch and from where, for whoever does not have it.
+        ask: as a task under `evaluate.tasks`, without its path: style, where, limit.
+    """
+
+    file: str
+    fetch: str
+    ask: dict[str, Any] = Field(default_factory=dict)
+
+
 class PublicSizes(Settings):
     """Public rows of one source, disjoint from each other and from the silos' rows."""
 
@@ -86,6 +100,7 @@ class Scale(Settings):
         silos: groups by name.
         damage: kinds that are mixed in equal parts.
         public: sizes of the public sets, for every source.
+        questions: files of multiple-choice questions, asked of every arm.
         config: settings of a run, as in its YAML, without silos and public sets.
         variants: by name; runs of one seed share what they can, and the first is the one that
             the others are compared with.
@@ -96,6 +111,7 @@ class Scale(Settings):
     silos: dict[str, SiloGroup] = Field(min_length=1)
     damage: tuple[Literal["cut", "delete", "swap", "mix"], ...] = DAMAGE_KINDS
     public: PublicSizes = PublicSizes()
+    questions: tuple[Questions, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, Variant] = Field(default_factory=lambda: {"default": Variant()})
     cost: str

@@ -24,7 +24,8 @@ def experiment_tables(seeds: Sequence[Stored]) -> list[str]:
     """All tables of one experiment at one scale with one base model."""
     lines = [_heading(seeds)]
     variants = list(seeds[0]["variants"])
-    lines += ["", *arms_table(seeds)]
+    for found in (arms_table(seeds), tasks_table(seeds)):
+        lines += ["", *found] if found else []
     for block in (scores_table, rules_table, anchors_table, length_table):
         shown_before: list[str] = []
         for name in variants:
@@ -62,6 +63,35 @@ def arms_table(seeds: Sequence[Stored]) -> list[str]:
         "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *lines,
     ]
+
+
+def tasks_table(seeds: Sequence[Stored]) -> list[str]:
+    """Share of questions that each arm's model answers right, by task; mean and sd over seeds."""
+    lines: list[str] = []
+    for name in seeds[0]["variants"]:
+        runs = [seed["variants"][name] for seed in seeds]
+        prefix = f"{name}: " if len(seeds[0]["variants"]) > 1 else ""
+        for task, figures in runs[0].get("tasks", {}).items():
+            head = figures["headline"]
+            questions, guessing = figures["questions"], f"{figures['guessing']:.3f}"
+            lines.append(f"| {prefix}{task} | guessing | {questions} | {guessing} | | |")
+            for arm in figures["arms"]:
+                own = [run["tasks"][task]["arms"][arm] for run in runs]
+                cells = (_spread(own, head), _mean(own, f"{head}_stderr", 3), _minus_mixed(own))
+                lines.append(f"| {prefix}{task} | {arm} | {questions} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    return [
+        "| task | arm | questions | accuracy (sd over seeds) | standard error of a seed "
+        "| minus mixed, lowest and highest seed |",
+        "| :--- | :--- | ---: | ---: | ---: | ---: |",
+        *lines,
+    ]
+
+
+def _minus_mixed(own: Sequence[Mapping[str, Any]]) -> str:
+    gaps = [o["minus_mixed"]["value"] for o in own if o.get("minus_mixed")]
+    return f"{min(gaps):+.3f}, {max(gaps):+.3f}" if gaps else DASH
 
 
 def _same_rows(runs: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> bool:
