@@ -33,8 +33,6 @@ LAYERS = (
     ("network",),
     ("reference",),
     ("experiment",),
-    ("cli_calm",),
-    ("cli_network",),
     ("cli", "__main__"),
 )
 WITHOUT_TORCH = (
@@ -59,12 +57,11 @@ WITHOUT_TORCH = (
     "network.settings",
     "network.keys",
     "network.edge",
-    "cli_network",
     "experiment.spec",
     "experiment.rows",
     "experiment.statistics",
     "experiment.tables",
-    "cli",
+    "cli.program",
 )
 
 

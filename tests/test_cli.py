@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clues import cli
+from clues.cli import program as cli
 from clues.demo import SILOS, Sizes, write_demo
 
 
@@ -44,7 +44,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[i
 
 
 def test_help_names_every_verb_and_needs_no_torch() -> None:
-    text = "import sys, clues.cli; print('torch' in sys.modules)"
+    text = "import sys, clues.cli.program; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False", "the command line must answer before torch is loaded"
     done = subprocess.run(
@@ -62,7 +62,7 @@ def test_the_shell_completes_verbs_and_options() -> None:
         n = str(len(words.split()) - 1)
         environment = {**os.environ, "COMP_WORDS": words, "COMP_CWORD": n}
         environment["_CLUES_COMPLETE"] = "complete_bash"
-        code = "from clues.cli import app; app(prog_name='clues')"
+        code = "from clues.cli.program import app; app(prog_name='clues')"
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         return done.stdout.split()

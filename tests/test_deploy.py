@@ -13,7 +13,7 @@ pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
 
 from typer.testing import CliRunner
 
-from clues.cli import app
+from clues.cli.program import app
 from clues.config import validate
 from clues.network.children import Child
 from clues.network.edge import edge_configuration

@@ -12,7 +12,8 @@ from federation_helpers import edit_config, tiny_model
 from test_cli import call
 from typer.main import get_command
 
-from clues import cli, demo, errors
+from clues import demo, errors
+from clues.cli import program as cli
 from clues.config import SiloSettings, load_silo, validate
 from clues.network.settings import load_coordinator, load_join
 

@@ -9,7 +9,7 @@ import yaml
 from federation_helpers import tiny_model
 from typer.testing import CliRunner
 
-from clues.cli import app
+from clues.cli.program import app
 from clues.config import load_config
 from clues.errors import ConfigError, DataError, UsageError
 from clues.experiment.rows import with_choices, write_config, write_inputs

@@ -15,7 +15,7 @@ import torch
 from federation_helpers import edit_config, files_of, tiny_model, write_micro
 from typer.testing import CliRunner
 
-from clues.cli import app
+from clues.cli.program import app
 from clues.config import JudgeSettings, LoraSettings, ModelSettings, TokenSettings, validate
 from clues.data.samples import Message
 from clues.data.tokens import RowEncoder

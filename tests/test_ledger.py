@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from clues import cli
+from clues.cli import program as cli
 from clues.errors import DataError, LedgerError, UsageError
 from clues.federation.ledger import START, Entry, Ledger, compare, summary, verify
 

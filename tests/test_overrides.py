@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from federation_helpers import files_of, open_micro, run_micro, tiny_model, write_micro
 
-from clues import cli
+from clues.cli import program as cli
 from clues.errors import (
     ApprovalError,
     CluesError,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from federation_helpers import Recorder, files_of, open_micro, tiny_model, write_micro
 
-from clues import cli
+from clues.cli import program as cli
 from clues.errors import ApprovalError, DataError, DegenerateSelectionError, RecipeMismatchError
 from clues.federation.ledger import verify
 from clues.federation.messages import REQUESTS, Refusal, from_bytes

@@ -13,7 +13,7 @@ import pytest
 from browser import Opened, chromium, violations
 from federation_helpers import run_micro, tiny_model, write_micro
 
-from clues import cli
+from clues.cli import program as cli
 from clues.federation.ledger import verify
 
 HOSTILE = (

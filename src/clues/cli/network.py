@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from clues.cli_calm import calm_libraries
+from clues.cli.calm import calm_libraries
 from clues.errors import UsageError
 from clues.network.children import FLOWER_ENVIRONMENT
 

@@ -1,0 +1,100 @@
+"""Verbs that look at a run, and the one that lets a silo select."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clues import __version__
+from clues.cli.options import Json, out
+from clues.errors import UsageError
+from clues.federation.ledger import Entry, compare, summary, verify
+
+
+def ledger(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_FOLDER", help="The run's folder, or a ledger.")
+    ],
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="OTHER_SIDE", help="With --verify: the other side's, to compare."),
+    ] = None,
+    check_chain: Annotated[
+        bool, typer.Option("--verify", help="Only say whether the chain holds and both agree.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--messages", help="List every message with its time and SHA-256.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what crossed the wall: by silo, direction and kind.
+
+    RUN_FOLDER is a run's folder, such as runs/demo, or a ledger.jsonl. OTHER_SIDE is the same of
+    the other side, which --verify compares with the first.
+    """
+    if other and not check_chain:
+        raise UsageError("a second ledger is for --verify, which compares the two.")
+    entries = verify(_ledger_file(folder))
+    agreed = compare(entries, verify(_ledger_file(other))) if other else {}
+    if as_json:
+        found = {"messages": len(entries), "chain_holds": True}
+        found |= {"both_sides": agreed} if other else {}
+        listed = [asdict(entry) for entry in entries] if every else summary(entries)
+        out.print_json(json.dumps(found if check_chain else listed))
+        return
+    for name, n in agreed.items():
+        out.print(f"{name}: both sides have the same {n} messages.", highlight=False)
+    if check_chain:
+        out.print(f"{len(entries)} messages, the chain holds.", highlight=False)
+        return
+    _print_ledger(entries, every=every)
+
+
+def _print_ledger(entries: Sequence[Entry], *, every: bool) -> None:
+    for e in entries if every else ():
+        line = f"{e.n:>5} {e.time} {e.silo:<20} {e.direction:<3} {e.kind:<15}"
+        out.print(f"{line} {e.n_bytes:>11,} {e.sha256}", highlight=False, soft_wrap=True)
+    for row in [] if every else summary(entries):
+        line = f"{row['silo']:<20} {row['direction']:<4} {row['kind']:<16}"
+        out.print(
+            f"{line} {row['messages']:>5} messages {row['bytes']:>12,} bytes", highlight=False
+        )
+    out.print(
+        "out: left the silo. in: came to it. The messages that left lie in silos/SILO/outbox.",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _ledger_file(place: Path) -> Path:
+    return place / "ledger.jsonl" if place.is_dir() else place
+
+
+def approve(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A silo's folder, or a run's for all in it."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Let a silo with `approval: true` select, after somebody has looked at its scores.
+
+    FOLDER is a silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
+    """
+    from clues.federation.permission import approve as approve_silos
+
+    names = approve_silos(folder)
+    if as_json:
+        out.print_json(json.dumps({"approved": names}))
+        return
+    for name in names:
+        out.print(f"{name}: approved for the scores as they are now.", highlight=False)
+
+
+def version() -> None:
+    """Print the version."""
+    out.print(__version__, highlight=False)

@@ -1,0 +1,105 @@
+"""Open a run for a verb, take it to a stage, and say what came out and what to do next."""
+
+import atexit
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from clues.cli.calm import calm_libraries
+from clues.cli.options import err, out
+from clues.config import RunConfig, load_config
+
+
+def open_for_verb(
+    config: RunConfig,
+    folder: Path | None,
+    *,
+    quiet: bool,
+    degenerate: bool = False,
+    skip_nonfinite: bool = False,
+) -> Any:
+    """Create or continue a run; a process that only helps to score does so, and ends here.
+
+    Args:
+        config: the run's.
+        folder: its folder; None for runs/NAME.
+        quiet: no progress on stderr.
+        degenerate: accept a selection that keeps nothing or everything.
+        skip_nonfinite: drop rows whose score is not finite.
+    """
+    from clues.federation.workers import finish, help_scoring, team_of_environment
+
+    team, local_rank = team_of_environment()
+    calm_libraries()
+    root = folder or Path("runs") / config.name
+    if team.rank > 0:
+        help_scoring(root, team, local_rank=local_rank)
+        raise typer.Exit
+    if team.size > 1:
+        atexit.register(finish, root)
+    from clues.pipeline import open_run  # torch takes seconds to import
+    from clues.progress import Silent, Terminal
+
+    return open_run(
+        config,
+        root,
+        progress=Silent() if quiet else Terminal(err),
+        allow_degenerate=degenerate,
+        skip_nonfinite=skip_nonfinite,
+        team=team,
+    )
+
+
+def run_stage(config: Path, folder: Path | None, stage: str, **how: bool) -> Any:
+    """Open the run of a configuration file and run all stages up to this one."""
+    run = open_for_verb(load_config(config), folder, **how)
+    from clues.pipeline import run_until
+
+    run_until(run, stage)
+    return run
+
+
+def show(result: Any, *, as_json: bool) -> None:
+    """Print a run's results as tables, or as JSON."""
+    if as_json:
+        out.print_json(json.dumps(result, allow_nan=False))
+        return
+    from clues.report.terminal import print_table
+
+    print_table(result, out)
+
+
+def show_path(path: Path, what: str, *, as_json: bool) -> None:
+    """Print where something lies, or the same as JSON under the name `what`."""
+    if as_json:
+        out.print_json(json.dumps({what: str(path)}))
+    else:
+        out.print(path, highlight=False, soft_wrap=True)
+
+
+def say_where(opened: Any, config: Path) -> None:
+    """Tell what to open next, and how to overrule rows."""
+    from clues.report.terminal import print_next
+
+    root = opened.run_dir.root
+    print_next(root, list(opened.silos), out, program=program(), arguments=again(opened, config))
+
+
+def again(opened: Any, config: Path) -> str:
+    """What to type after a verb to mean the same run."""
+    root, usual = opened.run_dir.root, Path("runs") / opened.config.name
+    return str(config) if root == usual else f"{config} --out {root}"
+
+
+def program() -> str:
+    """This program as the user can type it: its name alone only where the shell finds it."""
+    own = Path(sys.argv[0])
+    found = shutil.which("clues")
+    if found and Path(found).resolve() == own.resolve():
+        return "clues"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)

@@ -1,0 +1,26 @@
+"""Options that several verbs share, and the two consoles."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+out, err = Console(), Console(stderr=True)
+
+Config = Annotated[
+    # click 8.5 hides the help of typer's arguments, so the name has to say it.
+    Path,
+    typer.Argument(metavar="CLUES.YAML", help="The run's configuration.", show_default=False),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The run's folder. Default: runs/NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Degenerate = Annotated[
+    bool,
+    typer.Option("--allow-degenerate", help="Accept a selection that keeps nothing or everything."),
+]
+SkipNonfinite = Annotated[
+    bool,
+    typer.Option("--skip-nonfinite", help="Drop rows whose score is NaN or infinite, and say so."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

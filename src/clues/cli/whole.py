@@ -1,0 +1,255 @@
+"""Verbs of whole runs: demo, init, run, check, report, experiment."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clues.cli import network
+from clues.cli.calm import calm_libraries
+from clues.cli.opening import open_for_verb, run_stage, say_where, show, show_path
+from clues.cli.options import Config, Degenerate, Json, Out, Quiet, SkipNonfinite, err, out
+from clues.config import load_config
+from clues.errors import CluesError, UsageError
+from clues.scaffold import Side
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where data and run go.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of data, training and threshold.")] = 42,
+    data_only: Annotated[
+        bool, typer.Option("--data-only", help="Write the rows and the configuration, and stop.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the whole method on five generated silos; needs no network and no GPU.
+
+    About six minutes on two cores. Data go to runs/demo/input, everything else beside them.
+    """
+    from clues.demo import write_demo
+
+    path = write_demo(folder / "input", seed=seed)
+    if data_only:
+        show_path(path, "config", as_json=as_json)
+        return
+    from clues.pipeline import run_until
+
+    config = load_config(path)
+    err.print(
+        "Five silos, questions in two languages, 80 / 50 / 40 / 20 / 10 % of the rows damaged.",
+        highlight=False,
+    )
+    run = open_for_verb(config, folder, quiet=quiet)
+    show(run_until(run), as_json=as_json)
+    if not as_json:
+        say_where(run, path)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[CLUES.YAML]", show_default=False)] = Path(
+        "clues.yaml"
+    ),
+    silos: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--silo",
+            metavar="NAME=FILE",
+            help="Private rows of one owner; once for each. NAME:DOMAIN=FILE where there are "
+            "several domains.",
+        ),
+    ] = None,
+    public: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--public",
+            metavar="[DOMAIN=]FILE",
+            help="Public rows of known quality, dealt at random into validation and anchor rows; "
+            "or VALIDATION,ANCHOR. Once for each domain.",
+        ),
+    ] = None,
+    heldout: Annotated[
+        Path | None, typer.Option("--heldout", help="Public test rows to compare models on.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Base model: built-in, a folder or a hub name."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", help="Experiments: column that is empty where a row is good."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the run. Default: the folder's name.")
+    ] = None,
+    side: Annotated[
+        Side,
+        typer.Option(
+            "--for",
+            help="all: everything on this machine. coordinator: without silos. silo: one silo's "
+            "file alone.",
+        ),
+    ] = "all",
+    as_json: Json = False,
+) -> None:
+    """Write a commented configuration for your own files; asks for what no option says.
+
+    CLUES.YAML is where to write it (default: clues.yaml); each silo's own file goes beside it. No
+    file is overwritten. One silo alone gets a configuration that cleans its rows and trains no
+    joint model. Without a terminal nothing is asked:
+
+    clues init --silo hospital-a=rows.jsonl --public checked.jsonl
+    """
+    from clues.interview import Flags, answers_of
+    from clues.scaffold import write_scaffold
+
+    flags = Flags(path, side, name, silos or (), public or (), heldout, model, labels)
+    written = write_scaffold(answers_of(flags, _ask if sys.stdin.isatty() else None))
+    if as_json:
+        out.print_json(json.dumps({"written": [str(file) for file in written]}))
+        return
+    for file in written:
+        out.print(f"written: {file}", highlight=False, soft_wrap=True)
+    if side == "all":
+        out.print(f"Next: clues check {path}", highlight=False, soft_wrap=True)
+
+
+def _ask(question: str, read: Callable[[str], Any], *, default: str = "") -> Any:
+    """Ask on the terminal until the answer can be used."""
+
+    def value(text: str) -> Any:
+        try:
+            return read(text.strip())
+        except CluesError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return typer.prompt(question, default=default, show_default=bool(default), value_proc=value)
+
+
+def run(
+    config: Config,
+    folder: Out = None,
+    as_json: Json = False,
+    degenerate: Degenerate = False,
+    skip_nonfinite: SkipNonfinite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run everything; a run that was interrupted goes on where it stopped."""
+    how = {"degenerate": degenerate, "skip_nonfinite": skip_nonfinite}
+    opened = open_for_verb(load_config(config), folder, quiet=quiet, **how)
+    from clues.pipeline import run_until
+
+    show(run_until(opened), as_json=as_json)
+    if not as_json:
+        say_where(opened, config)
+
+
+def check(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CLUES.YAML", help="The run's configuration.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    rows: Annotated[int, typer.Option(help="Rows to show with their loss mask.", min=0)] = 2,
+    federation: Annotated[
+        str | None,
+        typer.Option(
+            "--federation",
+            metavar="COORD.YAML|HOST:PORT",
+            help="Instead: look at a coordinator's public address from outside, and say who "
+            "answers there.",
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", help="With --federation HOST:PORT: its authority.")
+    ] = None,
+) -> None:
+    """Look at data, masks, lengths, overlaps and cost before anything heavy starts.
+
+    Errors stop a run or make its figures worthless; notes may be meant. Rows are shown on this
+    terminal only; --rows 0 shows none, and neither does --json.
+    """
+    if federation is not None:
+        if config is not None:
+            raise UsageError("give CLUES.YAML or --federation, not both.")
+        network.check_federation(federation, ca=ca, as_json=as_json)
+        return
+    if config is None:
+        raise UsageError("name the run's configuration: clues check CLUES.YAML")
+    settings = load_config(config)
+    calm_libraries()
+    from clues.check import check_run
+    from clues.checklist import print_check
+
+    found = check_run(settings, n_shown=0 if as_json else rows)
+    if as_json:
+        out.print_json(json.dumps(found.to_json()))
+    else:
+        print_check(found, out, command=f"clues run {config}")
+    if found.errors:
+        raise typer.Exit(3)
+
+
+def report(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Write results.json, results.md, report.html and every silo's private report again."""
+    opened = run_stage(config, folder, "report", quiet=quiet)
+    for silo in opened.silos.values():
+        silo.write_review()
+    show_path(opened.run_dir.root / "report.html", "report", as_json=as_json)
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(help="Its name; --list shows all.")] = "",
+    scale: Annotated[
+        str, typer.Option(help="small (two cores) or real (GPUs and a hub).")
+    ] = "small",
+    seeds: Annotated[int, typer.Option(min=1, help="How many; 0, 1, 2 and so on.")] = 3,
+    model: Annotated[
+        str | None, typer.Option(help="Another base model: a folder or a hub name.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="Folder of the data files.")] = Path("data"),
+    recipes: Annotated[Path, typer.Option(help="Folder of the experiments.")] = Path("experiments"),
+    work: Annotated[Path, typer.Option(help="Where runs go, so that they can go on.")] = Path(
+        "runs/experiments"
+    ),
+    show_list: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat one of the paper's tables, all arms and seeds; goes on where it stopped.
+
+    NAME is one that --list shows. Figures go to the folder results of the experiment; make results
+    puts them on the page of results.
+    """
+    from clues.experiment.spec import known_experiments, load_experiment
+
+    if show_list or not name:
+        for known in known_experiments(recipes):
+            out.print(f"{known:<12} {load_experiment(known, recipes).title}", highlight=False)
+        return
+    spec = load_experiment(name, recipes)
+    chosen = spec.scales.get(scale)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if chosen is None:
+        known = ", ".join(spec.scales)
+        raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
+    calm_libraries()
+    from clues.experiment.run import Plan, run_seed
+    from clues.experiment.tables import experiment_tables
+    from clues.progress import Silent, Terminal
+
+    plan = Plan(name, chosen, scale, model, data, work / name, recipes / name / "results")
+    err.print(f"{spec.title}. Cost: {chosen.cost}.", highlight=False)
+    files = [
+        run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in range(seeds)
+    ]
+    stored = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if as_json:
+        out.print_json(json.dumps(stored))
+        return
+    out.print("\n".join(experiment_tables(stored)), markup=False, highlight=False, soft_wrap=True)
+    out.print(f"\nStored: {', '.join(str(f) for f in files)}", highlight=False, soft_wrap=True)
