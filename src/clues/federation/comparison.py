@@ -2,17 +2,18 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from clues.config import FORMS, Recipe
+from clues.config import FORMS, LINEAR_FORMS, Recipe
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
-from clues.model.adapters import Checkpoint, LoraModel
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.baselines import BASELINES, NEEDS_ROWS, Scene
-from clues.scoring.forms import EXPLICIT, explicit_scores, form_directions, form_scores
-from clues.scoring.influence import RowScores
+from clues.scoring.direction import LinearForm, precondition
+from clues.scoring.forms import explicit_scores, form_directions
+from clues.scoring.influence import RowScores, influence_scores
 from clues.units import combine
 
 
@@ -80,27 +81,44 @@ def form_parts(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Influence of every row by form and validation set along a trajectory, without the loss."""
     raw: dict[str, dict[str, np.ndarray]] = {form: {} for form in forms}
-    # All of these come out of one pass; alone, sgd is cheaper by the side branch.
-    together = [form for form in forms if form in EXPLICIT]
-    alone = [form for form in forms if form not in together or together == ["sgd"]]
-    together = [form for form in together if form not in alone]
-    for checkpoint in checkpoints:
-        found: dict[str, RowScores] = {}
-        if together:
-            # Their directions are one: the plain validation gradient.
-            sets = form_directions(model, validation, checkpoint, form="sgd", weights=names)
-            directions = list(sets.values())
-            found = explicit_scores(model, rows, checkpoint, directions, forms=together)
-        for form in alone:
-            sets = form_directions(model, validation, checkpoint, form=form, weights=names)
-            found[form] = form_scores(
-                model, rows, checkpoint, list(sets.values()), form=form, way="side_branch"
+    linear: list[LinearForm] = [cast(LinearForm, f) for f in forms if f in LINEAR_FORMS]
+    explicit = [form for form in forms if form not in LINEAR_FORMS]
+    for checkpoint in checkpoints if forms else ():
+        # All directions come from the plain validation gradients, all scores from one pass.
+        plain = form_directions(model, validation, checkpoint, form="sgd", weights=names)
+        own: dict[str, list[AdapterState]] = {
+            form: [precondition(v, checkpoint, form=form) for v in plain.values()]
+            for form in linear
+        }
+        if explicit:
+            found = explicit_scores(
+                model, rows, checkpoint, list(plain.values()), forms=explicit, linear=own
             )
+        else:
+            found = _by_side_branch(model, rows, checkpoint, own)
         for form, scores in found.items():
             for k, part in enumerate(validation):
                 term = checkpoint.learning_rate * scores.products[:, k]
                 raw[form][part] = raw[form].get(part, np.zeros(len(rows))) + term
     return raw
+
+
+def _by_side_branch(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    checkpoint: Checkpoint,
+    directions: Mapping[str, Sequence[AdapterState]],
+) -> dict[str, RowScores]:
+    """Linear forms alone: the gradients themselves need not be made."""
+    flat = [d for own in directions.values() for d in own]
+    scores = influence_scores(model, rows, adapter=checkpoint.adapter, directions=flat)
+    found: dict[str, RowScores] = {}
+    start = 0
+    for form, own in directions.items():
+        stop = start + len(own)
+        found[form] = RowScores(scores.products[:, start:stop], scores.losses)
+        start = stop
+    return found
 
 
 def compare_anchors(

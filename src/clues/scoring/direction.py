@@ -17,6 +17,7 @@ from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.batches import each_batch, token_budget_of
 
+LinearForm = Literal["sgd", "adam", "adam_two_sided"]
 ADAM_EPS = 1e-8
 BLOCK = re.compile(r"\.(?:layers|h|blocks|block|layer)\.(\d+)\.")
 
@@ -26,7 +27,7 @@ def validation_direction(
     rows: Sequence[EncodedRow],
     checkpoint: Checkpoint,
     *,
-    form: Literal["sgd", "adam", "adam_two_sided"],
+    form: LinearForm,
     weights: Sequence[str],
 ) -> AdapterState:
     """Direction that a row's gradient is multiplied with at one checkpoint.
@@ -58,7 +59,7 @@ def precondition(
     gradient: AdapterState,
     checkpoint: Checkpoint,
     *,
-    form: Literal["sgd", "adam", "adam_two_sided"],
+    form: LinearForm,
 ) -> AdapterState:
     """Direction of a form from the mean validation gradient.
 

@@ -14,18 +14,15 @@ others need the gradients themselves.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast
+from typing import cast
 
 from clues.config import LINEAR_FORMS, ScoreSettings
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
-from clues.scoring.direction import BLOCK, validation_direction
+from clues.scoring.direction import BLOCK, LinearForm, validation_direction
 from clues.scoring.finite import difference_scores
 from clues.scoring.gradients import adam_update, transformed_products
 from clues.scoring.influence import RowScores, influence_scores
-
-# Forms whose direction is the plain validation gradient: one pass over gradients gives them all.
-EXPLICIT = ("sgd", "adam_exact", "cosine", "less")
 
 
 def way_of(settings: ScoreSettings, form: str) -> str:
@@ -49,7 +46,7 @@ def form_directions(
         DataError: the form needs optimiser state that the checkpoint does not have.
         NumericsError: a gradient is not finite.
     """
-    kind = cast(Literal["sgd", "adam", "adam_two_sided"], form if form in LINEAR_FORMS else "sgd")
+    kind = cast(LinearForm, form if form in LINEAR_FORMS else "sgd")
     return {
         name: validation_direction(model, rows, checkpoint, form=kind, weights=weights)
         for name, rows in validation.items()
@@ -111,30 +108,49 @@ def explicit_scores(
     directions: Sequence[AdapterState],
     *,
     forms: Sequence[str],
+    linear: Mapping[str, Sequence[AdapterState]] | None = None,
     on_rows: Callable[[int], None] | None = None,
     skip_nonfinite: bool = False,
 ) -> dict[str, RowScores]:
-    """Scores in several forms of `EXPLICIT` from one pass that makes the gradients.
+    """Scores in several forms from one pass that makes the gradients.
+
+    Args:
+        model: its adapter is set to the checkpoint's.
+        rows: the rows.
+        checkpoint: adapter and optimiser state.
+        directions: plain validation gradients.
+        forms: whose direction is the plain gradient: sgd, adam_exact, cosine, less.
+        linear: other forms that are linear in a row's gradient, with their own directions.
+        on_rows: called with the number of rows finished.
+        skip_nonfinite: whether rows without a finite score are let through.
 
     Raises:
         DataError: a form needs optimiser state that the checkpoint does not have.
         NumericsError: a score is not finite.
     """
+    linear = linear or {}
     adam = {form: form in ("adam_exact", "less") for form in forms}
+    kinds = set(adam.values()) | ({False} if linear else set())
     found = transformed_products(
         model,
         rows,
         adapter=checkpoint.adapter,
-        directions=directions,
-        transforms={str(x): adam_update(checkpoint) if x else None for x in set(adam.values())},
+        directions=[*directions, *(d for own in linear.values() for d in own)],
+        transforms={str(x): adam_update(checkpoint) if x else None for x in kinds},
         on_rows=on_rows,
         skip_nonfinite=skip_nonfinite,
     )
     scores: dict[str, RowScores] = {}
+    n = len(directions)
     for form in forms:
         products = found[str(adam[form])]
         cosine = form in ("cosine", "less")
-        scores[form] = RowScores(products.cosines if cosine else products.products, products.losses)
+        values = products.cosines if cosine else products.products
+        scores[form] = RowScores(values[:, :n], products.losses)
+    for form, own in linear.items():
+        products = found[str(False)]
+        scores[form] = RowScores(products.products[:, n : n + len(own)], products.losses)
+        n += len(own)
     return scores
 
 
