@@ -242,7 +242,8 @@ def experiment(
     from clues.experiment.tables import experiment_tables
     from clues.progress import Silent, Terminal
 
-    plan = Plan(name, chosen, scale, model, data, work / name, recipes / name / "results")
+    runs = work / (spec.with_runs_of or name)
+    plan = Plan(name, chosen, scale, model, data, runs, recipes / name / "results")
     err.print(f"{spec.title}. Cost: {chosen.cost}.", highlight=False)
     files = [
         run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in range(seeds)

@@ -31,7 +31,7 @@ class Plan:
         scale_name: small or real.
         model: base model instead of the one that the settings name; None for that one.
         data: folder of the sources.
-        work: folder of the runs, kept so that they can go on.
+        work: folder of the runs, kept so that they can go on; two experiments may share one.
         results: folder of the stored results.
     """
 
@@ -60,7 +60,7 @@ def run_seed(plan: Plan, seed: int, *, progress: Progress) -> Path:
     variants: dict[str, Any] = {}
     names = list(plan.scale.variants)
     for name in names:
-        done = folder / f"done-{name}.json"
+        done = folder / f"done-{plan.name}-{name}.json"
         if not done.exists():
             started = time.perf_counter()
             run = _open(plan, folder, name, seed, progress)

@@ -134,12 +134,15 @@ class Experiment(Settings):
         title: heading of its tables.
         asks: the question, in a sentence.
         repeats: what of the paper it repeats, and how it differs.
+        with_runs_of: another experiment with the same rows and scores; its runs are gone on with, so
+            that nothing is trained or scored twice.
         scales: `small` runs on two cores with the built-in base model, `real` needs GPUs and a hub.
     """
 
     title: str
     asks: str
     repeats: str
+    with_runs_of: str | None = Field(default=None, pattern=NAME)
     scales: dict[Literal["small", "real"], Scale]
 
 
