@@ -195,6 +195,19 @@ def test_check_says_what_few_anchors_can_promise(inputs, capsys) -> None:
     assert "10 rows keep 95% of the clean rows with probability 40% only; with 59" in notes
 
 
+def test_check_says_when_one_anchor_is_the_threshold(inputs, capsys) -> None:
+    anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
+    rows = [json.loads(line) for line in anchors.read_text().splitlines()]
+    for n, said in ((60, True), (93, False)):
+        many = [{**rows[i % len(rows)], "instruction": f"Number {i}?"} for i in range(n)]
+        anchors.write_text("".join(json.dumps(row) + "\n" for row in many))
+        assert call("check", inputs, "--json")[0] == 0
+        notes = "\n".join(json.loads(capsys.readouterr().out)["notes"])
+        text = "lowest of 60 anchor scores: one odd anchor moves it"
+        assert (text in notes) is said
+        assert ("With 93 rows it is the second lowest, with 181 the fifth" in notes) is said
+
+
 def test_check_reports_overlap_of_anchors_with_the_held_out_set(inputs, capsys) -> None:
     heldout = inputs.parent / "public" / "heldout.jsonl"
     anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"

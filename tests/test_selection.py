@@ -19,6 +19,7 @@ from clues.errors import (
 )
 from clues.selection import (
     Threshold,
+    fewest_anchors,
     fit_threshold,
     mixture_cut,
     select,
@@ -82,6 +83,11 @@ def test_the_tolerance_rank_is_the_highest_whose_probability_suffices():
     rule = settings("anchor_tolerance", quantile=0.05, confidence=0.95)
     assert tolerance_rank(96, rule) == (2, pytest.approx(0.956, abs=1e-3))
     assert tolerance_rank(59, rule) == (1, pytest.approx(0.9515, abs=1e-4))
+    assert [fewest_anchors(rank, rule) for rank in (1, 2, 5)] == [59, 93, 181]
+    for rank in (1, 2, 5):
+        n = fewest_anchors(rank, rule)
+        assert tolerance_rank(n, rule)[0] == rank
+        assert tolerance_rank(n - 1, rule)[0] == max(1, rank - 1)
     assert tolerance_rank(10, rule) == (1, pytest.approx(1 - 0.95**10)), "says too much"
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clues.config import BUILT_IN, RunConfig
-from clues.selection import tolerance_rank
+from clues.selection import fewest_anchors, tolerance_rank
 
 FEW_VALIDATION = 20
 MANY_LOST = 0.05  # share of rows cut or left out that deserves a word
@@ -141,6 +141,13 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
         notes.append(
             f"{file.n_rows} rows keep {1 - rule.quantile:.0%} of the clean rows with probability "
             f"{promised:.0%} only; with {needed} rows it is {rule.confidence:.0%}."
+        )
+    elif rule.rule == "anchor_tolerance" and tolerance_rank(file.n_rows, rule)[0] == 1:
+        second, fifth = (fewest_anchors(rank, rule) for rank in (2, 5))
+        notes.append(
+            f"the threshold is the lowest of {file.n_rows} anchor scores: one odd anchor moves it "
+            f"so far down that little is dropped. With {second} rows it is the second lowest, with "
+            f"{fifth} the fifth."
         )
     return notes
 

@@ -5,6 +5,7 @@ a domain on the global trajectory, a silo on its own, a fold of a silo when cros
 Scores of different groups compare only in units of each group's anchors.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -178,6 +179,19 @@ def tolerance_rank(n_anchors: int, settings: ThresholdSettings) -> tuple[int, fl
     probability = betainc(ranks, n_anchors - ranks + 1, settings.quantile)
     rank = max(1, int((probability >= settings.confidence).sum()))
     return rank, float(probability[rank - 1])
+
+
+def fewest_anchors(rank: int, settings: ThresholdSettings) -> int:
+    """How many anchors it takes until the cut is the rank-th lowest of them, or a higher one."""
+
+    def suffices(n_anchors: int) -> bool:
+        probability = betainc(rank, n_anchors - rank + 1, settings.quantile)
+        return bool(probability >= settings.confidence)
+
+    enough = rank
+    while not suffices(enough):
+        enough *= 2
+    return bisect_left(range(enough), True, lo=rank, key=suffices)
 
 
 def _tail_units(units: Units, raw: Mapping[str, Array], *, rank: int) -> Units:
