@@ -20,7 +20,9 @@ from federation_helpers import (
 )
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from clues.cli.program import app
 from clues.config import BASELINE_NAMES, FORMS
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.federation.comparison import compare
@@ -100,6 +102,24 @@ def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> No
     }
     assert kept == {"north": 6, "south": 6}
     assert before > 0
+
+
+def test_the_report_says_what_the_threshold_lets_pass(finished) -> None:
+    config, root, results = finished
+    kept, told_apart = results["controls_kept"], results["controls"]
+    assert {g: set(k) for g, k in kept.items()} == {g: set(k) for g, k in told_apart.items()}
+    assert told_apart
+    shares = [share for kinds in kept.values() for share in kinds.values()]
+    assert all(0 <= share <= 1 for share in shares)
+    assert min(shares) < 1, "the threshold lets every damaged copy pass"
+    page = (root / "report.html").read_text()
+    assert "told apart" in page
+    runner = CliRunner()
+    call = ["threshold", str(config), "--out", str(root), "-q"]
+    printed = runner.invoke(app, call, catch_exceptions=False).output
+    for group, kinds in kept.items():
+        said = ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items())
+        assert f"{group}: of damaged copies of its anchors it would keep {said}" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Weights of the parts: what tells public anchors from damaged copies of them, and nothing else."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from clues.data.controls import N_COPIES, damaged_copies
 from clues.data.damage import DAMAGE_KINDS
 from clues.data.samples import Message, Sample
 from clues.errors import DataError
+from clues.units import Units
 from clues.weighing import GRID, Controls, replaced, weigh_parts
 
 WEIGHTS = {"validation": 1.0, "loss": 1.0, "alignment": 1.0}
@@ -98,3 +101,12 @@ def test_answers_that_cannot_be_damaged_are_named_with_what_to_do():
     same = [Sample(0, (Message("user", "q"), Message("assistant", "A")))]
     with pytest.raises(DataError, match=r"cannot be damaged.*score\.loss_weight"):
         damaged_copies(same, seed=1, foreign=["A"])
+
+
+def test_a_threshold_keeps_the_copies_that_are_not_below_it():
+    units = Units({"validation": 1.0}, {"validation": 1.0}, location=0.0, spread=2.0)
+    raw = {"validation": np.array([-4.0, -2.0, 2.0, 4.0]), "loss": np.zeros(4)}
+    controls = Controls(raw, ["cut", "cut", "mix", "cut"])
+    assert controls.kept_by_kind(units, -1.0) == {"cut": 2 / 3, "mix": 1.0}
+    again = Controls.from_json(json.loads(json.dumps(controls.to_json())))
+    assert again.kept_by_kind(units, 1.5) == {"cut": 1 / 3, "mix": 0.0}

@@ -1,7 +1,7 @@
 """What a run found: everything that results.json holds; aggregates, no row text, no row scores."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,8 @@ from clues.evaluation.tasks import arms_on_tasks
 from clues.federation.coordinator import Coordinator
 from clues.federation.public import portable_recipe
 from clues.judging import stored_figures
+from clues.selection import Threshold
+from clues.weighing import Controls
 
 PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
 WARM_UP = "warm-up"
@@ -82,11 +84,25 @@ def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str,
             "anchor_quantiles": [list(pair) for pair in threshold.anchor_quantiles],
         },
         "controls": stages["score"]["controls"],
+        "controls_kept": kept_copies(threshold, stages["score"]),
         "questions": len(heldout.options) if heldout else None,
         "guessing": heldout.guessing if heldout else None,
         "tasks": arms_on_tasks({arm: coordinator.answers(arm) for arm in arms}, seed=recipe.seed),
         "judge": stored_figures(config, coordinator),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+    }
+
+
+def kept_copies(threshold: Threshold, scored: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By group and kind, the share of damaged copies of public anchors above the threshold.
+
+    Empty where the coordinator made none, and under a rule without one threshold.
+    """
+    if threshold.value is None:
+        return {}
+    return {
+        group: Controls.from_json(content).kept_by_kind(threshold.units[group], threshold.value)
+        for group, content in scored.get("copies", {}).items()
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clues.units import Array, anchor_units
+from clues.units import Array, Units, anchor_units
 
 GRID = (0.0, 0.25, 0.5, 1.0)
 # A part must earn its place: a smaller total weight wins unless it loses more than this in AUC.
@@ -23,6 +23,23 @@ class Controls:
 
     raw: Mapping[str, Array]
     kinds: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON that `from_json` reads."""
+        raw = {name: [float(x) for x in values] for name, values in self.raw.items()}
+        return {"kinds": list(self.kinds), "raw": raw}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Controls":
+        """Read what `to_json` made."""
+        raw = {name: np.array(values) for name, values in content["raw"].items()}
+        return cls(raw, content["kinds"])
+
+    def kept_by_kind(self, units: Units, value: float) -> dict[str, float]:
+        """Share of the damaged copies that a threshold would keep, by kind of damage."""
+        kept = units.apply(self.raw) >= value
+        kinds = np.array(self.kinds)
+        return {kind: float(kept[kinds == kind].mean()) for kind in sorted(set(self.kinds))}
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,12 @@ def threshold(
             f"{found.assurance:.1%}, if they score like its anchors",
             highlight=False,
         )
+    from clues.results import kept_copies
+
+    for group, kinds in kept_copies(found, opened.coordinator.score()).items():
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items())
+        text = f"{group}: of damaged copies of its anchors it would keep {shares}"
+        out.print(text, highlight=False, soft_wrap=True)
 
 
 def select(

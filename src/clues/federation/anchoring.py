@@ -33,20 +33,21 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
         trained: what the train stage returned.
 
     Returns:
-        Anchor scores by group and part, weights of parts, what they tell apart on damaged anchors,
-        and each silo's proposal for a cut.
+        Anchor scores by group and part, weights of parts, what they tell apart on damaged copies of
+        anchors, the copies' scores, and each silo's proposal for a cut.
     """
     here = anchors_at_coordinator(desk.recipe)
     anchors: dict[str, dict[str, list[float]]] = {}
     requests: dict[str, ScoreRequest] = {}
-    weighing = Weighing({}, {})
+    weighing, copies = Weighing({}, {}), dict[str, Controls]()
     if desk.recipe.score.shared:
         base = desk.folder / "trajectory" / trained["folder"]
         checkpoints = [load_checkpoint(base / name) for name in trained["checkpoints"]]
         found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
         if here:
             anchors = {f"domain {d}": request.anchor_scores for d, (request, _) in found.items()}
-            weighing = _weigh(desk, found)
+            copies = {f"domain {d}": c for d, (_, c) in found.items() if c is not None}
+            weighing = _weigh(desk, anchors, copies)
         for domain, (request, _) in found.items():
             request = replace(request, weights=weighing.weights)
             requests |= dict.fromkeys(desk.members(domain), request)
@@ -70,6 +71,7 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
         "anchors": anchors,
         "weights": weighing.weights,
         "controls": weighing.auc,
+        "copies": {group: controls.to_json() for group, controls in copies.items()},
         "proposals": {n: r.proposal for n, r in replies.items()},
     }
 
@@ -98,23 +100,23 @@ def one_threshold(desk: Desk, scored: Mapping[str, Any]) -> Threshold:
     )
 
 
-def _weigh(desk: Desk, found: Mapping[str, tuple[ScoreRequest, Controls | None]]) -> Weighing:
+def _weigh(
+    desk: Desk,
+    anchors: Mapping[str, Mapping[str, Sequence[float]]],
+    copies: Mapping[str, Controls],
+) -> Weighing:
     """Weights of the parts that the recipe leaves open, from all domains' damaged anchors."""
-    parts = [name for name, is_weighed in desk.recipe.score.weighed.items() if is_weighed]
-    controls = {f"domain {d}": c for d, (_, c) in found.items() if c is not None}
-    if not controls:
+    if not copies:
         return Weighing({}, {})
+    settings = desk.recipe.score
     return weigh_parts(
+        {g: {k: np.array(v) for k, v in sets.items()} for g, sets in anchors.items()},
+        copies,
         {
-            f"domain {d}": {k: np.array(v) for k, v in request.anchor_scores.items()}
-            for d, (request, _) in found.items()
+            f"domain {domain}": set_weights(settings, public.validation)
+            for domain, public in desk.recipe.public.items()
         },
-        controls,
-        {
-            f"domain {d}": set_weights(desk.recipe.score, desk.recipe.public[d].validation)
-            for d in found
-        },
-        parts,
+        [name for name, is_weighed in settings.weighed.items() if is_weighed],
         combine=desk.recipe.threshold.combine,
     )
 

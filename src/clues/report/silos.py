@@ -4,7 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clues.report.arms import RATES, rate_columns
-from clues.report.cells import DASH, FEW, FEW_ROWS, band, clean, count, need, number, size
+from clues.report.cells import (
+    DASH,
+    FEW,
+    FEW_ROWS,
+    band,
+    clean,
+    count,
+    need,
+    number,
+    percent,
+    size,
+)
 from clues.report.table import Column, Table
 
 # In the order of the protocol; others follow by name.
@@ -79,18 +90,24 @@ def controls_table(results: Mapping[str, Any]) -> Table | None:
     found: Mapping[str, Mapping[str, float]] = results.get("controls") or {}
     if not found:
         return None
+    kept: Mapping[str, Mapping[str, float]] = results.get("controls_kept") or {}
     kinds = sorted({kind for by_kind in found.values() for kind in by_kind})
     columns = (
         Column("group", "Anchors of", "anchors", numeric=False),
+        Column("what", "Figure", "figure", numeric=False),
         *(Column("kind", clean(kind), clean(kind)) for kind in kinds),
     )
-    rows = [
-        (clean(group.removeprefix("domain ")), *(number(by_kind.get(kind)) for kind in kinds))
-        for group, by_kind in found.items()
-    ]
+    rows: list[tuple[str, ...]] = []
+    for group, by_kind in found.items():
+        name = clean(group.removeprefix("domain "))
+        rows.append((name, "told apart", *(number(by_kind.get(kind)) for kind in kinds)))
+        if group in kept:
+            rows.append((name, "kept", *(percent(kept[group][kind]) for kind in kinds)))
     note = (
-        "How often a public anchor scores above a damaged copy of an anchor, by kind of damage; "
-        "0.500 is chance: what the score cannot see. No private row takes part."
+        "Told apart: how often a public anchor scores above a damaged copy of an anchor, by kind of "
+        "damage; 0.500 is chance: what the score cannot see. Kept: share of the damaged copies above "
+        "the threshold; where it is high, the threshold lets such damage pass. No private row takes "
+        "part."
     )
     return Table(note, columns, tuple(rows))
 
