@@ -13,6 +13,7 @@ from clues.config import TaskSettings, TokenSettings, load_config
 from clues.data.samples import Message, Sample
 from clues.data.tokens import RowEncoder
 from clues.errors import ConfigError, DataError
+from clues.evaluation.choice import held_out
 from clues.evaluation.intervals import (
     bootstrap_mean,
     paired_difference,
@@ -329,3 +330,24 @@ def test_a_check_lists_tasks_what_they_leave_out_and_rows_that_are_anchors_too(t
     )
     write_rows(tmp_path / "quiz.jsonl", [{**LISTED, "answer": "A,B"}])
     assert "evaluate.tasks" in check_run(load_config(config), n_shown=0).errors[0]
+
+
+@pytest.mark.parametrize("n_words", [200, 60])
+def test_a_held_out_question_that_does_not_fit_is_left_out_whole(tokenizer, n_words) -> None:
+    """Whether none of its choices fits, or only the long one does not."""
+    encoder = RowEncoder(
+        tokenizer, TokenSettings(template="alpaca", max_length=130, overlong="drop")
+    )
+
+    def row(number: int, prompt: str, *choices: str) -> Sample:
+        turns = (Message("user", prompt), Message("assistant", choices[0]))
+        return Sample(number, turns, choices, 0)
+
+    long_prompt = n_words == 200
+    words = "blood " * n_words
+    asked = (words, "Heart.", "Skin.") if long_prompt else ("Which?", "Heart.", words)
+    found = held_out(
+        [row(0, "Which organ?", "Heart.", "Skin."), row(1, *asked)], encoder, where="test"
+    )
+    assert [row.row for row in found.rows] == ([0] if long_prompt else [0, 1])
+    assert len(found.options) == len(found.answers) == 1

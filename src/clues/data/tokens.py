@@ -209,12 +209,14 @@ class EncodedRows:
     dropped: dict[int, str]
 
 
-def encode_rows(samples: Iterable[Sample], encoder: RowEncoder, *, where: str) -> EncodedRows:
+def encode_rows(
+    samples: Iterable[Sample], encoder: RowEncoder, *, where: str, may_be_empty: bool = False
+) -> EncodedRows:
     """Encode all samples under the recipe's rule for rows that are too long.
 
     Raises:
         DataError: a row loses its whole response and the rule is not `drop`, or the rule is
-            `error` and a row is too long, or nothing is left.
+            `error` and a row is too long, or nothing is left and that is not expected.
     """
     kept: list[EncodedRow] = []
     dropped: dict[int, str] = {}
@@ -236,7 +238,7 @@ def encode_rows(samples: Iterable[Sample], encoder: RowEncoder, *, where: str) -
             dropped[sample.row] = f"longer than {limit} tokens"
             continue
         kept.append(encoded)
-    if not kept:
+    if not kept and not may_be_empty:
         raise DataError(
             f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length."
         )

@@ -52,7 +52,7 @@ def held_out(samples: Sequence[Sample], encoder: RowEncoder, *, where: str) -> H
             Sample(sample.row, (*sample.prompt, Message("assistant", choice)))
             for choice in sample.choices
         ]
-        encoded = encode_rows(variants, encoder, where=where)
+        encoded = encode_rows(variants, encoder, where=where, may_be_empty=True)
         if len(encoded.rows) == len(variants):
             options.append(encoded.rows)
             answers.append(sample.answer)
