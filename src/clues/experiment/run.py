@@ -114,7 +114,9 @@ def _open(plan: Plan, folder: Path, name: str, seed: int, progress: Progress) ->
         base = merged(base, {"recipe": {"model": {"name": plan.model}}})
     settings = {**merged(base, variant.config), "name": f"{plan.name}-{name}"[:60]}
     config = load_config(write_config(settings, place / f"{name}.yaml"))
-    root = folder / f"run-{config.recipe.scoring_hash}{'' if share is None else f'-{share}'}"
+    # Under rule mixture silos answer a score request otherwise: its run would undo the others'.
+    rule = "-mixture" if config.recipe.threshold.rule == "mixture" else ""
+    root = folder / f"run-{config.recipe.scoring_hash}{'' if share is None else f'-{share}'}{rule}"
     return open_run(config, root, progress=progress, allow_degenerate=True)
 
 
