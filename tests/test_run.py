@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from clues.cli.program import app
 from clues.config import BASELINE_NAMES, FORMS
 from clues.errors import ConfigError, DataError, NumericsError
-from clues.federation.comparison import compare
+from clues.federation.comparison import Standpoint, compare
 from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
@@ -194,17 +194,15 @@ def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_p
     domain = silo.settings.domain
     base = desk.folder / "trajectory" / run.coordinator.train()["folder"]
     checkpoints = [load_checkpoint(base / name) for name in run.coordinator.train()["checkpoints"]]
-    alone = compare(
+    place = Standpoint(
         desk.model,
-        silo.space.encoded().rows,
-        desk.anchors(domain),
         desk.validation(domain),
         checkpoints,
-        recipe=desk.recipe,
-        domain=domain,
-        names=desk.scored_weights(),
-        known={},
+        desk.recipe,
+        domain,
+        desk.scored_weights(),
     )
+    alone = compare(place, silo.space.encoded().rows, desk.anchors(domain), known={})
     sent = json.loads((silo.private / "compared.json").read_text())
     table = ScoreTable.read(silo.private / "scores.parquet")
     for name in names:

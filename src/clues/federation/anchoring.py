@@ -8,7 +8,7 @@ import numpy as np
 
 from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
 from clues.data.tokens import EncodedRow
-from clues.federation.comparison import compare_anchors
+from clues.federation.comparison import Standpoint, compare_anchors
 from clues.federation.desk import Desk
 from clues.federation.guards import check_anchor_scores
 from clues.federation.messages import ScoreReply, ScoreRequest
@@ -142,15 +142,10 @@ def _domain_request(
         where = (checkpoints, directions)
         scored = score_rows(desk.model, desk.anchors(domain), *where, settings=settings)
         anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
-        compared = compare_anchors(
-            desk.model,
-            desk.anchors(domain),
-            validation,
-            checkpoints,
-            recipe=desk.recipe,
-            domain=domain,
-            names=desk.scored_weights(),
+        place = Standpoint(
+            desk.model, validation, checkpoints, desk.recipe, domain, desk.scored_weights()
         )
+        compared = compare_anchors(place, desk.anchors(domain))
         if any(settings.weighed.values()):
             rows, kinds = desk.damaged_anchors(domain)
             damaged = score_rows(desk.model, rows, *where, settings=settings)

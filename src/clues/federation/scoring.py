@@ -10,7 +10,13 @@ import torch
 from clues.config import LOSS, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
-from clues.federation.comparison import Compared, compare, one_number, score_by_baselines
+from clues.federation.comparison import (
+    Compared,
+    Standpoint,
+    compare,
+    one_number,
+    score_by_baselines,
+)
 from clues.federation.messages import ScoreReply, ScoreRequest
 from clues.federation.rounds import read_scores
 from clues.federation.trajectory import (
@@ -79,14 +85,9 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         if not anchors_at_coordinator(recipe):
             anchors[group] = {k: [float(x) for x in v] for k, v in anchor_scores.items()}
         found = compare(
-            model,
+            _standpoint(space, scene),
             chosen,
             space.public("anchor") if recipe.score.compare else [],
-            scene.validation,
-            scene.checkpoints,
-            recipe=recipe,
-            domain=space.settings.domain,
-            names=weights,
             known=_known(recipe, space.settings.domain, scored.raw, anchor_scores, finite),
             sent=request.compared_anchors if anchors_at_coordinator(recipe) else None,
         )
@@ -155,6 +156,17 @@ def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[s
     return _Scene(checkpoints, directions, validation, weights)
 
 
+def _standpoint(space: Workspace, scene: _Scene) -> Standpoint:
+    return Standpoint(
+        space.model(),
+        scene.validation,
+        scene.checkpoints,
+        space.recipe(),
+        space.settings.domain,
+        scene.weights,
+    )
+
+
 def _score_group(
     space: Workspace, rows: list[EncodedRow], scene: _Scene, request: ScoreRequest
 ) -> tuple[TrajectoryScores, dict[str, np.ndarray]]:
@@ -169,17 +181,8 @@ def _score_group(
         chosen = {name: ours[name] for name in wanted}
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
     if method in BASELINES:
-        found = score_by_baselines(
-            [method],
-            model,
-            rows,
-            anchors,
-            scene.validation,
-            scene.checkpoints[-1],
-            recipe=recipe,
-            domain=space.settings.domain,
-            names=scene.weights,
-        )[method]
+        place = _standpoint(space, scene)
+        found = score_by_baselines(place, [method], rows, anchors)[method]
         last = mean_losses(model, rows, adapter=scene.checkpoints[-1].adapter)
         return TrajectoryScores({method: found.rows}, {"0/loss": last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
