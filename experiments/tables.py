@@ -13,9 +13,11 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from clues.config import BUILT_IN
 from clues.experiment.figure import write_figure
 from clues.experiment.spec import known_experiments, load_experiment
 from clues.experiment.tables import experiment_tables, score_in_words
+from experiments.goals import goals
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "results.md"
@@ -118,6 +120,13 @@ def page() -> str:
         "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
         "need labels, which exist because the damage was injected. The line above a table says what "
         "the selection score was made of; docs/scores.md explains it.",
+        "",
+        "## Goals at small scale",
+        "",
+        "Means over seeds, small scale with the built-in base model; the tables below have the "
+        "intervals. The shares are the paper's claims for its own models and data.",
+        "",
+        *goals(lambda name: stored(name).get(("small", BUILT_IN), [])),
     ]
     for folder in ("demo", "medquad"):
         by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -6,6 +6,7 @@ import pytest
 
 from clues.experiment.spec import known_experiments
 from experiments import tables
+from experiments.goals import goals
 
 
 def run(mixed: float, clues: float, oracle: float) -> dict:
@@ -46,3 +47,32 @@ def test_paired_differences_cancel_what_seeds_share() -> None:
 )
 def test_the_share_of_the_oracles_gain(runs, share) -> None:
     assert tables.arms([run(*losses) for losses in runs])[-1].split("|")[3].strip() == share
+
+
+def seed(name: str, *, ours: float, recall: float, combine: str = "fedavg") -> dict:
+    detection = {"selection score": {"auc": ours}, "influence": {"auc": 0.99}, "ifd": {"auc": 0.8}}
+    variant = {
+        **run(2.0, 1.9, 1.8),
+        "method": {"combine": combine},
+        "silos": {"north": {"detection": detection, "recall": recall}},
+    }
+    return {"experiment": name, "variants": {"one": variant}}
+
+
+def test_goals_are_judged_by_the_means_and_what_has_not_run_is_said() -> None:
+    known = {
+        "medicalqa": [
+            seed("medicalqa", ours=0.7, recall=1.0),
+            seed("medicalqa", ours=0.94, recall=1.0),
+        ],
+        "levels": [seed("levels", ours=0.9, recall=0.98), seed("levels", ours=0.9, recall=1.0)],
+        "merging": [seed("merging", ours=0.9, recall=1.0, combine="ties")],
+    }
+    lines = goals(lambda name: known.get(name, []))
+    text = "\n".join(lines)
+    assert "every other selector's: medicalqa | medicalqa | 0.820; ifd 0.800 | yes |" in text
+    assert "every other selector's: fiqa | fiqa | not run yet | |" in text
+    assert "federated | medicalqa | 50% | no |" in text
+    assert "merged | merging | 50% | no |" in text
+    assert "default rule | levels | 0.990 | yes |" in text
+    assert "federated | merging" not in text

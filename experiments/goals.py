@@ -1,0 +1,107 @@
+"""The goals that the experiments were built for, beside what came out."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from clues.experiment.statistics import share_of_gain
+
+Seeds = Sequence[Mapping[str, Any]]  # of one experiment, scale and base model
+AUC = ("medicalqa", "fiqa", "mmedbench")
+FEDERATED, MERGED = 0.96, 0.91  # shares of the oracle's gain: the paper's claims
+RECALL = 0.99
+OURS = ("selection score", "influence")  # the second is a part of the first
+
+
+def goals(stored: Callable[[str], Seeds]) -> list[str]:
+    """A table of all goals; what has not run is named as such.
+
+    Args:
+        stored: the seeds of an experiment by its name; empty where it has not run.
+    """
+    lines = [
+        "| goal | experiment | came out | met |",
+        "| :--- | :--- | :--- | :--- |",
+    ]
+    for name in AUC:
+        lines += _rows(f"AUC above every other selector's: {name}", name, stored, _best_auc)
+    federated = f"at least {FEDERATED:.0%} of the oracle's gain in held-out loss, federated"
+    for name in (*AUC, "levels", "thresholds"):
+        lines += _rows(federated, name, stored, _federated_gain)
+    merged = f"at least {MERGED:.0%} of the oracle's gain, merged"
+    lines += _rows(merged, "merging", stored, _merged_gain)
+    recall = f"clean recall of at least {RECALL:.2f} under the default rule"
+    lines += _rows(recall, "levels", stored, _clean_recall)
+    return lines
+
+
+def _rows(
+    goal: str,
+    name: str,
+    stored: Callable[[str], Seeds],
+    judge: Callable[[Seeds], list[tuple[str, str, bool]]],
+) -> list[str]:
+    seeds = stored(name)
+    if not seeds:
+        return [f"| {goal} | {name} | not run yet | |"]
+    return [
+        f"| {goal} | {where or name} | {figure} | {'yes' if met else 'no'} |"
+        for where, figure, met in judge(seeds)
+    ]
+
+
+def _best_auc(seeds: Seeds) -> list[tuple[str, str, bool]]:
+    runs = _first_runs(seeds)
+    found: dict[str, float] = {}
+    for name in next(iter(runs[0]["silos"].values()))["detection"]:
+        figures = [s["detection"][name]["auc"] for run in runs for s in run["silos"].values()]
+        found[name] = statistics.fmean(x for x in figures if x is not None)
+    others = {name: auc for name, auc in found.items() if name not in OURS}
+    best = max(others, key=others.__getitem__)
+    ours = found["selection score"]
+    return [("", f"{ours:.3f}; {best} {others[best]:.3f}", ours > others[best])]
+
+
+def _federated_gain(seeds: Seeds) -> list[tuple[str, str, bool]]:
+    return _gains(seeds, FEDERATED, lambda method: method == "fedavg")
+
+
+def _merged_gain(seeds: Seeds) -> list[tuple[str, str, bool]]:
+    return _gains(seeds, MERGED, lambda method: method != "fedavg")
+
+
+def _gains(
+    seeds: Seeds, goal: float, is_meant: Callable[[str], bool]
+) -> list[tuple[str, str, bool]]:
+    """Of every variant that trained mixed, clues and the oracle."""
+    found: list[tuple[str, str, bool]] = []
+    for variant in seeds[0]["variants"]:
+        runs = [seed["variants"][variant] for seed in seeds]
+        trained = {"mixed", "clues", "oracle"} <= set(runs[0]["arms"])
+        if trained and is_meant(runs[0]["method"]["combine"]):
+            share = share_of_gain(runs, "clues", figure="heldout_loss")
+            shown = "the oracle gains nothing" if share is None else f"{share:.0%}"
+            found.append((_where(seeds, variant), shown, share is not None and share >= goal))
+    return found
+
+
+def _clean_recall(seeds: Seeds) -> list[tuple[str, str, bool]]:
+    found: list[tuple[str, str, bool]] = []
+    for variant in seeds[0]["variants"]:
+        recall = statistics.fmean(
+            silo["recall"]
+            for seed in seeds
+            for silo in seed["variants"][variant]["silos"].values()
+            if silo.get("recall") is not None
+        )
+        found.append((_where(seeds, variant), f"{recall:.3f}", recall >= RECALL))
+    return found
+
+
+def _first_runs(seeds: Seeds) -> list[Mapping[str, Any]]:
+    return [next(iter(seed["variants"].values())) for seed in seeds]
+
+
+def _where(seeds: Seeds, variant: str) -> str:
+    name = seeds[0]["experiment"]
+    return f"{name}, {variant}" if len(seeds[0]["variants"]) > 1 else name
