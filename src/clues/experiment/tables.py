@@ -254,9 +254,11 @@ def _remarks(seeds: Sequence[Stored]) -> list[str]:
         agree = [a["checkpoints"]["agreement"] for a in analyses if a["checkpoints"]["agreement"]]
         if agree:
             alone = [v for a in analyses for v in a["checkpoints"]["auc"].values()]
+            # Where nothing is damaged there is nothing to tell apart.
+            reach = f"{min(alone):.2f} to {max(alone):.2f}" if alone else ""
+            reached = f"; alone they reach AUC {reach} (influence)" if alone else ""
             said.append(
-                f"Checkpoints rank rows alike with a correlation of {_average(agree):.2f}; alone "
-                f"they reach AUC {min(alone):.2f} to {max(alone):.2f} (influence)."
+                f"Checkpoints rank rows alike with a correlation of {_average(agree):.2f}{reached}."
             )
         again = [a["agreement with first"] for a in analyses if a.get("agreement with first")]
         if again:
