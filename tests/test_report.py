@@ -11,11 +11,11 @@ from rich.console import Console
 
 from clues.errors import DataError
 from clues.report.arms import differences_table, headline
-from clues.report.cells import clean, count
+from clues.report.cells import DASH, clean, count
 from clues.report.figures import score_bands
 from clues.report.page import environment
 from clues.report.shared import render_html, render_markdown
-from clues.report.silos import absences_table, ledger_table, silos_table
+from clues.report.silos import absences_table, controls_table, ledger_table, silos_table
 from clues.report.terminal import print_table
 
 HOSTILE = '<b>&"|[red]*x*'
@@ -386,3 +386,19 @@ def test_rendering_leaves_the_results_as_they_were():
     before = copy.deepcopy(results)
     every_text(results)
     assert results == before
+
+
+def test_a_kind_of_damage_that_one_domain_lacks_is_a_dash_there() -> None:
+    table = controls_table(
+        {
+            "controls": {"domain a": {"cut": 0.9, "swap": 0.5}, "domain b": {"cut": 0.8}},
+            "controls_kept": {"domain a": {"cut": 0.25, "swap": 1.0}, "domain b": {"cut": 0.5}},
+        }
+    )
+    assert table is not None
+    assert table.rows == (
+        ("a", "told apart", "0.900", "0.500"),
+        ("a", "kept", "25.0 %", "100.0 %"),
+        ("b", "told apart", "0.800", DASH),
+        ("b", "kept", "50.0 %", DASH),
+    )

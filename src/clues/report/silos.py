@@ -101,8 +101,9 @@ def controls_table(results: Mapping[str, Any]) -> Table | None:
     for group, by_kind in found.items():
         name = clean(group.removeprefix("domain "))
         rows.append((name, "told apart", *(number(by_kind.get(kind)) for kind in kinds)))
-        if group in kept:
-            rows.append((name, "kept", *(percent(kept[group][kind]) for kind in kinds)))
+        if shares := kept.get(group):
+            cells = (percent(shares[kind]) if kind in shares else DASH for kind in kinds)
+            rows.append((name, "kept", *cells))
     note = (
         "Told apart: how often a public anchor scores above a damaged copy of an anchor, by kind of "
         "damage; 0.500 is chance: what the score cannot see. Kept: share of the damaged copies above "
