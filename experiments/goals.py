@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clues.experiment.statistics import share_of_gain
+from clues.experiment.statistics import share_of_gain, silo_mean
 
 Seeds = Sequence[Mapping[str, Any]]  # of one experiment, scale and base model
 AUC = ("medicalqa", "fiqa", "mmedbench")
@@ -45,21 +45,22 @@ def _rows(
     if not seeds:
         return [f"| {goal} | {name} | not run yet | |"]
     return [
-        f"| {goal} | {where or name} | {figure} | {'yes' if met else 'no'} |"
+        f"| {goal} | {where} | {figure} | {'yes' if met else 'no'} |"
         for where, figure, met in judge(seeds)
     ]
 
 
 def _best_auc(seeds: Seeds) -> list[tuple[str, str, bool]]:
-    runs = _first_runs(seeds)
+    """Of the first variant, as its table of scores says it."""
+    variant = next(iter(seeds[0]["variants"]))
+    runs = [seed["variants"][variant] for seed in seeds]
     found: dict[str, float] = {}
     for name in next(iter(runs[0]["silos"].values()))["detection"]:
-        figures = [s["detection"][name]["auc"] for run in runs for s in run["silos"].values()]
-        found[name] = statistics.fmean(x for x in figures if x is not None)
-    others = {name: auc for name, auc in found.items() if name not in OURS}
-    best = max(others, key=others.__getitem__)
+        means = [mean for run in runs if (mean := silo_mean(run, name)) is not None]
+        found[name] = statistics.fmean(means)
     ours = found["selection score"]
-    return [("", f"{ours:.3f}; {best} {others[best]:.3f}", ours > others[best])]
+    best = max((name for name in found if name not in OURS), key=found.__getitem__)
+    return [(_where(seeds, variant), f"{ours:.3f}; {best} {found[best]:.3f}", ours > found[best])]
 
 
 def _federated_gain(seeds: Seeds) -> list[tuple[str, str, bool]]:
@@ -96,10 +97,6 @@ def _clean_recall(seeds: Seeds) -> list[tuple[str, str, bool]]:
         )
         found.append((_where(seeds, variant), f"{recall:.3f}", recall >= RECALL))
     return found
-
-
-def _first_runs(seeds: Seeds) -> list[Mapping[str, Any]]:
-    return [next(iter(seed["variants"].values())) for seed in seeds]
 
 
 def _where(seeds: Seeds, variant: str) -> str:

@@ -4,18 +4,16 @@ python -m experiments.tables
 """
 
 import json
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
 from clues.config import BUILT_IN
 from clues.experiment.figure import write_figure
 from clues.experiment.spec import known_experiments, load_experiment
+from clues.experiment.statistics import over_seeds, share_of_gain, shown, silo_mean
 from clues.experiment.tables import experiment_tables, score_in_words
 from experiments.goals import goals
 
@@ -31,11 +29,7 @@ TITLES = {
 
 def spread(values: Sequence[float]) -> str:
     """Mean and half-width of the 95 % interval over seeds (Student's t: seeds are few)."""
-    n, mean = len(values), statistics.fmean(values)
-    if n < 2:
-        return f"{mean:.3f}"
-    half = student.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return f"{mean:.3f} ± {half:.3f}"
+    return shown(over_seeds(values))
 
 
 def arms(runs: Sequence[dict[str, Any]]) -> list[str]:
@@ -58,17 +52,8 @@ def arms(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _oracle_share(runs: Sequence[dict[str, Any]]) -> str:
-    """How much of what knowing the labels gains in loss is gained without them.
-
-    The ratio of means: in a single seed the oracle's own gain may be next to nothing.
-    """
-    clues, oracle = (
-        statistics.fmean(
-            r["arms"]["mixed"]["heldout_loss"] - r["arms"][arm]["heldout_loss"] for r in runs
-        )
-        for arm in ("clues", "oracle")
-    )
-    return f"{clues / oracle:.0%}" if oracle > 0 else "oracle gains nothing"
+    share = share_of_gain(runs, "clues", figure="heldout_loss")
+    return "oracle gains nothing" if share is None else f"{share:.0%}"
 
 
 def silos(runs: Sequence[dict[str, Any]]) -> list[str]:
@@ -98,17 +83,14 @@ def scores(runs: Sequence[dict[str, Any]]) -> list[str]:
     heads = " | ".join(kinds)
     lines = [f"| score | AUC | {heads} |", "| :--- | ---: |" + " ---: |" * len(kinds)]
     for method in next(iter(runs[0]["silos"].values()))["detection"]:
-        cells = [spread([_mean(r, method, None) for r in runs])]
-        cells += [f"{sum(_mean(r, method, k) for r in runs) / len(runs):.3f}" for k in kinds]
+        cells = [spread(_means(runs, method))]
+        cells += [f"{statistics.fmean(_means(runs, method, kind)):.3f}" for kind in kinds]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _mean(run: dict[str, Any], method: str, kind: str | None) -> float:
-    found = [s["detection"][method] for s in run["silos"].values()]
-    values = [f["auc"] if kind is None else f["auc_by_kind"].get(kind) for f in found]
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known)
+def _means(runs: Sequence[dict[str, Any]], method: str, kind: str | None = None) -> list[float]:
+    return [v for r in runs if (v := silo_mean(r, method, kind)) is not None]
 
 
 def page() -> str:
@@ -119,7 +101,8 @@ def page() -> str:
         "Made by `make results` from the files in `experiments/*/results`. "
         "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
         "need labels, which exist because the damage was injected. The line above a table says what "
-        "the selection score was made of; docs/scores.md explains it.",
+        "the selection score was made of; docs/scores.md explains it. Tables dated 24 November 2026 "
+        "are of the score before form `less` and weighed parts became the default.",
         "",
         "## Goals at small scale",
         "",

@@ -1,6 +1,5 @@
 """What a check found, what deserves a second look, and how it reads on a terminal. No torch."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -135,15 +134,16 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
         few = f"{file.n_rows} rows give an unsteady direction; {FEW_VALIDATION} to 100 are better."
         return [*notes, few] if file.n_rows < FEW_VALIDATION else notes
     rule = config.recipe.threshold
-    promised = tolerance_rank(file.n_rows, rule)[1] if rule.rule == "anchor_tolerance" else 1.0
+    if rule.rule != "anchor_tolerance":
+        return notes
+    rank, promised = tolerance_rank(file.n_rows, rule)
+    needed, second, fifth = (fewest_anchors(wanted, rule) for wanted in (1, 2, 5))
     if promised < rule.confidence:
-        needed = math.ceil(math.log(1 - rule.confidence) / math.log(1 - rule.quantile))
         notes.append(
             f"{file.n_rows} rows keep {1 - rule.quantile:.0%} of the clean rows with probability "
             f"{promised:.0%} only; with {needed} rows it is {rule.confidence:.0%}."
         )
-    elif rule.rule == "anchor_tolerance" and tolerance_rank(file.n_rows, rule)[0] == 1:
-        second, fifth = (fewest_anchors(rank, rule) for rank in (2, 5))
+    elif rank == 1:
         notes.append(
             f"the threshold is the lowest of {file.n_rows} anchor scores: one odd anchor moves it "
             f"so far down that little is dropped. With {second} rows it is the second lowest, with "

@@ -69,6 +69,20 @@ def share_of_gain(runs: Sequence[Mapping[str, Any]], arm: str, *, figure: str) -
     return ours / best if best > 0 else None
 
 
+def silo_mean(run: Mapping[str, Any], score: str, kind: str | None = None) -> float | None:
+    """A score's AUC in a run, mean over silos; for one kind of damage, or for all. None if unknown.
+
+    Args:
+        run: results of a run.
+        score: its name among the silos' detection figures.
+        kind: of damage.
+    """
+    found = [s["detection"][score] for s in run["silos"].values() if score in s["detection"]]
+    values = [f["auc"] if kind is None else f["auc_by_kind"].get(kind) for f in found]
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
 def shown(estimate: Estimate, digits: int = 3) -> str:
     """Mean and half-width, or mean alone."""
     if estimate.low is None or estimate.high is None:

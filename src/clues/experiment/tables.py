@@ -9,6 +9,7 @@ from clues.experiment.statistics import (
     share_of_gain,
     shown,
     shown_interval,
+    silo_mean,
 )
 
 Stored = Mapping[str, Any]  # one seed of one experiment, as `run_seed` writes it
@@ -140,10 +141,10 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         "| :--- | ---: |" + " ---: |" * len(kinds),
     ]
     for name in silos[0]["detection"]:
-        per_seed = [v for run in runs if (v := _silo_mean(run, name, None)) is not None]
+        per_seed = [v for run in runs if (v := silo_mean(run, name, None)) is not None]
         cells = [shown(over_seeds(per_seed)) if per_seed else DASH]
         for kind in kinds:
-            values = [v for run in runs if (v := _silo_mean(run, name, kind)) is not None]
+            values = [v for run in runs if (v := silo_mean(run, name, kind)) is not None]
             cells.append(f"{sum(values) / len(values):.3f}" if values else DASH)
         lines.append(f"| {HEADS.get(name, name)} | " + " | ".join(cells) + " |")
     return lines
@@ -255,8 +256,11 @@ def _remarks(seeds: Sequence[Stored]) -> list[str]:
         if agree:
             alone = [v for a in analyses for v in a["checkpoints"]["auc"].values()]
             # Where nothing is damaged there is nothing to tell apart.
-            reach = f"{min(alone):.2f} to {max(alone):.2f}" if alone else ""
-            reached = f"; alone they reach AUC {reach} (influence)" if alone else ""
+            reached = (
+                f"; alone they reach AUC {min(alone):.2f} to {max(alone):.2f} (influence)"
+                if alone
+                else ""
+            )
             said.append(
                 f"Checkpoints rank rows alike with a correlation of {_average(agree):.2f}{reached}."
             )
@@ -291,13 +295,6 @@ def _share(runs: Sequence[Mapping[str, Any]], arm: str) -> str:
         return DASH
     share = share_of_gain(runs, arm, figure="heldout_loss")
     return "none to gain" if share is None else f"{share:.0%}"
-
-
-def _silo_mean(run: Mapping[str, Any], score: str, kind: str | None) -> float | None:
-    found = [s["detection"][score] for s in run["silos"].values() if score in s["detection"]]
-    values = [f["auc"] if kind is None else f["auc_by_kind"].get(kind) for f in found]
-    known = [v for v in values if v is not None]
-    return _average(known) if known else None
 
 
 def _mean(own: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:

@@ -127,10 +127,10 @@ def _domain_request(
     """Directions, anchor scores and damaged anchors' scores of a domain on the joint trajectory."""
     settings, validation = desk.recipe.score, desk.validation(domain)
     directions: list[dict[str, AdapterState]] = []
+    weights = desk.scored_weights()
     with desk.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
         for checkpoint in checkpoints:
             sets: dict[str, list[EncodedRow]] = validation if settings.sends_directions else {}
-            weights = desk.scored_weights()
             directions.append(
                 form_directions(desk.model, sets, checkpoint, form=settings.form, weights=weights)
             )
@@ -142,9 +142,7 @@ def _domain_request(
         where = (checkpoints, directions)
         scored = score_rows(desk.model, desk.anchors(domain), *where, settings=settings)
         anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
-        place = Standpoint(
-            desk.model, validation, checkpoints, desk.recipe, domain, desk.scored_weights()
-        )
+        place = Standpoint(desk.model, validation, checkpoints, desk.recipe, domain, weights)
         compared = compare_anchors(place, desk.anchors(domain))
         if any(settings.weighed.values()):
             rows, kinds = desk.damaged_anchors(domain)

@@ -12,8 +12,7 @@ from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.baselines import BASELINES, NEEDS_ROWS, Scene
 from clues.scoring.direction import LinearForm, precondition
-from clues.scoring.forms import explicit_scores, form_directions
-from clues.scoring.influence import RowScores, influence_scores
+from clues.scoring.forms import explicit_scores, form_directions, linear_scores
 from clues.units import combine
 
 Rows = Sequence[EncodedRow]
@@ -106,11 +105,11 @@ def compare_anchors(place: Standpoint, anchors: Rows) -> dict[str, list[float]]:
         without what depends on its rows (in-run scores, DataInf).
     """
     parts = form_parts(place, place.forms(known=place.deciding_form), anchors)
-    names = place.baselines(known=NEEDS_ROWS)
-    found = score_by_baselines(place, names, anchors, anchors)
-    by_set = {f"{form}/{name}": v for form, sets in parts.items() for name, v in sets.items()}
-    all_of_them = by_set | {name: scores.anchors for name, scores in found.items()}
-    return {name: [float(x) for x in values] for name, values in all_of_them.items()}
+    scene = _scene(place, rows=())
+    found = {f"{form}/{name}": v for form, sets in parts.items() for name, v in sets.items()}
+    for name in place.baselines(known=NEEDS_ROWS):
+        found[name] = BASELINES[name](scene)(anchors)
+    return {name: [float(x) for x in values] for name, values in found.items()}
 
 
 def score_by_baselines(
@@ -122,20 +121,12 @@ def score_by_baselines(
     sent: Sent | None = None,
 ) -> dict[str, Compared]:
     """Score rows and anchors by baselines at the last checkpoint."""
-    scene = Scene(
-        model=place.model,
-        checkpoint=place.checkpoints[-1],
-        rows=rows,
-        validation=place.validation,
-        weights=place.weights,
-        names=place.names,
-        seed=place.recipe.seed,
-    )
+    scene = _scene(place, rows=rows)
     found: dict[str, Compared] = {}
     for name in baselines:
         score = BASELINES[name](scene)
         theirs = np.array(sent[name]) if sent and name in sent else score(anchors)
-        found[name] = Compared(theirs if rows is anchors else score(rows), theirs)
+        found[name] = Compared(score(rows), theirs)
     return found
 
 
@@ -179,7 +170,7 @@ def form_parts(
         if explicit:
             found = explicit_scores(model, rows, checkpoint, directions, forms=explicit, linear=own)
         else:
-            found = _by_side_branch(model, rows, checkpoint, own)
+            found = linear_scores(model, rows, checkpoint, own)
         for form, scores in found.items():
             for k, part in enumerate(validation):
                 term = checkpoint.learning_rate * scores.products[:, k]
@@ -195,22 +186,17 @@ def one_number(
     return Compared(combine(rows, weights, scales), combine(anchors, weights, scales))
 
 
-def _by_side_branch(
-    model: LoraModel,
-    rows: Rows,
-    checkpoint: Checkpoint,
-    directions: Mapping[str, Sequence[AdapterState]],
-) -> dict[str, RowScores]:
-    """Linear forms alone: the gradients themselves need not be made."""
-    flat = [d for own in directions.values() for d in own]
-    scores = influence_scores(model, rows, adapter=checkpoint.adapter, directions=flat)
-    found: dict[str, RowScores] = {}
-    start = 0
-    for form, own in directions.items():
-        stop = start + len(own)
-        found[form] = RowScores(scores.products[:, start:stop], scores.losses)
-        start = stop
-    return found
+def _scene(place: Standpoint, *, rows: Rows) -> Scene:
+    """What baselines look at; `rows` are a silo's own, for those of `NEEDS_ROWS`."""
+    return Scene(
+        model=place.model,
+        checkpoint=place.checkpoints[-1],
+        rows=rows,
+        validation=place.validation,
+        weights=place.weights,
+        names=place.names,
+        seed=place.recipe.seed,
+    )
 
 
 def _check_sent(place: Standpoint, sent: Sent, *, n_anchors: int) -> None:

@@ -108,7 +108,6 @@ def _lock(path: Path) -> FileLock:
     """Take the right to append, held as long as the lock is referred to."""
     # In one process a run may be opened twice, so all its ledgers of a path share one lock.
     lock = FileLock(f"{path.resolve()}.lock", timeout=0, is_singleton=True, thread_local=False)
-    failure = None
     try:
         lock.acquire()
     except Timeout:
@@ -117,9 +116,7 @@ def _lock(path: Path) -> FileLock:
             "folder."
         ) from None
     except OSError as error:
-        failure = error
-    if failure is not None:
-        raise cannot_write(path, failure)
+        raise cannot_write(path, error) from None
     return lock
 
 

@@ -46,10 +46,8 @@ from clues.weighing import replaced
 class _Scene:
     """What a group of rows is scored with."""
 
-    checkpoints: list[Checkpoint]
+    place: Standpoint
     directions: list[dict[str, Any]]
-    validation: dict[str, list[EncodedRow]]
-    weights: list[str]
 
 
 def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
@@ -85,7 +83,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         if not anchors_at_coordinator(recipe):
             anchors[group] = {k: [float(x) for x in v] for k, v in anchor_scores.items()}
         found = compare(
-            _standpoint(space, scene),
+            scene.place,
             chosen,
             space.public("anchor") if recipe.score.compare else [],
             known=_known(recipe, space.settings.domain, scored.raw, anchor_scores, finite),
@@ -128,9 +126,8 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
 
 def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[str]) -> _Scene:
     """Checkpoints and directions of one group, sent by the coordinator or made here."""
-    recipe = space.recipe()
-    public = recipe.public[space.settings.domain]
-    validation = {name: space.public(name) for name in public.validation}
+    recipe, domain = space.recipe(), space.settings.domain
+    validation = {name: space.public(name) for name in recipe.public[domain].validation}
     if recipe.score.shared:
         n = {len(request.learning_rates), len(request.optimizer_steps)}
         if n != {len(request.probe_losses)}:
@@ -145,26 +142,16 @@ def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[s
                 recipe=recipe,
                 where=f"silo {space.name}",
             )
-        return _Scene(checkpoints, directions, validation, weights)
-    checkpoints = space.own_checkpoints(recipe, number)
-    # Other scores than influence need no direction.
-    sets = validation if recipe.score.method == "influence" else {}
-    directions = [
-        form_directions(space.model(), sets, c, form=recipe.score.form, weights=weights)
-        for c in checkpoints
-    ]
-    return _Scene(checkpoints, directions, validation, weights)
-
-
-def _standpoint(space: Workspace, scene: _Scene) -> Standpoint:
-    return Standpoint(
-        space.model(),
-        scene.validation,
-        scene.checkpoints,
-        space.recipe(),
-        space.settings.domain,
-        scene.weights,
-    )
+    else:
+        checkpoints = space.own_checkpoints(recipe, number)
+        # Other scores than influence need no direction.
+        sets = validation if recipe.score.method == "influence" else {}
+        directions = [
+            form_directions(space.model(), sets, c, form=recipe.score.form, weights=weights)
+            for c in checkpoints
+        ]
+    place = Standpoint(space.model(), validation, checkpoints, recipe, domain, weights)
+    return _Scene(place, directions)
 
 
 def _score_group(
@@ -173,6 +160,7 @@ def _score_group(
     """Scores of a group's rows, and of the anchors on the same checkpoints."""
     recipe, model = space.recipe(), space.model()
     method, anchors = recipe.score.method, space.public("anchor")
+    checkpoints = scene.place.checkpoints
     if recipe.score.trajectory == "inrun":
         ours, theirs = _in_run_scores(space, rows)
         wanted = set_weights(recipe.score, recipe.public[space.settings.domain].validation)
@@ -181,20 +169,19 @@ def _score_group(
         chosen = {name: ours[name] for name in wanted}
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
     if method in BASELINES:
-        place = _standpoint(space, scene)
-        found = score_by_baselines(place, [method], rows, anchors)[method]
-        last = mean_losses(model, rows, adapter=scene.checkpoints[-1].adapter)
+        found = score_by_baselines(scene.place, [method], rows, anchors)[method]
+        last = mean_losses(model, rows, adapter=checkpoints[-1].adapter)
         return TrajectoryScores({method: found.rows}, {"0/loss": last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
         anchor_scores = {k: np.array(v) for k, v in request.anchor_scores.items()}
     else:
-        anchor_scores = score_rows(model, anchors, scene.checkpoints, scene.directions, **how).raw
-    with space.progress.task(f"{space.name}: score", len(rows) * len(scene.checkpoints)) as advance:
+        anchor_scores = score_rows(model, anchors, checkpoints, scene.directions, **how).raw
+    with space.progress.task(f"{space.name}: score", len(rows) * len(checkpoints)) as advance:
         scored = score_rows(
             model,
             rows,
-            scene.checkpoints,
+            checkpoints,
             scene.directions,
             on_rows=advance,
             shards=space.private / "shards",

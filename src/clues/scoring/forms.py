@@ -16,6 +16,8 @@ others need the gradients themselves.
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
+import numpy as np
+
 from clues.config import LINEAR_FORMS, ScoreSettings
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
@@ -147,11 +149,44 @@ def explicit_scores(
         cosine = form in ("cosine", "less")
         values = products.cosines if cosine else products.products
         scores[form] = RowScores(values[:, :n], products.losses)
-    for form, own in linear.items():
-        products = found[str(False)]
-        scores[form] = RowScores(products.products[:, n : n + len(own)], products.losses)
-        n += len(own)
+    if linear:
+        plain = found[str(False)]
+        scores |= _by_form(RowScores(plain.products[:, n:], plain.losses), linear)
     return scores
+
+
+def linear_scores(
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    checkpoint: Checkpoint,
+    directions: Mapping[str, Sequence[AdapterState]],
+) -> dict[str, RowScores]:
+    """Scores in several linear forms from one pass by the side branch, which makes no gradients.
+
+    Args:
+        model: its adapter is set to the checkpoint's.
+        rows: the rows.
+        checkpoint: its adapter is what counts.
+        directions: of every form.
+
+    Raises:
+        NumericsError: a score is not finite.
+    """
+    flat = [direction for own in directions.values() for direction in own]
+    found = influence_scores(model, rows, adapter=checkpoint.adapter, directions=flat)
+    return _by_form(found, directions)
+
+
+def _by_form(
+    scores: RowScores, directions: Mapping[str, Sequence[AdapterState]]
+) -> dict[str, RowScores]:
+    """Scores for the directions of all forms, one after the other, dealt out to the forms."""
+    ends = np.cumsum([len(own) for own in directions.values()])[:-1]
+    columns = np.split(scores.products, ends, axis=1)
+    return {
+        form: RowScores(products, scores.losses)
+        for form, products in zip(directions, columns, strict=True)
+    }
 
 
 def by_block(direction: AdapterState) -> dict[str, AdapterState]:
