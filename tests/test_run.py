@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,16 @@ def test_a_second_run_does_nothing_again(finished) -> None:
     assert run_micro(config, root) == results
     after = {p: p.stat().st_mtime_ns for p in (root / "coordinator" / "stages").glob("*.json")}
     assert after == before
+
+
+def test_rounds_found_on_disk_count_in_the_seconds(finished, tmp_path) -> None:
+    config, root, results = finished
+    moved = shutil.copytree(root, tmp_path / "moved")
+    for stage in ("train", "fit-clues"):
+        (moved / "coordinator" / "stages" / f"{stage}.json").unlink()
+    again = run_micro(config, moved)
+    assert again["seconds"]["train"] == results["seconds"]["train"] > 0
+    assert again["arms"]["clues"]["seconds"] == results["arms"]["clues"]["seconds"] > 0
 
 
 def test_the_same_seed_gives_the_same_results_in_another_folder(finished, tmp_path) -> None:

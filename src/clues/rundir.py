@@ -48,7 +48,8 @@ class Stages:
     ) -> dict[str, Any]:
         """Return a stage's result, from its marker if it finished with the same inputs.
 
-        The result must be plain JSON; it gains `seconds`, measured when it really ran.
+        The result must be plain JSON; it gains `seconds`, measured when it really ran, unless it
+        says them itself because some of its work was done before.
         """
         marker = self.folder / f"{name}.json"
         key = hash_of(inputs)
@@ -57,7 +58,7 @@ class Stages:
             return done["result"]
         started = time.perf_counter()
         result = compute()
-        result = {**result, "seconds": round(time.perf_counter() - started, 3)}
+        result = {"seconds": round(time.perf_counter() - started, 3), **result}
         write_json(marker, {"stage": name, "inputs": key, "result": result})
         return result
 

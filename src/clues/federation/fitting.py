@@ -1,6 +1,7 @@
 """The rounds that make one joint adapter of an arm's rows, or the one merge."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ class Fitting:
             token: of the selection, for arms that depend on it.
 
         Returns:
-            The joint adapter, what making it lost, and public rows' loss along the rounds.
+            The joint adapter, what making it lost, public rows' loss along the rounds, and the
+            seconds that all rounds took, those found on disk with them.
 
         Raises:
             DataError: no silo has a row to train on.
@@ -87,13 +89,16 @@ class Fitting:
             record["curve"] = self.watch.look([], 0, n_rounds, adapter)
         inbox = Inbox(folder / "inbox")
         for number in range(n_done, n_rounds):
+            started = time.perf_counter()
             sent = self._ask(arm, number, adapter, inbox, token=token)
             if not sent:
                 raise DataError(f"arm {arm}: no silo has a row to train on.")
             joint, extra = self._join(adapter, sent, folder, number)
             adapter, lost = joint.adapter, max(record["energy_lost"], joint.energy_lost)
             curve = self.watch.look(record.get("curve", []), number + 1, n_rounds, adapter)
+            took = record.get("seconds", 0.0) + time.perf_counter() - started
             record = {"energy_lost": lost, "n_silos": len(sent), "curve": curve, **extra}
+            record["seconds"] = round(took, 3)
             # Before the adapter: killed in between, the round is done again and gives the same.
             write_json(folder / "record.json", record)
             write_tensors(stored[number], adapter)

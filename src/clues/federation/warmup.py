@@ -1,6 +1,7 @@
 """The coordinator's train stage: rounds of the joint trajectory whose checkpoints are scored."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,15 +44,15 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
         folder: for these inputs; a killed warm-up goes on from what is there.
 
     Returns:
-        Name of the folder, names of the checkpoints to score, what joining lost, and public rows'
-        loss along the rounds.
+        Name of the folder, names of the checkpoints to score, what joining lost, public rows'
+        loss along the rounds, and the seconds that all rounds took, those found on disk with them.
     """
     settings = desk.recipe.train
     steps = [n_train_steps(settings, s["n_rows"]) for s in desk.silos.values()]
     n_steps = max(1, round(float(np.mean(steps)) / settings.rounds))
     inbox = Inbox(folder / "inbox")
     # No optimiser has run before the first round.
-    before, lost = Checkpoint(0, 0.0, desk.initial, {}), 0.0
+    before, lost, seconds = Checkpoint(0, 0.0, desk.initial, {}), 0.0, 0.0
     curve = desk.watch.look([], 0, settings.rounds, desk.initial)
     for number in range(settings.rounds):
         place = folder / f"round-{number}"
@@ -59,20 +60,26 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
             before = load_checkpoint(place)
             record = json.loads((place / "record.json").read_text())
             lost, curve = max(lost, record["energy_lost"]), record.get("curve", curve)
+            seconds += record.get("seconds", 0.0)
             continue
+        started = time.perf_counter()
         requests = _requests(desk, number, before, folder, per_round=n_steps)
         found = _ask_round(desk, requests, before.adapter, inbox)
         before, energy_lost = _join(desk, number, found, n_steps=n_steps)
         lost = max(lost, energy_lost)
         inbox.clear()
         curve = desk.watch.look(curve, number + 1, settings.rounds, before.adapter)
-        write_json(place / "record.json", {"energy_lost": energy_lost, "curve": curve})
+        took = time.perf_counter() - started
+        seconds += took
+        record = {"energy_lost": energy_lost, "curve": curve, "seconds": round(took, 3)}
+        write_json(place / "record.json", record)
         save_checkpoint(before, place)
     kept = [
         f"round-{round(settings.rounds * (i + 1) / settings.checkpoints) - 1}"
         for i in range(settings.checkpoints)
     ]
-    return {"folder": folder.name, "checkpoints": kept, "energy_lost": lost, "curve": curve}
+    figures = {"energy_lost": lost, "curve": curve, "seconds": round(seconds, 3)}
+    return {"folder": folder.name, "checkpoints": kept, **figures}
 
 
 def _ask_round(
