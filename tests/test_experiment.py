@@ -243,6 +243,19 @@ def test_the_share_of_the_oracles_gain() -> None:
     assert share_of_gain([run(2.0, 1.9, 2.1)], "clues", figure="heldout_loss") is None
 
 
+def test_what_variants_share_is_said_once() -> None:
+    folder = Path(__file__).parents[1] / "experiments" / "thresholds" / "results"
+    seeds = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    page = experiment_tables(seeds)
+    # A cut at 10 % has rules and anchors of its own; the scores are one table for all.
+    rest = "anchor_tolerance, anchor_quantile, anchor_mean, ratio, preset, mixture"
+    for title in (rest, "anchor_tolerance_10"):
+        assert page.count(f"**{title}**") == 2
+    assert sum(line.startswith("| score | AUC |") for line in page) == 1
+    assert sum("Checkpoints rank rows alike" in line for line in page) == 1
+    assert sum("every selector gets wrong" in line for line in page) == len(seeds[0]["variants"])
+
+
 @pytest.mark.slow
 def test_an_experiment_runs_stores_shows_and_goes_on(data, tmp_path) -> None:
     model = tiny_model(tmp_path / "llama")

@@ -29,14 +29,14 @@ def experiment_tables(seeds: Sequence[Stored]) -> list[str]:
     for found in (arms_table(seeds), tasks_table(seeds)):
         lines += ["", *found] if found else []
     for block in (scores_table, rules_table, anchors_table, length_table):
-        shown_before: list[str] = []
+        # Variants of the threshold or of the merge have the same scores: one table, all names.
+        alike: dict[tuple[str, ...], list[str]] = {}
         for name in variants:
             found = block([seed["variants"][name] for seed in seeds])
-            # Variants of the threshold or of the merge have the same scores.
-            if found and found != shown_before:
-                title = [f"**{name}**", ""] if len(variants) > 1 else []
-                lines += ["", *title, *found]
-                shown_before = found
+            alike.setdefault(tuple(found), []).append(name)
+        for table, names in alike.items():
+            title = [f"**{', '.join(names)}**", ""] if len(alike) > 1 else []
+            lines += ["", *title, *table] if table else []
     return [*lines, *_remarks(seeds)]
 
 
@@ -246,41 +246,52 @@ def _heading(seeds: Sequence[Stored]) -> str:
 
 
 def _remarks(seeds: Sequence[Stored]) -> list[str]:
-    """Agreement, hard rows and cost, in sentences."""
-    lines: list[str] = []
-    for name in seeds[0]["variants"]:
-        runs = [seed["variants"][name] for seed in seeds]
-        said: list[str] = []
-        analyses = [run["analysis"] for run in runs if run.get("analysis")]
-        agree = [a["checkpoints"]["agreement"] for a in analyses if a["checkpoints"]["agreement"]]
-        if agree:
-            alone = [v for a in analyses for v in a["checkpoints"]["auc"].values()]
-            # Where nothing is damaged there is nothing to tell apart.
-            reached = (
-                f"; alone they reach AUC {min(alone):.2f} to {max(alone):.2f} (influence)"
-                if alone
-                else ""
-            )
-            said.append(
-                f"Checkpoints rank rows alike with a correlation of {_average(agree):.2f}{reached}."
-            )
-        again = [a["agreement with first"] for a in analyses if a.get("agreement with first")]
-        if again:
-            first = next(iter(seeds[0]["variants"]))
-            said.append(f"Agreement with {first}: {_average(again):.2f}.")
-        hard: dict[str, list[float]] = {}
-        for analysis in analyses:
-            for kind, share in analysis["hard"].get("share wrong for all", {}).items():
-                hard.setdefault(kind, []).append(share)
-        if hard:
-            shares = ", ".join(f"{kind} {_average(v):.0%}" for kind, v in hard.items())
-            said.append(f"Rows that every selector gets wrong: {shares}.")
-        seconds = [run["seconds"] for run in runs]
-        train, score = (_average([s[k] for s in seconds]) for k in ("train", "score"))
-        said.append(f"Selection took {train:.0f} s of warm-up and {score:.0f} s of scoring.")
-        head = f"**{name}**: " if len(seeds[0]["variants"]) > 1 else ""
-        lines += ["", head + " ".join(said)]
+    """Agreement, hard rows and cost, in sentences; what all variants say is said once."""
+    first = next(iter(seeds[0]["variants"]))
+    said = {
+        name: _sentences([seed["variants"][name] for seed in seeds], first)
+        for name in seeds[0]["variants"]
+    }
+    of_all = [s for s in said[first] if all(s in sentences for sentences in said.values())]
+    by_rest: dict[str, list[str]] = {}
+    for name, sentences in said.items():
+        by_rest.setdefault(" ".join(s for s in sentences if s not in of_all), []).append(name)
+    lines = ["", " ".join(of_all)] if of_all else []
+    for rest, names in by_rest.items():
+        lines += ["", f"**{', '.join(names)}**: {rest}"] if rest else []
     return lines
+
+
+def _sentences(runs: Sequence[Mapping[str, Any]], first: str) -> list[str]:
+    """What is said of one variant."""
+    said: list[str] = []
+    analyses = [run["analysis"] for run in runs if run.get("analysis")]
+    agree = [a["checkpoints"]["agreement"] for a in analyses if a["checkpoints"]["agreement"]]
+    if agree:
+        alone = [v for a in analyses for v in a["checkpoints"]["auc"].values()]
+        # Where nothing is damaged there is nothing to tell apart.
+        reached = (
+            f"; alone they reach AUC {min(alone):.2f} to {max(alone):.2f} (influence)"
+            if alone
+            else ""
+        )
+        said.append(
+            f"Checkpoints rank rows alike with a correlation of {_average(agree):.2f}{reached}."
+        )
+    again = [a["agreement with first"] for a in analyses if a.get("agreement with first")]
+    if again:
+        said.append(f"Agreement with {first}: {_average(again):.2f}.")
+    hard: dict[str, list[float]] = {}
+    for analysis in analyses:
+        for kind, share in analysis["hard"].get("share wrong for all", {}).items():
+            hard.setdefault(kind, []).append(share)
+    if hard:
+        shares = ", ".join(f"{kind} {_average(v):.0%}" for kind, v in hard.items())
+        said.append(f"Rows that every selector gets wrong: {shares}.")
+    seconds = [run["seconds"] for run in runs]
+    train, score = (_average([s[k] for s in seconds]) for k in ("train", "score"))
+    said.append(f"Selection took {train:.0f} s of warm-up and {score:.0f} s of scoring.")
+    return said
 
 
 def _difference(runs: Sequence[Mapping[str, Any]], arm: str, other: str) -> str:
