@@ -13,7 +13,8 @@ from clues.cli.program import app
 from clues.config import load_config
 from clues.errors import ConfigError, DataError, UsageError
 from clues.experiment.rows import with_choices, write_config, write_inputs
-from clues.experiment.spec import Experiment, load_experiment, merged
+from clues.experiment.run import Plan, is_stored, settings_hash
+from clues.experiment.spec import Experiment, Scale, load_experiment, merged
 from clues.experiment.statistics import over_seeds, paired_bootstrap, share_of_gain
 from clues.experiment.tables import experiment_tables
 from clues.facts import make_questions
@@ -241,6 +242,49 @@ def test_the_share_of_the_oracles_gain() -> None:
     runs = [run(2.0, 1.9, 1.8), run(2.0, 1.8, 1.8)]
     assert share_of_gain(runs, "clues", figure="heldout_loss") == pytest.approx(0.75)
     assert share_of_gain([run(2.0, 1.9, 2.1)], "clues", figure="heldout_loss") is None
+
+
+def plan_of(folder: Path, changes: dict) -> Plan:
+    scale = Scale.model_validate(merged(content()["scales"]["small"], changes))
+    return Plan("tiny", scale, "small", None, folder, folder / "work", folder / "results")
+
+
+def test_figures_of_other_settings_are_not_taken_for_these(tmp_path) -> None:
+    plan = plan_of(tmp_path, {})
+    assert not is_stored(plan, 0)
+    file = tmp_path / "results" / "small-built-in-0.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"settings": settings_hash(plan)}))
+    assert is_stored(plan, 0)
+    worded = {"cost": "more", "sources": {"geography": {"fetch": "them"}}}
+    assert is_stored(plan_of(tmp_path, worded), 0), "words are no settings"
+    for changes in (
+        {"silos": {"school": {"rows": 17}}},
+        {"config": {"recipe": {"train": {"steps": 5}}}},
+        {"variants": {"mean": {"config": {"recipe": {"threshold": {"rule": "ratio"}}}}}},
+        {"variants": {"third": {}}},
+    ):
+        with pytest.raises(DataError, match=r"made with other settings.*Move it away"):
+            is_stored(plan_of(tmp_path, changes), 0)
+    file.write_text("{}")
+    assert is_stored(plan, 0), "figures from before settings were stored"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_figures_are_of_the_settings_beside_them(name, tmp_path) -> None:
+    scale, results = load_experiment(name, ROOT).scales["small"], ROOT / name / "results"
+    plan = Plan(name, scale, "small", None, tmp_path, tmp_path, results)
+    for file in results.glob("small-built-in-*.json"):
+        assert json.loads(file.read_text())["settings"] == settings_hash(plan), file.name
+
+
+def test_a_variant_depends_on_itself_and_on_the_first(tmp_path) -> None:
+    plan = plan_of(tmp_path, {})
+    other = plan_of(tmp_path, {"variants": {"mean": {"damage": 0.25}}})
+    assert settings_hash(plan, "default") == settings_hash(other, "default")
+    assert settings_hash(plan, "mean") != settings_hash(other, "mean")
+    first = plan_of(tmp_path, {"variants": {"default": {"damage": 0.25}}})
+    assert settings_hash(plan, "mean") != settings_hash(first, "mean")
 
 
 def test_what_variants_share_is_said_once() -> None:

@@ -238,13 +238,15 @@ def experiment(
         known = ", ".join(spec.scales)
         raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
     calm_libraries()
-    from clues.experiment.run import Plan, run_seed
+    from clues.experiment.run import Plan, is_stored, run_seed
     from clues.experiment.tables import experiment_tables
     from clues.progress import Silent, Terminal
 
     runs = work / (spec.with_runs_of or name)
     plan = Plan(name, chosen, scale, model, data, runs, recipes / name / "results")
     err.print(f"{spec.title}. Cost: {chosen.cost}.", highlight=False)
+    for seed in range(seeds):
+        is_stored(plan, seed)  # of other settings: better said before the first hour than after it
     files = [
         run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in range(seeds)
     ]

@@ -9,13 +9,14 @@ from typing import Any
 from safetensors.torch import load_file
 
 from clues.config import BUILT_IN, load_config
+from clues.errors import DataError
 from clues.experiment.analysis import agreement, analyse
 from clues.experiment.rows import write_config, write_inputs
 from clues.experiment.spec import Scale, merged
 from clues.pipeline import Run, open_run, run_until
 from clues.progress import Progress
 from clues.results import arms_of
-from clues.rundir import write_json
+from clues.rundir import Stages, hash_of, write_json
 from clues.scoring.perplexity import mean_losses
 
 DIGITS = 4  # of stored held-out losses
@@ -51,38 +52,87 @@ def run_seed(plan: Plan, seed: int, *, progress: Progress) -> Path:
     arms) is not done again.
 
     Raises:
+        DataError: the seed is stored, and of other settings.
         CluesError: a run cannot be finished; what is finished stays.
     """
     stored = stored_file(plan, seed)
-    if stored.exists():
+    if is_stored(plan, seed):
         return stored
     folder = plan.work / f"{plan.scale_name}-{_base_name(plan)}-{seed}"
-    variants: dict[str, Any] = {}
-    names = list(plan.scale.variants)
-    for name in names:
-        done = folder / f"done-{plan.name}-{name}.json"
-        if not done.exists():
-            started = time.perf_counter()
-            run = _open(plan, folder, name, seed, progress)
-            results = run_until(run) or {}
-            results["analysis"] = analyse(run)
-            first = _open(plan, folder, names[0], seed, progress) if name != names[0] else run
-            if _asks_agreement(run, first):
-                run_until(first, "threshold")
-                results["analysis"]["agreement with first"] = agreement(first, run)
-            results["heldout_losses"] = heldout_losses(run)
-            results["wall_seconds"] = round(time.perf_counter() - started)
-            write_json(done, results)
-        variants[name] = json.loads(done.read_text(encoding="utf-8"))
+    done = Stages(folder / "done")
     content = {
         "experiment": plan.name,
         "scale": plan.scale_name,
         "seed": seed,
         "base_model": _base_name(plan),
-        "variants": variants,
+        "settings": settings_hash(plan),
+        "variants": {
+            name: done.run(
+                f"{plan.name}-{name}",
+                {"settings": settings_hash(plan, name)},
+                lambda name=name: _run_variant(plan, folder, name, seed, progress),
+            )
+            for name in plan.scale.variants
+        },
     }
     write_json(stored, content)
     return stored
+
+
+def is_stored(plan: Plan, seed: int) -> bool:
+    """Whether a seed's figures are there.
+
+    Raises:
+        DataError: they are of other settings of this experiment.
+    """
+    stored = stored_file(plan, seed)
+    if not stored.exists():
+        return False
+    # Figures from before settings were stored are taken as they are.
+    found = json.loads(stored.read_text(encoding="utf-8")).get("settings")
+    if found not in (None, settings_hash(plan)):
+        raise DataError(
+            f"{stored}: was made with other settings of experiment {plan.name}. "
+            "Move it away, and the seed runs again."
+        )
+    return True
+
+
+def settings_hash(plan: Plan, variant: str | None = None) -> str:
+    """What stored figures depend on, hashed: rows, sizes, settings, base model; of one or all."""
+    names = list(plan.scale.variants)
+    # Every variant is compared with the first.
+    mine = {names[0], variant} if variant else set(names)
+    # What to fetch and what it costs are words; a new setting at its default changes nothing.
+    content = plan.scale.model_dump(
+        mode="json",
+        exclude_defaults=True,
+        exclude={
+            "cost": True,
+            "sources": {"__all__": {"fetch"}},
+            "questions": {"__all__": {"fetch"}},
+            "variants": set(names) - mine,
+        },
+    )
+    return hash_of([content, [n for n in names if n in mine], _base_name(plan)])[:16]
+
+
+def _run_variant(
+    plan: Plan, folder: Path, name: str, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """One variant's results, with what is known beyond a run's own."""
+    first_name = next(iter(plan.scale.variants))
+    started = time.perf_counter()
+    run = _open(plan, folder, name, seed, progress)
+    results = run_until(run) or {}
+    results["analysis"] = analyse(run)
+    first = _open(plan, folder, first_name, seed, progress) if name != first_name else run
+    if _asks_agreement(run, first):
+        run_until(first, "threshold")
+        results["analysis"]["agreement with first"] = agreement(first, run)
+    results["heldout_losses"] = heldout_losses(run)
+    results["wall_seconds"] = round(time.perf_counter() - started)
+    return results
 
 
 def stored_file(plan: Plan, seed: int) -> Path:
