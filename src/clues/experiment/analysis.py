@@ -187,7 +187,7 @@ def by_checkpoint(views: Sequence[SiloView]) -> dict[str, Any]:
         pairs = [_spearman(terms[a], terms[b]) for a, b in combinations(sorted(terms), 2)]
         agreements += [rho for rho in pairs if rho is not None]
     return {
-        "auc": {index: float(np.mean(values)) for index, values in sorted(aucs.items())},
+        "auc": {index: float(np.mean(aucs[index])) for index in sorted(aucs, key=int)},
         "agreement": float(np.mean(agreements)) if agreements else None,
     }
 

@@ -268,12 +268,13 @@ def _sentences(runs: Sequence[Mapping[str, Any]], first: str) -> list[str]:
     analyses = [run["analysis"] for run in runs if run.get("analysis")]
     agree = [a["checkpoints"]["agreement"] for a in analyses if a["checkpoints"]["agreement"]]
     if agree:
-        alone = [v for a in analyses for v in a["checkpoints"]["auc"].values()]
         # Where nothing is damaged there is nothing to tell apart.
+        alone = [
+            f"{_average(values):.2f}"
+            for values in zip(*(a["checkpoints"]["auc"].values() for a in analyses), strict=True)
+        ]
         reached = (
-            f"; alone they reach AUC {min(alone):.2f} to {max(alone):.2f} (influence)"
-            if alone
-            else ""
+            f"; alone they reach AUC {', '.join(alone)}, in order (influence)" if alone else ""
         )
         said.append(
             f"Checkpoints rank rows alike with a correlation of {_average(agree):.2f}{reached}."
