@@ -102,7 +102,9 @@ def page() -> str:
         "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
         "need labels, which exist because the damage was injected. The line above a table says what "
         "the selection score was made of; docs/scores.md explains it. Tables dated 24 November 2026 "
-        "are of the score before form `less` and weighed parts became the default.",
+        "are of the score before form `less` and weighed parts became the default. Where it says "
+        "`loss` and not `base loss`, a part was the mean loss along the checkpoints, as by default "
+        "before `score.loss_under` was there.",
         "",
         "## Goals at small scale",
         "",

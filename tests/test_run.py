@@ -30,6 +30,7 @@ from clues.federation.comparison import Standpoint, compare
 from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
+from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
 
 SECRET = "Zyx-marker-"
@@ -97,6 +98,28 @@ def test_the_same_seed_gives_the_same_results_in_another_folder(finished, tmp_pa
     config, _, results = finished
     again = run_micro(config, tmp_path / "again")
     assert without_volatile(again) == without_volatile(results)
+
+
+@pytest.mark.parametrize("under", ["base", "checkpoints"])
+@pytest.mark.parametrize("trajectory", ["global", "local", "inrun"])
+def test_whose_loss_is_a_part_of_the_score(model, tmp_path, under, trajectory) -> None:
+    config = write_micro(tmp_path / "input", model)
+    score = {"trajectory": trajectory, "loss_weight": 0.5, "loss_under": under}
+    # In-run scores need every row seen.
+    train = {"train": {"steps": 12}} if trajectory == "inrun" else {}
+    edit_config(config, {"recipe": {"score": score, **train}})
+    run = open_micro(config, tmp_path / "run")
+    run_until(run, "threshold")
+    silo = run.silos["north"].space
+    table = silo.scores()
+    along = [v for k, v in table.parts.items() if k.endswith("/loss") and k != "base/loss"]
+    expected = {"base": table.parts["base/loss"], "checkpoints": np.mean(along, axis=0)}
+    np.testing.assert_allclose(-table.raw["loss"], expected[under], rtol=1e-6)
+    assert not np.allclose(expected["base"], expected["checkpoints"], rtol=1e-4)
+    # The same for the public anchors, with which the threshold is set.
+    (anchors,) = json.loads((silo.private / "anchors.json").read_text()).values()
+    slow = mean_losses(silo.model(), silo.public("anchor"), adapter=silo.model().initial)
+    assert np.allclose(-np.array(anchors["loss"]), slow, rtol=1e-4) == (under == "base")
 
 
 def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> None:

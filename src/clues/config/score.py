@@ -38,10 +38,12 @@ class ScoreSettings(Settings):
         projections: linear layers that count, by the end of their name, or `all`.
         factors: of the adapter that count.
         per_block: also keep every block's share of a score.
-        loss_weight: weight of minus the row's mean loss along the checkpoints, beside the
-            influence, each in units of the anchors; 0 leaves it out, and both weights 0 with form
-            sgd give the score of the paper. `auto` takes what tells the public anchors from
-            damaged copies of them best; it needs trajectory `global` and is 0 with others.
+        loss_weight: weight of minus the row's loss (`loss_under`), beside the influence, each in
+            units of the anchors; 0 leaves it out, and both weights 0 with form sgd give the score
+            of the paper. `auto` takes what tells the public anchors from damaged copies of them
+            best; it needs trajectory `global` and is 0 with others.
+        loss_under: whose loss that is: of the `base` model, which has learned from no damaged
+            row, or the mean along the `checkpoints` (with `inrun`, at the visits).
         alignment_weight: the same for how much the row's question lowers the loss of its
             response, at the last checkpoint. It does not count with `inrun`.
         compare: scores to compute beside it, with thresholds of their own; they decide nothing.
@@ -58,6 +60,7 @@ class ScoreSettings(Settings):
     factors: Literal["both", "A", "B"] = "both"
     per_block: bool = False
     loss_weight: NonNegativeFloat | Literal["auto"] = "auto"
+    loss_under: Literal["base", "checkpoints"] = "base"
     alignment_weight: NonNegativeFloat | Literal["auto"] = "auto"
     compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
 

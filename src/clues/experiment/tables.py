@@ -222,7 +222,10 @@ def score_in_words(methods: Sequence[Mapping[str, Any]]) -> str:
         weights = [method.get(f"{name}_weight", before) for method in methods]
         if any(weights):
             shown_weights = weights[:1] if len(set(weights)) == 1 else weights
-            others.append(f"{'/'.join(f'{w:g}' for w in shown_weights)} {name}")
+            # Before it could be the base model's, the loss was the mean along the checkpoints.
+            is_base = name == "loss" and first.get("loss_under") == "base"
+            shown_name = "base loss" if is_base else name
+            others.append(f"{'/'.join(f'{w:g}' for w in shown_weights)} {shown_name}")
     joined = f" with {' and '.join(others)} ({first.get('parts', 'sum')})" if others else ""
     return f"influence, {first['form']}, {first['trajectory']}{joined}"
 

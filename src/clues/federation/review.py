@@ -181,11 +181,13 @@ def _traces(space: Workspace, table: ScoreTable, threshold: Threshold) -> dict[s
     numbers = {int(k) for part in table.parts if (k := part.split("/")[0]).isdigit()}
     names = [str(number) for number in sorted(numbers)]
     traces = {name: np.zeros(len(table.row)) for name in names}
+    score = space.recipe().score
+    base_loss = score.method == "influence" and score.loss_under == "base"
     for members, units in _groups(space, table, threshold):
         part = units.parts.get(INFLUENCE)
         centre, width = (part.centre, part.width) if part else (units.location, units.spread)
         for name in names:
-            found = _checkpoint_term(table, units, name, len(names))
+            found = _checkpoint_term(table, units, name, len(names), base_loss=base_loss)
             traces[name][members] = (found[members] - centre / len(names)) / width
     return {f"checkpoint {int(name) + 1}": trace for name, trace in traces.items()}
 
@@ -199,15 +201,19 @@ def _groups(
 
 
 def _checkpoint_term(
-    table: ScoreTable, units: Units, checkpoint: str, n_checkpoints: int
+    table: ScoreTable, units: Units, checkpoint: str, n_checkpoints: int, *, base_loss: bool
 ) -> Floats:
-    """A checkpoint's part of the weighted sum, before location and spread."""
+    """A checkpoint's part of the weighted sum, before location and spread.
+
+    With `base_loss` every checkpoint has an equal share of the loss before the training.
+    """
     total = np.zeros(len(table.row))
     for name, weight in units.weights.items():
         if units.parts and part_of(name) != INFLUENCE:
             continue
         if name == LOSS:
-            terms = [-table.parts[f"{checkpoint}/{LOSS}"] / n_checkpoints]
+            whose = "base" if base_loss else checkpoint
+            terms = [-table.parts[f"{whose}/{LOSS}"] / n_checkpoints]
         else:
             start = f"{checkpoint}/{name}"
             terms = [v for k, v in table.parts.items() if k == start or k.startswith(f"{start}/")]

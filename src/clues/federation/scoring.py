@@ -25,6 +25,7 @@ from clues.federation.trajectory import (
     check_probe,
     fold_of,
     group_names,
+    losses_before,
     probe_loss,
     score_rows,
     set_weights,
@@ -63,11 +64,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
     frozen = recipe.score.shared and recipe.train.aggregation == "ffa"
     weights = scored_weights(model, recipe.score, frozen_a=frozen)
     raw: dict[str, np.ndarray] = {}
-    parts: dict[str, np.ndarray] = {
-        "base/loss": mean_losses(
-            model, rows, adapter=model.initial, skip_nonfinite=space.skip_nonfinite
-        )
-    }
+    parts: dict[str, np.ndarray] = {"base/loss": losses_before(model, rows, space.skip_nonfinite)}
     fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
     anchors: dict[str, dict[str, list[float]]] = {}
     compared: dict[str, dict[str, list[float]]] = {}
@@ -77,7 +74,8 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
             raise DataError(f"silo {space.name}: too few rows to cross-fit.")
         scene = _scene(space, request, number, weights)
         chosen = [rows[i] for i in members]
-        scored, anchor_scores = _score_group(space, chosen, scene, request)
+        before = parts["base/loss"][members]
+        scored, anchor_scores = _score_group(space, chosen, before, scene, request)
         finite = _finite([*scored.raw.values(), parts["base/loss"][members]])
         chosen = [row for row, good in zip(chosen, finite, strict=True) if good]
         if not anchors_at_coordinator(recipe):
@@ -155,9 +153,16 @@ def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[s
 
 
 def _score_group(
-    space: Workspace, rows: list[EncodedRow], scene: _Scene, request: ScoreRequest
+    space: Workspace,
+    rows: list[EncodedRow],
+    before: np.ndarray,
+    scene: _Scene,
+    request: ScoreRequest,
 ) -> tuple[TrajectoryScores, dict[str, np.ndarray]]:
-    """Scores of a group's rows, and of the anchors on the same checkpoints."""
+    """Scores of a group's rows, and of the anchors on the same checkpoints.
+
+    `before` are the rows' losses before the training.
+    """
     recipe, model = space.recipe(), space.model()
     method, anchors = recipe.score.method, space.public("anchor")
     checkpoints = scene.place.checkpoints
@@ -166,6 +171,8 @@ def _score_group(
         wanted = set_weights(recipe.score, recipe.public[space.settings.domain].validation)
         parts = {f"inrun/{name}": values for name, values in ours.items() if name != LOSS}
         parts["inrun/loss"] = -ours[LOSS]
+        if LOSS in wanted and recipe.score.loss_under == "base":
+            ours, theirs = ours | {LOSS: -before}, theirs | {LOSS: -losses_before(model, anchors)}
         chosen = {name: ours[name] for name in wanted}
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
     if method in BASELINES:
@@ -187,6 +194,7 @@ def _score_group(
             shards=space.private / "shards",
             team=space.team,
             skip_nonfinite=space.skip_nonfinite,
+            before=before,
             **how,
         )
     return scored, anchor_scores

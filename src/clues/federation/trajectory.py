@@ -58,11 +58,12 @@ def score_rows(
     shards: Path | None = None,
     team: Team | None = None,
     skip_nonfinite: bool = False,
+    before: np.ndarray | None = None,
 ) -> TrajectoryScores:
     """Score rows along a trajectory.
 
     raw[set][n] = sum_t learning_rate[t] * < gradient of row n at t, direction[t][set] >
-    raw["loss"][n] = - mean_t loss of row n at t
+    raw["loss"][n] = - loss of row n before the training, or - mean_t loss of row n at t
     raw["alignment"][n] = loss of row n's response without its question - with it, at the last t
 
     The second is there for method perplexity, and where `loss_weight` is not zero; the third
@@ -78,6 +79,7 @@ def score_rows(
         shards: folder where finished scores wait for a rerun; nothing is kept if None.
         team: processes that share the work through that folder.
         skip_nonfinite: give NaN instead of raising.
+        before: the rows' losses before the training, where they are known.
 
     Raises:
         NumericsError: a score is not finite.
@@ -117,14 +119,23 @@ def score_rows(
             raw[name] = raw.get(name, np.zeros(len(rows))) + term
     wanted = set_weights(settings, {})
     losses = [parts[f"{index}/loss"] for index in range(len(checkpoints))]
-    if LOSS in wanted:
+    if LOSS in wanted and settings.loss_under == "checkpoints":
         raw[LOSS] = -np.mean(losses, axis=0)
+    elif LOSS in wanted:
+        raw[LOSS] = -(losses_before(model, rows, skip_nonfinite) if before is None else before)
     if ALIGNMENT in wanted:
         adapter = checkpoints[-1].adapter
         raw[ALIGNMENT] = alignments(
             model, rows, losses[-1], adapter=adapter, skip_nonfinite=skip_nonfinite
         )
     return TrajectoryScores(raw, parts)
+
+
+def losses_before(
+    model: LoraModel, rows: Sequence[EncodedRow], skip_nonfinite: bool = False
+) -> np.ndarray:
+    """Mean loss of every row under the base model; the initial adapter changes nothing of it."""
+    return mean_losses(model, rows, adapter=model.initial, skip_nonfinite=skip_nonfinite)
 
 
 def _losses_alone(
