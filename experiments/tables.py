@@ -175,8 +175,10 @@ def section(name: str) -> list[str]:
         if picture.exists():
             alt = f"{spec.title}: gain of every arm over mixed, and AUC of every score"
             lines += ["", f"![{alt}](images/{picture.name})"]
-    most = max(len(seeds) for seeds in groups.values())
-    return [*lines, "", f"Again: `clues experiment {name} --seeds {most}`."]
+    most = max(groups.values(), key=len)
+    first = min(seed["seed"] for seed in most)
+    start = f" --first-seed {first}" if first else ""
+    return [*lines, "", f"Again: `clues experiment {name} --seeds {len(most)}{start}`."]
 
 
 def figure_path(name: str, scale: str, model: str) -> Path:

@@ -341,6 +341,9 @@ def test_an_experiment_runs_stores_shows_and_goes_on(data, tmp_path) -> None:
         ]
         assert f"| default: exam | {arm} | 7 | {sum(values) / 2:.3f} " in page
     files[1].unlink()
-    again = runner.invoke(app, [*call, "--json"], catch_exceptions=False)
+    alone = ["experiment", "tiny", "--seeds", "1", "--first-seed", "1", *call[4:], "--json"]
+    second = runner.invoke(app, alone, catch_exceptions=False)
     assert json.loads(files[1].read_text()) == seeds[1], "a run that was done was done again"
+    assert [s["seed"] for s in json.loads(second.stdout)] == [1]
+    again = runner.invoke(app, [*call, "--json"], catch_exceptions=False)
     assert [s["seed"] for s in json.loads(again.stdout)] == [0, 1]

@@ -209,6 +209,9 @@ def experiment(
         str, typer.Option(help="small (two cores) or real (GPUs and a hub).")
     ] = "small",
     seeds: Annotated[int, typer.Option(min=1, help="How many; 0, 1, 2 and so on.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="The first; others than those a choice was made on.")
+    ] = 0,
     model: Annotated[
         str | None, typer.Option(help="Another base model: a folder or a hub name.")
     ] = None,
@@ -245,10 +248,11 @@ def experiment(
     runs = work / (spec.with_runs_of or name)
     plan = Plan(name, chosen, scale, model, data, runs, recipes / name / "results")
     err.print(f"{spec.title}. Cost: {chosen.cost}.", highlight=False)
-    for seed in range(seeds):
+    chosen_seeds = range(first_seed, first_seed + seeds)
+    for seed in chosen_seeds:
         is_stored(plan, seed)  # of other settings: better said before the first hour than after it
     files = [
-        run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in range(seeds)
+        run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in chosen_seeds
     ]
     stored = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if as_json:
