@@ -14,6 +14,7 @@ from benchmarks.table import NOT_MEASURED, Row
 from benchmarks.ways import activation_pass, published_scores, relative_difference, vmap_scores
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState
+from clues.scoring.forms import form_scores
 from clues.scoring.influence import influence_scores
 
 # Largest relative difference to the other way's numbers, by the base model's precision.
@@ -35,11 +36,13 @@ def speed_rows(scene: Scene, rows: Sequence[EncodedRow], n_turns: int) -> list[R
         **{f"{k}": partial(products, scene, rows, d) for k, d in directions.items()},
         "published": lambda: _published(scene, rows, directions[1][0]),
         "vmap": lambda: vmap_scores(scene, rows, directions[1][0]),
+        "less": partial(_less, scene, rows, directions[1]),
     }
     calls["limit"]()
     _check_ways(scene, rows, directions[1][0])
     limit = take_turns({n: calls[n] for n in ("1", "limit")}, n_turns, device=device)
     others = take_turns({n: calls[n] for n in ("1", "published", "vmap")}, n_turns, device=device)
+    default = take_turns({n: calls[n] for n in ("1", "less")}, n_turns, device=device)
     sets = take_turns({n: calls[n] for n in map(str, (1, *N_SETS))}, n_turns, device=device)
     against_limit = ratio(limit["1"], limit["limit"])
     found = [
@@ -54,6 +57,14 @@ def speed_rows(scene: Scene, rows: Sequence[EncodedRow], n_turns: int) -> list[R
         faster = ratio(others[name], others["1"])
         found.append(faster_row(f"{what}; same numbers", target, faster))
     found.append(Row("Bergson's `score`", "at least 1.5 x faster", NOT_MEASURED, None))
+    found.append(
+        Row(
+            "form `less` (the default; gradients of single rows) instead of the side branch",
+            "-",
+            f"{ratio(default['less'], default['1'])} the time",
+            None,
+        )
+    )
     shares = {k: each_set(sets[str(k)], sets["1"], k) for k in N_SETS}
     found.append(
         Row(
@@ -94,6 +105,14 @@ def products(
     """Inner products by the side branch, (rows, K)."""
     adapter = scene.checkpoint.adapter
     return influence_scores(scene.model, rows, adapter=adapter, directions=directions).products
+
+
+def _less(
+    scene: Scene, rows: Sequence[EncodedRow], directions: Sequence[AdapterState]
+) -> np.ndarray:
+    point = scene.checkpoint
+    found = form_scores(scene.model, rows, point, directions, form="less", way="gradients")
+    return found.products
 
 
 def faster_row(what: str, target: float, faster: Ratio) -> Row:

@@ -13,8 +13,9 @@ Made by `python -m benchmarks.scoring --write`: one section for every machine an
 the same machine measures the same model again. A ratio is the median over turns, with the smallest and
 the largest in brackets. A target that is missed stays in the table.
 
-Scoring here is by the side branch (form `sgd`). The default form, since 25 November 2026 `less`, goes through the
-gradients of single rows, and scores damaged copies of the anchors too: what both cost is not in these tables.
+Scoring here is by the side branch (form `sgd`), but for the line that says what the default form `less` costs instead:
+it goes through the gradients of single rows. The coordinator scores the anchors and, where parts are weighed, two damaged copies
+of each beside them, once a domain, so 150 anchors cost it what 450 rows cost a silo.
 
 ![Time and peak memory from a thousand to a hundred thousand rows](images/growth.svg)
 """
