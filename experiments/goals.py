@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clues.experiment.statistics import share_of_gain, silo_mean
+from clues.experiment.statistics import share_of_gain, silo_means
 
 Seeds = Sequence[Mapping[str, Any]]  # of one experiment, scale and base model
 AUC = ("medicalqa", "fiqa", "mmedbench")
@@ -56,8 +56,7 @@ def _best_auc(seeds: Seeds) -> list[tuple[str, str, bool]]:
     runs = [seed["variants"][variant] for seed in seeds]
     found: dict[str, float] = {}
     for name in next(iter(runs[0]["silos"].values()))["detection"]:
-        means = [mean for run in runs if (mean := silo_mean(run, name)) is not None]
-        found[name] = statistics.fmean(means)
+        found[name] = statistics.fmean(silo_means(runs, name))
     ours = found["selection score"]
     best = max((name for name in found if name not in OURS), key=found.__getitem__)
     return [(_where(seeds, variant), f"{ours:.3f}; {best} {found[best]:.3f}", ours > found[best])]

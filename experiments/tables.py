@@ -13,7 +13,7 @@ from typing import Any
 from clues.config import BUILT_IN
 from clues.experiment.figure import write_figure
 from clues.experiment.spec import known_experiments, load_experiment
-from clues.experiment.statistics import over_seeds, share_of_gain, shown, silo_mean
+from clues.experiment.statistics import over_seeds, share_of_gain, shown, silo_means
 from clues.experiment.tables import experiment_tables, score_in_words
 from experiments.goals import goals
 
@@ -83,14 +83,10 @@ def scores(runs: Sequence[dict[str, Any]]) -> list[str]:
     heads = " | ".join(kinds)
     lines = [f"| score | AUC | {heads} |", "| :--- | ---: |" + " ---: |" * len(kinds)]
     for method in next(iter(runs[0]["silos"].values()))["detection"]:
-        cells = [spread(_means(runs, method))]
-        cells += [f"{statistics.fmean(_means(runs, method, kind)):.3f}" for kind in kinds]
+        cells = [spread(silo_means(runs, method))]
+        cells += [f"{statistics.fmean(silo_means(runs, method, kind)):.3f}" for kind in kinds]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
-
-
-def _means(runs: Sequence[dict[str, Any]], method: str, kind: str | None = None) -> list[float]:
-    return [v for r in runs if (v := silo_mean(r, method, kind)) is not None]
 
 
 def page() -> str:
@@ -102,13 +98,15 @@ def page() -> str:
         "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
         "need labels, which exist because the damage was injected. The line above a table says what "
         "the selection score was made of; docs/scores.md explains it. Tables dated 24 November 2026 "
-        "are of the score before form `less` and weighed parts became the default. Where it says "
-        "`loss` and not `base loss`, a part was the mean loss along the checkpoints, as by default "
-        "before `score.loss_under` was there.",
+        "are of the score before form `less` and weighed parts became the default. Tables with no "
+        "`base loss` above them, up to 26 November 2026, are of the score before `score.loss_under: "
+        "base` became the default: the loss that was weighed for them is the mean along the "
+        "checkpoints.",
         "",
         "## Goals at small scale",
         "",
-        "Means over seeds, small scale with the built-in base model; the tables below have the "
+        "Means over seeds, small scale with the built-in base model, each of the score of its table "
+        "below; the tables have seeds, dates, machine and "
         "intervals. The shares are the paper's claims for its own models and data.",
         "",
         *goals(lambda name: stored(name).get(("small", BUILT_IN), [])),

@@ -59,6 +59,7 @@ def run_seed(plan: Plan, seed: int, *, progress: Progress) -> Path:
     if is_stored(plan, seed):
         return stored
     folder = plan.work / f"{plan.scale_name}-{_base_name(plan)}-{seed}"
+    # A variant's results say their own seconds, by stage.
     done = Stages(folder / "done")
     content = {
         "experiment": plan.name,

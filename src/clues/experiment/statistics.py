@@ -83,6 +83,13 @@ def silo_mean(run: Mapping[str, Any], score: str, kind: str | None = None) -> fl
     return sum(known) / len(known) if known else None
 
 
+def silo_means(
+    runs: Sequence[Mapping[str, Any]], score: str, kind: str | None = None
+) -> list[float]:
+    """`silo_mean` of every run in which it is known."""
+    return [mean for run in runs if (mean := silo_mean(run, score, kind)) is not None]
+
+
 def shown(estimate: Estimate, digits: int = 3) -> str:
     """Mean and half-width, or mean alone."""
     if estimate.low is None or estimate.high is None:

@@ -9,11 +9,12 @@ from clues.experiment.statistics import (
     share_of_gain,
     shown,
     shown_interval,
-    silo_mean,
+    silo_means,
 )
 
 Stored = Mapping[str, Any]  # one seed of one experiment, as `run_seed` writes it
-TAKEN_OVER = 0.5  # seconds: an arm that another variant has trained is there in no time
+# Seconds. Files from before rounds kept theirs have next to none where another variant trained an arm.
+TAKEN_OVER = 0.5
 DASH = "\N{EN DASH}"
 HEADS = {
     "selection score": "**selection score**",
@@ -141,10 +142,10 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         "| :--- | ---: |" + " ---: |" * len(kinds),
     ]
     for name in silos[0]["detection"]:
-        per_seed = [v for run in runs if (v := silo_mean(run, name, None)) is not None]
+        per_seed = silo_means(runs, name)
         cells = [shown(over_seeds(per_seed)) if per_seed else DASH]
         for kind in kinds:
-            values = [v for run in runs if (v := silo_mean(run, name, kind)) is not None]
+            values = silo_means(runs, name, kind)
             cells.append(f"{sum(values) / len(values):.3f}" if values else DASH)
         lines.append(f"| {HEADS.get(name, name)} | " + " | ".join(cells) + " |")
     return lines

@@ -97,8 +97,8 @@ class Fitting:
             adapter, lost = joint.adapter, max(record["energy_lost"], joint.energy_lost)
             curve = self.watch.look(record.get("curve", []), number + 1, n_rounds, adapter)
             took = record.get("seconds", 0.0) + time.perf_counter() - started
-            record = {"energy_lost": lost, "n_silos": len(sent), "curve": curve, **extra}
-            record["seconds"] = round(took, 3)
+            known = {"energy_lost": lost, "curve": curve, "seconds": round(took, 3)}
+            record = {"n_silos": len(sent), **known, **extra}
             # Before the adapter: killed in between, the round is done again and gives the same.
             write_json(folder / "record.json", record)
             write_tensors(stored[number], adapter)

@@ -25,7 +25,6 @@ from clues.federation.trajectory import (
     check_probe,
     fold_of,
     group_names,
-    losses_before,
     probe_loss,
     score_rows,
     set_weights,
@@ -36,7 +35,7 @@ from clues.rundir import write_json
 from clues.scoring.baselines import BASELINES
 from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
-from clues.scoring.perplexity import mean_losses
+from clues.scoring.perplexity import losses_before, mean_losses
 from clues.scoring.table import ScoreTable
 from clues.selection import mixture_cut
 from clues.units import anchor_units, combine
@@ -64,7 +63,9 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
     frozen = recipe.score.shared and recipe.train.aggregation == "ffa"
     weights = scored_weights(model, recipe.score, frozen_a=frozen)
     raw: dict[str, np.ndarray] = {}
-    parts: dict[str, np.ndarray] = {"base/loss": losses_before(model, rows, space.skip_nonfinite)}
+    parts: dict[str, np.ndarray] = {
+        "base/loss": losses_before(model, rows, skip_nonfinite=space.skip_nonfinite)
+    }
     fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
     anchors: dict[str, dict[str, list[float]]] = {}
     compared: dict[str, dict[str, list[float]]] = {}

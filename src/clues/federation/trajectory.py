@@ -23,7 +23,7 @@ from clues.data.tokens import EncodedRow
 from clues.errors import RecipeMismatchError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.forms import by_block, form_scores, way_of
-from clues.scoring.perplexity import alignments, mean_losses
+from clues.scoring.perplexity import alignments, losses_before, mean_losses
 from clues.scoring.shards import Job, Team, score_in_shards
 
 N_FOLDS = 2
@@ -122,20 +122,15 @@ def score_rows(
     if LOSS in wanted and settings.loss_under == "checkpoints":
         raw[LOSS] = -np.mean(losses, axis=0)
     elif LOSS in wanted:
-        raw[LOSS] = -(losses_before(model, rows, skip_nonfinite) if before is None else before)
+        raw[LOSS] = -(
+            losses_before(model, rows, skip_nonfinite=skip_nonfinite) if before is None else before
+        )
     if ALIGNMENT in wanted:
         adapter = checkpoints[-1].adapter
         raw[ALIGNMENT] = alignments(
             model, rows, losses[-1], adapter=adapter, skip_nonfinite=skip_nonfinite
         )
     return TrajectoryScores(raw, parts)
-
-
-def losses_before(
-    model: LoraModel, rows: Sequence[EncodedRow], skip_nonfinite: bool = False
-) -> np.ndarray:
-    """Mean loss of every row under the base model; the initial adapter changes nothing of it."""
-    return mean_losses(model, rows, adapter=model.initial, skip_nonfinite=skip_nonfinite)
 
 
 def _losses_alone(

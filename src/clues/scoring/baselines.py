@@ -18,7 +18,7 @@ from clues.scoring.batches import each_batch, token_budget_of
 from clues.scoring.datainf import datainf_direction
 from clues.scoring.direction import mean_gradient
 from clues.scoring.influence import influence_scores
-from clues.scoring.perplexity import alignments, mean_losses
+from clues.scoring.perplexity import alignments, losses_before, mean_losses
 
 Scorer = Callable[[Sequence[EncodedRow]], np.ndarray]
 
@@ -55,7 +55,7 @@ def base_perplexity(scene: Scene) -> Scorer:
 
     The usual perplexity filter: it needs no training, and no silo but its own.
     """
-    return lambda rows: -mean_losses(scene.model, rows, adapter=scene.model.initial)
+    return lambda rows: -losses_before(scene.model, rows)
 
 
 def ifd(scene: Scene) -> Scorer:

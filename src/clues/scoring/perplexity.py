@@ -44,6 +44,17 @@ def mean_losses(
     return losses
 
 
+def losses_before(
+    model: LoraModel, rows: Sequence[EncodedRow], *, skip_nonfinite: bool = False
+) -> np.ndarray:
+    """Mean loss of every row under the base model: the initial adapter changes nothing of it.
+
+    Raises:
+        NumericsError: a loss is NaN or infinite.
+    """
+    return mean_losses(model, rows, adapter=model.initial, skip_nonfinite=skip_nonfinite)
+
+
 def answer_alone(row: EncodedRow) -> EncodedRow | None:
     """The row's response tokens after one token of context: the one that stood before them.
 
