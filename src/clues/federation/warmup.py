@@ -69,9 +69,10 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
         lost = max(lost, energy_lost)
         inbox.clear()
         curve = desk.watch.look(curve, number + 1, settings.rounds, before.adapter)
-        took = time.perf_counter() - started
+        # Rounded as it is stored, so that a resumed warm-up adds up the same numbers.
+        took = round(time.perf_counter() - started, 3)
         seconds += took
-        record = {"energy_lost": energy_lost, "curve": curve, "seconds": round(took, 3)}
+        record = {"energy_lost": energy_lost, "curve": curve, "seconds": took}
         write_json(place / "record.json", record)
         save_checkpoint(before, place)
     kept = [
