@@ -130,9 +130,11 @@ def demo_owner(name: str) -> Owner:
         public = config.recipe.public[silo.domain]
         encoder = _encoder(ModelSettings(name=name))
         score = config.recipe.score.model_copy(update={"trajectory": "inrun"})
+        # In-run scores take a training on every row, longer than the demo's own.
+        train = config.recipe.train.model_copy(update={"steps": 40, "rounds": 8})
         return Owner(
             silo.name,
-            config.recipe.model_copy(update={"score": score}),
+            config.recipe.model_copy(update={"score": score, "train": train}),
             _encoded(Path(silo.data), encoder),
             _encoded(Path(public.anchor.path), encoder),
             {name: _encoded(Path(file.path), encoder) for name, file in public.validation.items()},

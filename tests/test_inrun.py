@@ -5,7 +5,7 @@ import pytest
 import torch
 from federation_helpers import edit_config, open_micro, run_micro, tiny_model, write_micro
 
-from clues.config import ScoreSettings, TrainSettings
+from clues.config import Recipe, ScoreSettings, TrainSettings
 from clues.errors import DataError
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule, train
@@ -167,6 +167,15 @@ def test_what_in_run_scores_cannot_do_is_said(score) -> None:
         ScoreSettings(**score)
 
 
+def test_in_run_scores_ask_for_at_least_an_epoch() -> None:
+    public = {"d": {"validation": "v", "anchor": "a"}}
+    for score in ({"trajectory": "inrun"}, {"compare": ["inrun"]}):
+        with pytest.raises(ValueError, match="in-run scores come from training on every row"):
+            Recipe(public=public, score=score)
+        for long in ({"epochs": 1}, {"steps": 3}):
+            assert Recipe(public=public, score=score, train=long).score.inrun
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("model"))
@@ -203,14 +212,15 @@ def test_too_few_steps_to_see_every_row_stop_the_run(model, tmp_path) -> None:
 
 
 def test_a_refresh_every_n_steps_means_fewer_directions() -> None:
-    from clues.config import Recipe
     from clues.federation.rounds import is_refreshed
 
     public = {"d": {"validation": {"v": {"path": "v"}}, "anchor": {"path": "a"}}}
 
     def rounds(**score):
         recipe = Recipe(
-            train={"batch_size": 4}, public=public, score={"trajectory": "inrun", **score}
+            train={"batch_size": 4, "epochs": 3, "rounds": 8},
+            public=public,
+            score={"trajectory": "inrun", **score},
         )
         return [n for n in range(8) if is_refreshed(n, 5, recipe, [30])]
 

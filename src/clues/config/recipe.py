@@ -75,7 +75,7 @@ class TrainSettings(Settings):
     """The training whose dynamics are scored; it makes no model for use.
 
     Attributes:
-        epochs: passes over a silo's rows, where `steps` is null.
+        epochs: passes over a silo's rows, where `steps` is null; at least 1 for in-run scores.
         steps: optimiser steps of each silo; wins over `epochs`.
         rounds: how often the silos' adapters are joined, on trajectories `global` and `inrun`.
         aggregation: how they are joined: `ffa` trains B alone, so that averages are exact; `svd`
@@ -87,11 +87,11 @@ class TrainSettings(Settings):
         weight_decay: of AdamW.
     """
 
-    epochs: PositiveFloat = 3.0
+    epochs: PositiveFloat = 0.6
     steps: PositiveInt | None = None
-    rounds: PositiveInt = 8
+    rounds: PositiveInt = 2
     aggregation: Literal["ffa", "svd", "factors"] = "ffa"
-    checkpoints: PositiveInt = 4
+    checkpoints: PositiveInt = 1
     learning_rate: PositiveFloat = 2e-5
     warmup: float = Field(default=0.03, ge=0.0, le=1.0)
     batch_size: PositiveInt = 16
@@ -172,6 +172,15 @@ class Recipe(Settings):
     public: dict[str, PublicSet]
     score: ScoreSettings = ScoreSettings()
     threshold: ThresholdSettings = ThresholdSettings()
+
+    @model_validator(mode="after")
+    def _inrun_sees_every_row(self) -> "Recipe":
+        if self.score.inrun and self.train.steps is None and self.train.epochs < 1.0:
+            raise ValueError(
+                "in-run scores come from training on every row: set train.epochs to 1 or more "
+                "(3, in 8 rounds, for instance)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_can_be_added(self) -> "Recipe":
