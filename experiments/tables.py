@@ -98,10 +98,10 @@ def page() -> str:
         "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
         "need labels, which exist because the damage was injected. The line above a table says what "
         "the selection score was made of; docs/scores.md explains it. Tables dated 24 November 2026 "
-        "are of the score before form `less` and weighed parts became the default. Tables with no "
-        "`base loss` above them, up to 26 November 2026, are of the score before `score.loss_under: "
-        "base` became the default: the loss that was weighed for them is the mean along the "
-        "checkpoints.",
+        "are of the score before form `less` and weighed parts became the default. `mmedbench` and "
+        "`natural` are of the score before 26 November 2026, along three checkpoints and with the "
+        "loss along them; their recipes say so. Other seeds than 0, 1 and 2 are such that no "
+        "setting was chosen on.",
         "",
         "## Goals at small scale",
         "",
