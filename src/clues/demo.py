@@ -125,9 +125,9 @@ def _config(seed: int) -> dict[str, Any]:
             "lora": {"rank": 16, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear"},
             "tokens": {"max_length": 256},
             "train": {
-                "steps": 40,
-                "rounds": 8,
-                "checkpoints": 4,
+                "epochs": 0.6,
+                "rounds": 2,
+                "checkpoints": 1,
                 "learning_rate": 0.002,
                 "batch_size": 16,
             },
