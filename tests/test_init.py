@@ -103,7 +103,7 @@ def test_every_line_switched_off_by_a_comment_is_a_setting_that_exists(home) -> 
     content = yaml.safe_load("\n".join(lines))
     content["recipe"] |= recipe | {"model": {"name": "owner/name", "dtype": "bfloat16"}}
     Path("other.yaml").write_text(yaml.safe_dump(content))
-    assert load_config("other.yaml").recipe.train.steps == 260
+    assert load_config("other.yaml").recipe.train.learning_rate == 2.0e-4
 
 
 @pytest.mark.parametrize(
