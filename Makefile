@@ -1,4 +1,4 @@
-# make demo   the whole method on five generated silos (about six minutes on two cores)
+# make demo   the whole method on five generated silos (about five minutes on two cores)
 # make test   all tests
 # make check  lint, format, types
 # make results     docs/results.md from the stored results

@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """Run the whole method on five generated silos; needs no network and no GPU.
 
-    About six minutes on two cores. Data go to runs/demo/input, everything else beside them.
+    About five minutes on two cores. Data go to runs/demo/input, everything else beside them.
     """
     from clues.demo import write_demo
 
