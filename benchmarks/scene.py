@@ -20,7 +20,7 @@ from clues.config import (
 )
 from clues.data.formats import read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
-from clues.demo import write_demo
+from clues.demo import EVERY_ROW, write_demo
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel, load_tokenizer
 from clues.model.training import Schedule, train
 from clues.scoring.direction import validation_direction
@@ -130,8 +130,7 @@ def demo_owner(name: str) -> Owner:
         public = config.recipe.public[silo.domain]
         encoder = _encoder(ModelSettings(name=name))
         score = config.recipe.score.model_copy(update={"trajectory": "inrun"})
-        # In-run scores take a training on every row, longer than the demo's own.
-        train = config.recipe.train.model_copy(update={"steps": 40, "rounds": 8})
+        train = config.recipe.train.model_copy(update=EVERY_ROW)
         return Owner(
             silo.name,
             config.recipe.model_copy(update={"score": score, "train": train}),

@@ -1,7 +1,9 @@
 """Every score beside every other on one run: train, score, select; no arm is trained."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -17,19 +19,29 @@ ALL_SCORES = [
 ]
 
 
-def write_scores(config: Path, folder: Path, stored: Path, *, base_model: str) -> None:
-    """Run a configuration up to the selection with every score beside its own; keep the figures.
+def compare_all(config: Path, *, train: Mapping[str, Any] | None = None) -> None:
+    """Rewrite a configuration with every score and no arms.
 
     Args:
-        config: the experiment's configuration; rewritten with all scores and no arms.
+        config: the experiment's configuration.
+        train: settings laid over its training; in-run scores need one on every row.
+    """
+    content = yaml.safe_load(config.read_text())
+    content["recipe"].setdefault("score", {})["compare"] = ALL_SCORES
+    content["recipe"]["train"] = {**content["recipe"]["train"], **(train or {})}
+    content["evaluate"]["arms"] = []
+    config.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def write_scores(config: Path, folder: Path, stored: Path, *, base_model: str) -> None:
+    """Run a configuration of `compare_all` up to the selection; keep the figures.
+
+    Args:
+        config: the experiment's configuration.
         folder: of the run; continued if it exists.
         stored: where the results go.
         base_model: name to show.
     """
-    content = yaml.safe_load(config.read_text())
-    content["recipe"].setdefault("score", {})["compare"] = ALL_SCORES
-    content["evaluate"]["arms"] = []
-    config.write_text(yaml.safe_dump(content, sort_keys=False))
     run = open_run(load_config(config), folder, progress=Terminal(Console(stderr=True)))
     run_until(run, "select")
     results = collect_results(run.config, run.coordinator)

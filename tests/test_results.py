@@ -4,9 +4,13 @@ import re
 
 import pytest
 
+from clues.config import load_config
+from clues.demo import EVERY_ROW, Sizes, write_demo
 from clues.experiment.spec import known_experiments
+from clues.federation.trajectory import n_train_steps
 from experiments import tables
 from experiments.goals import goals
+from experiments.scores import ALL_SCORES, compare_all
 
 
 def run(mixed: float, clues: float, oracle: float) -> dict:
@@ -76,3 +80,12 @@ def test_goals_are_judged_by_the_means_and_what_has_not_run_is_said() -> None:
     assert "merged | merging | 50% | no |" in text
     assert "default rule | levels | 0.990 | yes |" in text
     assert "federated | merging" not in text
+
+
+def test_every_score_of_the_demo_can_be_compared(tmp_path) -> None:
+    sizes = Sizes(private=8, validation=2, anchor=4, heldout=4)
+    path = write_demo(tmp_path, seed=0, sizes=sizes)
+    compare_all(path, train=EVERY_ROW)
+    recipe = load_config(path).recipe
+    assert set(recipe.score.compare) == set(ALL_SCORES)
+    assert n_train_steps(recipe.train, Sizes().private) * recipe.train.batch_size >= Sizes().private

@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from clues.config import load_config
-from clues.demo import write_demo
+from clues.demo import EVERY_ROW, write_demo
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
-from experiments.scores import write_scores
+from experiments.scores import compare_all, write_scores
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,6 +36,7 @@ def main() -> None:
         folder = args.work / str(seed)
         if args.scores:
             config = write_demo(folder / "scores-input", seed=seed)
+            compare_all(config, train=EVERY_ROW)
             write_scores(config, folder / "scores", stored, base_model="built-in")
             continue
         config = load_config(write_demo(folder / "input", seed=seed))

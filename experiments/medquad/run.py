@@ -23,7 +23,7 @@ from clues.data.partition import take_disjoint
 from clues.experiment.reserved import is_reserved
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
-from experiments.scores import ALL_SCORES, write_scores
+from experiments.scores import ALL_SCORES, compare_all, write_scores
 
 SHARES = {"site-a": 0.8, "site-b": 0.5, "site-c": 0.4, "site-d": 0.2, "site-e": 0.1}
 KINDS = ("cut", "delete", "swap")
@@ -145,6 +145,7 @@ def main() -> None:
             name = model if model == "built-in" else str(path.resolve())
             if args.scores:
                 config = write_inputs(folder / "scores-input", rows, model=name, seed=seed)
+                compare_all(config)
                 write_scores(config, folder / "scores", stored, base_model=label)
                 continue
             config = load_config(write_inputs(folder / "input", rows, model=name, seed=seed))
