@@ -20,11 +20,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from clues.config import CombineSettings, FederationSettings, Recipe
-from clues.federation.attendance import Attendance
-from clues.federation.curve import Watch
-from clues.federation.exchange import Exchange
-from clues.federation.fitting import Fitting
-from clues.federation.messages import FitReply
+from clues.coordinator.attendance import Attendance
+from clues.coordinator.curve import Watch
+from clues.coordinator.exchange import Exchange
+from clues.coordinator.fit import Fitting
+from clues.wall.messages import FitReply
 
 RANK = 8
 RECIPE = Recipe(public={})

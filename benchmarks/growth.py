@@ -11,8 +11,8 @@ from benchmarks.scene import Scene
 from benchmarks.speed import products
 from benchmarks.table import NOT_MEASURED, Row
 from clues.config import ScoreSettings
-from clues.federation.trajectory import score_rows
 from clues.model.adapters import AdapterState
+from clues.scoring.trajectory import score_rows
 
 FACTORS = (2, 4)
 TOLERANCE = 1.1  # above this, 4 n rows cost more than 4.4 x n

@@ -9,10 +9,10 @@ from benchmarks.scene import Owner, Scene
 from benchmarks.table import Row
 from clues.config import derived_seed
 from clues.data.tokens import EncodedRow
-from clues.federation.rounds import make_reference, watch_round
 from clues.model.training import Schedule, train
 from clues.scoring.direction import scored_weights
 from clues.scoring.inrun import Reference, visit_order
+from clues.scoring.rounds import make_reference, watch_round
 
 TARGET = 1.10
 PARTS = {

@@ -24,9 +24,9 @@ from benchmarks.memory import ROOT
 from benchmarks.scene import built_scene
 from benchmarks.table import Row
 from clues.data.tokens import EncodedRow
-from clues.federation.workers import team_of_environment
 from clues.model.adapters import Checkpoint, LoraModel
 from clues.scoring.shards import Job, Team, compute_shard, score_in_shards
+from clues.silo.helpers import team_of_environment
 
 N_PROCESSES = 2
 
@@ -125,7 +125,7 @@ def _lead(
 
 
 def _help(model: LoraModel, place: Path, team: Team) -> None:
-    """As `clues.federation.workers.help_scoring` does, for one job that is there already."""
+    """As `clues.silo.helpers.help_scoring` does, for one job that is there already."""
     dist.barrier()
     (file,) = place.glob("*/job.safetensors")
     job = Job.read(file.parent)

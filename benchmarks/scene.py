@@ -20,9 +20,9 @@ from clues.config import (
 )
 from clues.data.formats import read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
-from clues.demo import EVERY_ROW, write_demo
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel, load_tokenizer
 from clues.model.training import Schedule, train
+from clues.prepare.demo import EVERY_ROW, write_demo
 from clues.scoring.direction import validation_direction
 
 SEED = 0

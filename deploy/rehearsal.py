@@ -19,9 +19,9 @@ import yaml
 
 from clues.data.damage import DAMAGE_KINDS, damage_rows
 from clues.errors import CluesError, NetworkError
-from clues.facts import make_questions
 from clues.network.children import Child, free_port
 from clues.network.keys import make_authority, make_node_key, make_server_certificate
+from clues.prepare.facts import make_questions
 
 HOSPITALS = {"north-clinic": 0.5, "south-clinic": 0.3, "harbour-hospital": 0.1}
 LIMIT_S = 300.0

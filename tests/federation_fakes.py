@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from clues.config import CombineSettings, FederationSettings, Recipe
-from clues.federation.attendance import Attendance
-from clues.federation.curve import Watch
-from clues.federation.exchange import Exchange
-from clues.federation.fitting import Fitting
-from clues.federation.messages import REQUESTS, FitReply, FitRequest, from_bytes
-from clues.federation.transport import Missing
+from clues.coordinator.attendance import Attendance
+from clues.coordinator.curve import Watch
+from clues.coordinator.exchange import Exchange
+from clues.coordinator.fit import Fitting
+from clues.wall.messages import REQUESTS, FitReply, FitRequest, from_bytes
+from clues.wall.transport import Missing
 
 RECIPE = Recipe(public={})
 N_ROWS = 100

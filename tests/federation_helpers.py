@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clues.config import load_config
 from clues.data.damage import DAMAGE_KINDS, damage_rows
-from clues.facts import make_questions
-from clues.federation.messages import REQUESTS, from_bytes
 from clues.pipeline import Run, open_run, run_until
+from clues.prepare.facts import make_questions
 from clues.progress import Silent
+from clues.wall.messages import REQUESTS, from_bytes
 
 DOMAINS = {
     "north": "geography",

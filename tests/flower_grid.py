@@ -8,15 +8,15 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from clues.carriers.flower import GridTransport, make_client_app
 from clues.config import load_config, load_shared
-from clues.federation.flower import GridTransport, make_client_app
-from clues.federation.gate import Gate
-from clues.federation.ledger import Ledger
-from clues.federation.loading import ModelCache
-from clues.federation.messages import token_of
-from clues.federation.silo import Silo
+from clues.model.cache import ModelCache
 from clues.pipeline import Run, open_coordinator
 from clues.progress import Silent
+from clues.silo.gate import Gate
+from clues.silo.silo import Silo
+from clues.wall.ledger import Ledger
+from clues.wall.messages import token_of
 
 App = Callable[[Message, Context], Message]
 

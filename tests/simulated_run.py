@@ -21,14 +21,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
+from clues.carriers.flower import GridTransport, find_silos, make_client_app
 from clues.config import load_config, load_shared
-from clues.federation.flower import GridTransport, find_silos, make_client_app
-from clues.federation.gate import Gate
-from clues.federation.ledger import Ledger
-from clues.federation.loading import ModelCache
-from clues.federation.silo import Silo
+from clues.model.cache import ModelCache
 from clues.pipeline import open_coordinator, run_until
 from clues.progress import Silent
+from clues.silo.gate import Gate
+from clues.silo.silo import Silo
+from clues.wall.ledger import Ledger
 
 
 def client_app(whole: Path, folder: Path) -> ClientApp:

@@ -8,9 +8,9 @@ import pytest
 from federation_helpers import open_micro, run_micro, tiny_model, without_volatile, write_micro
 
 from clues.errors import QuorumError
-from clues.federation.messages import REQUESTS, from_bytes
-from clues.federation.transport import Missing
 from clues.pipeline import run_until
+from clues.wall.messages import REQUESTS, from_bytes
+from clues.wall.transport import Missing
 
 SILOS = ("north", "south", "west")
 

@@ -1,6 +1,7 @@
 """The house rules that a reader cannot see in one file: who imports whom, and what nobody does."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -14,45 +15,57 @@ SOURCE = Path(clues.__file__).parent
 ROOT = Path(__file__).parent.parent
 # A module may import what stands before it, its own group included, and nothing after.
 LAYERS = (
-    ("errors", "atomic", "facts"),
+    ("errors", "atomic"),
     ("config",),
     ("rundir", "progress"),
     ("data",),
     ("model",),
+    ("selection",),
     ("scoring",),
-    ("units",),
-    ("selection", "weighing"),
     ("evaluation",),
-    # Below: a silo writes its own private report, in whatever process it runs.
+    # Below the silo: it writes its own private report, in whatever process it runs.
     ("report",),
-    ("federation",),
-    (
-        *("checklist", "scaffold", "interview", "check"),
-        *("judging", "results", "pipeline", "whatif", "demo"),
-    ),
+    # Bytes, and who carries them; what they mean to a side is the side's own.
+    ("wall",),
+    # The two sides. Neither may import the other: the wall is kept by a test of its own.
+    ("silo", "coordinator"),
+    ("carriers",),
+    ("results", "pipeline", "whatif", "prepare"),
     ("network",),
     ("reference",),
     ("experiment",),
     ("cli", "__main__"),
 )
+# What a room may never reach, however many imports away. Planted breaches are found below.
+NEVER = {
+    "coordinator": ("silo",),
+    "silo": ("coordinator",),
+    "wall": ("silo", "coordinator", "carriers", "scoring", "network"),
+    "scoring": ("silo", "coordinator", "wall"),
+    "selection": ("silo", "coordinator", "wall", "scoring"),
+    "data": ("silo", "coordinator", "wall"),
+    "model": ("silo", "coordinator", "wall"),
+    "evaluation": ("silo", "coordinator", "wall"),
+    "report": ("silo", "coordinator", "wall"),
+}
 WITHOUT_TORCH = (
     "errors",
     "config",
     "rundir",
-    "units",
-    "weighing",
-    "selection",
-    "facts",
+    "selection.units",
+    "selection.weighing",
+    "selection.threshold",
+    "prepare.facts",
     "report.shared",
     "report.private",
-    "federation.ledger",
+    "wall.ledger",
     "data.formats",
     "data.damage",
     "data.controls",
     "data.partition",
-    "checklist",
-    "scaffold",
-    "interview",
+    "prepare.checklist",
+    "prepare.scaffold",
+    "prepare.interview",
     "network.children",
     "network.settings",
     "network.keys",
@@ -113,7 +126,7 @@ def layer(module: str) -> int:
 def test_the_import_graph_is_read_at_all():
     assert len(modules()) > 30
     assert "errors" in imports("config.loading")
-    assert "federation.silo" in reachable("pipeline")
+    assert "silo.silo" in reachable("pipeline")
 
 
 @pytest.mark.parametrize("module", modules())
@@ -123,28 +136,109 @@ def test_imports_point_down(module):
     assert module not in reachable(module), f"{module} imports itself in a circle"
 
 
-def test_silo_and_coordinator_do_not_know_each_other():
-    assert "federation.silo" not in reachable("federation.coordinator")
-    assert "federation.coordinator" not in reachable("federation.silo")
+def imported(text: str, package: tuple[str, ...]) -> set[str]:
+    """Everything of clues that a module's text imports, as dotted names below clues.
+
+    Relative imports, imports of a package's name and imports by a string
+    (`importlib.import_module("clues.silo")`) count like any other.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            parts = [*above, *(node.module.split(".") if node.module else ())]
+            if not node.level:
+                if parts[0] != "clues":
+                    continue
+                parts = parts[1:]
+            name = ".".join(parts)
+            found |= {name, *(f"{name}.{a.name}".strip(".") for a in node.names)}
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("clues.")]
+            found |= {name.removeprefix("clues.") for name in names}
+        elif isinstance(node, ast.Constant) and str(node.value).startswith("clues."):
+            found.add(str(node.value).removeprefix("clues."))
+    return found
+
+
+@cache
+def house() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Text and package of every module, packages included."""
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        found[name] = (path.read_text(encoding="utf-8"), parts[:-1])
+    return found
+
+
+@cache
+def arrows() -> dict[str, set[str]]:
+    return {name: imported(*content) & set(house()) - {name} for name, content in house().items()}
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+def breaches(graph: dict[str, set[str]], start: str) -> list[str]:
+    """What a module reaches and its room never may, however many imports away."""
+    seen, todo = {start}, [start]
+    while todo:
+        for name in graph[todo.pop()] - seen:
+            seen.add(name)
+            todo.append(name)
+    forbidden = [other for room in NEVER if within(start, room) for other in NEVER[room]]
+    return sorted(n for n in seen if any(within(n, other) for other in forbidden))
+
+
+@pytest.mark.parametrize("module", sorted(house()))
+def test_the_wall_holds_in_every_file(module):
+    assert not breaches(arrows(), module), f"{module} reaches through the wall"
+
+
+PLANTED = (
+    ("coordinator", "from clues.silo.workspace import Workspace"),
+    ("coordinator", "import clues.silo.permission"),
+    ("coordinator", "from clues.silo import silo"),
+    ("coordinator", "from clues import silo"),
+    ("coordinator", "from ..silo import workspace"),
+    ("coordinator", 'import importlib\nx = importlib.import_module("clues.silo.workspace")'),
+    ("coordinator", "from clues.pipeline import Run"),
+    ("silo", "from clues.coordinator.desk import Desk"),
+    ("silo", "def f():\n    from clues.coordinator import coordinator"),
+    ("wall", "from clues.silo.gate import Gate"),
+    ("wall", "from clues.coordinator.exchange import Exchange"),
+    ("scoring", "from clues.wall.messages import TrainReply"),
+)
+
+
+@pytest.mark.parametrize(("room", "line"), PLANTED)
+def test_a_planted_import_through_the_wall_is_found(room, line):
+    for module in (m for m in house() if within(m, room)):
+        text, package = house()[module]
+        planted = imported(f"{text}\n{line}\n", package) & set(house()) - {module}
+        assert breaches({**arrows(), module: planted}, module), f"planted in {module}: not found"
 
 
 def test_only_the_silo_looks_at_labels():
     judges_of_labels = {"evaluation.detection", "evaluation.compare"}
     readers = {m for m in modules() if judges_of_labels & imports(m)}
     assert readers - judges_of_labels == {
-        "federation.silo",
-        "federation.diagnostics",
-        "federation.review",
+        "silo.silo",
+        "silo.evaluate",
+        "silo.review",
         "experiment.analysis",
     }
-    judges = ("scoring.", "model.", "selection", "federation.trajectory", "federation.coordinator")
-    judges += ("federation.comparison", "federation.scoring", "federation.decisions")
-    judges += ("federation.desk", "federation.warmup", "federation.anchoring")
-    judges += ("federation.learning",)
+    judges = ("scoring.", "model.", "selection.", "coordinator.", "wall.")
+    judges += ("silo.train", "silo.score", "silo.select")
     for module in (m for m in modules() if m.startswith(judges)):
         names = {n.id for n in ast.walk(tree(module)) if isinstance(n, ast.Name)}
         names |= {n.attr for n in ast.walk(tree(module)) if isinstance(n, ast.Attribute)}
-        assert not {n for n in names if "label" in n.lower()}, f"{module} can see labels"
+        # `labelled`: whether the configuration names labels at all, which is no label.
+        assert not {n for n in names - {"labelled"} if "label" in n.lower()}, (
+            f"{module} can see labels"
+        )
 
 
 @pytest.mark.slow
@@ -178,10 +272,39 @@ def test_public_names_have_docstrings(module):
     assert ast.get_docstring(tree(module)), f"{module} has no docstring"
 
 
-def test_the_readme_names_every_module():
+def readme_tree() -> dict[str, list[str]]:
+    """Modules by room as the README's tree lists them; rooms in its order."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text[text.index("\nsrc/clues/\n") :].split("\n", 2)[2]
+    found: dict[str, list[str]] = {"": []}
+    rooms: list[str] = []
+    room = ""
+    for line in block[: block.index("\ntests/")].splitlines():
+        depth, content = len(line) - len(line.lstrip()), line.split()
+        if content[0].endswith("/"):
+            rooms = [*rooms[: depth // 2 - 1], content[0].rstrip("/")]
+            room = ".".join(rooms)
+            _, colon, names = line.partition(": ")
+            found[room] = names.split() if colon else []
+        elif depth == 2:
+            found[room := ""] += content
+        else:
+            found[room] += content
+    return found
+
+
+def test_the_readme_tree_is_the_code():
     if not (ROOT / "README.md").exists():
         pytest.skip("the README is not beside the tests")
+    listed = readme_tree()
+    assert listed.pop("assets") == []
+    code: dict[str, list[str]] = {}
+    for module in modules():
+        room, _, name = module.rpartition(".")
+        code.setdefault(room, []).append(name)
+    assert {r: sorted(n) for r, n in listed.items()} == {r: sorted(n) for r, n in code.items()}
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    listing = text[text.index("## Files") :]
-    missing = [m for m in modules() if m.split(".")[-1] not in listing]
-    assert not missing, "the README's file tree is behind the code"
+    top = set(re.findall(r"^([a-z.]+)/", text[text.index("## Files") :], re.MULTILINE))
+    known = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if known.returncode == 0:
+        assert top == {f.split("/")[0] for f in known.stdout.splitlines() if "/" in f}

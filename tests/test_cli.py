@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from clues.cli import program as cli
-from clues.demo import SILOS, Sizes, write_demo
+from clues.prepare.demo import SILOS, Sizes, write_demo
 
 
 @pytest.fixture

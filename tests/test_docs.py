@@ -12,10 +12,11 @@ from federation_helpers import edit_config, tiny_model
 from test_cli import call
 from typer.main import get_command
 
-from clues import demo, errors
+from clues import errors
 from clues.cli import program as cli
 from clues.config import SiloSettings, load_silo, validate
 from clues.network.settings import load_coordinator, load_join
+from clues.prepare import demo
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -17,7 +17,7 @@ from clues.experiment.run import Plan, is_stored, settings_hash
 from clues.experiment.spec import Experiment, Scale, load_experiment, merged
 from clues.experiment.statistics import over_seeds, paired_bootstrap, share_of_gain
 from clues.experiment.tables import experiment_tables
-from clues.facts import make_questions
+from clues.prepare.facts import make_questions
 
 ROOT = Path(__file__).parent.parent / "experiments"
 NAMES = (

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from clues.facts import DOMAINS, N_CHOICES, load_facts, make_prose, make_questions
+from clues.prepare.facts import DOMAINS, N_CHOICES, load_facts, make_prose, make_questions
 
 PAIRS = [(domain, language) for domain, languages in DOMAINS.items() for language in languages]
 every_table = pytest.mark.parametrize(("domain", "language"), PAIRS)

@@ -12,19 +12,19 @@ from federation_helpers import files_of, run_micro, tiny_model, without_volatile
 pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
 from flower_grid import LocalGrid, open_grid_run, same_adapter, selection_of, silo_app
 
+from clues.carriers.flower import GridTransport, find_silos, from_content, to_content
 from clues.config import FederationSettings
 from clues.errors import QuorumError
-from clues.federation.flower import GridTransport, find_silos, from_content, to_content
-from clues.federation.ledger import Ledger, compare, summary, verify
-from clues.federation.messages import (
+from clues.pipeline import run_until
+from clues.wall.ledger import Ledger, compare, summary, verify
+from clues.wall.messages import (
     FitReply,
     FitRequest,
     SelectRequest,
     from_bytes,
     kind_of,
 )
-from clues.federation.transport import Missing
-from clues.pipeline import run_until
+from clues.wall.transport import Missing
 
 pytestmark = pytest.mark.slow
 SILOS = ("north", "south", "west")
@@ -269,7 +269,7 @@ def test_no_error_of_a_silo_crosses_but_a_reference_does(config, tmp_path, caplo
 
 
 def test_an_exception_outside_the_silo_gives_flower_a_reference_and_no_text(tmp_path):
-    from clues.federation.flower import make_client_app
+    from clues.carriers.flower import make_client_app
 
     def answer(data, context):
         raise RuntimeError("zqxsecret: patient 42")
@@ -287,7 +287,7 @@ def test_an_exception_outside_the_silo_gives_flower_a_reference_and_no_text(tmp_
 
 
 def test_a_reference_that_is_no_reference_is_not_repeated(config, tmp_path):
-    from clues.federation.messages import Failure
+    from clues.wall.messages import Failure
 
     def speaks(request, reply):
         if kind_of(request) != "train":

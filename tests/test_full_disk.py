@@ -34,7 +34,7 @@ for size in range(start, 4000, 20):
         errors.append([type(error).__name__, str(error)])
 results = json.loads((root / "results.json").read_text())
 (Path(sys.argv[5])).write_text(json.dumps({"errors": errors, "results": results}))
-from clues.federation.ledger import verify
+from clues.wall.ledger import verify
 verify(root / "ledger.jsonl")
 """
 

@@ -9,15 +9,15 @@ import torch
 from federation_fakes import N_ROWS, RECIPE, Fakes, fitting, honest, tiny_adapter
 
 from clues.config import CombineSettings, FederationSettings
-from clues.errors import DataError, QuorumError
-from clues.federation.guards import (
+from clues.coordinator.guards import (
     check_hello,
     check_select,
     check_train,
     too_long,
     update_norm,
 )
-from clues.federation.messages import (
+from clues.errors import DataError, QuorumError
+from clues.wall.messages import (
     FitReply,
     HelloReply,
     Refusal,
@@ -25,7 +25,7 @@ from clues.federation.messages import (
     TrainReply,
     from_bytes,
 )
-from clues.federation.transport import Missing
+from clues.wall.transport import Missing
 
 NAMES = ("east", "north", "south")
 GOOD = tuple(name for name in NAMES if name != "north")
@@ -280,7 +280,7 @@ def test_an_answer_that_is_larger_than_asked_for_is_refused_unread(tmp_path, mon
         read.append(len(data))
         return from_bytes(data, **how)
 
-    monkeypatch.setattr("clues.federation.exchange.from_bytes", watched)
+    monkeypatch.setattr("clues.coordinator.exchange.from_bytes", watched)
     stage = fitting(Fakes(NAMES, {"north": padded}), tmp_path, federation=TWO)
     _, record = stage.run("clues", tmp_path / "rounds", token="")
     assert record["n_silos"] == 2

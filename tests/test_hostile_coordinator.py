@@ -12,10 +12,10 @@ from federation_helpers import Recorder, files_of, merged, open_micro, tiny_mode
 
 from clues.config import Recipe, SiloSettings
 from clues.errors import CluesError, ConfigError, DataError, RecipeMismatchError
-from clues.federation.messages import REPLIES, REQUESTS, from_bytes
-from clues.federation.silo import Silo
 from clues.pipeline import ModelCache, Run, run_until
 from clues.progress import Silent
+from clues.silo.silo import Silo
+from clues.wall.messages import REPLIES, REQUESTS, from_bytes
 
 
 class World:
@@ -96,7 +96,7 @@ def test_one_recipe_draws_one_cut_out_of_the_private_scores(
         return float(np.median(scores))
 
     # So few random scores have no two parts for the real one to find.
-    monkeypatch.setattr("clues.federation.scoring.mixture_cut", middle)
+    monkeypatch.setattr("clues.silo.score.mixture_cut", middle)
     changes = {"recipe": {"threshold": {"rule": "mixture"}}}
     mixture = World(tmp_path_factory.mktemp("mixture"), until="score", changes=changes)
     _, honest = mixture.recorder.last("north", "score")

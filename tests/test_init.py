@@ -8,8 +8,8 @@ from test_cli import call, fails
 
 from clues.config import ScoreSettings, ThresholdSettings, load_config, load_shared, load_silo
 from clues.errors import CluesError, UsageError
-from clues.interview import Flags, answers_of
-from clues.scaffold import write_scaffold
+from clues.prepare.interview import Flags, answers_of
+from clues.prepare.scaffold import write_scaffold
 
 
 def write(path: Path, n: int, text: str = "row") -> Path:

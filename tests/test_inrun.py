@@ -212,7 +212,7 @@ def test_too_few_steps_to_see_every_row_stop_the_run(model, tmp_path) -> None:
 
 
 def test_a_refresh_every_n_steps_means_fewer_directions() -> None:
-    from clues.federation.rounds import is_refreshed
+    from clues.scoring.rounds import is_refreshed
 
     public = {"d": {"validation": {"v": {"path": "v"}}, "anchor": {"path": "a"}}}
 

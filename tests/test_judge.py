@@ -21,10 +21,10 @@ from clues.data.samples import Message
 from clues.data.tokens import RowEncoder
 from clues.errors import CluesError, ConfigError, UsageError
 from clues.evaluation.generation import generate
-from clues.evaluation.judge import Verdict, about_pair, about_reference
-from clues.evaluation.judge_endpoint import Endpoint, EndpointError
-from clues.evaluation.judge_figures import pairwise_figures, reference_figures
-from clues.evaluation.judge_panel import ask_all
+from clues.evaluation.judge.endpoint import Endpoint, EndpointError
+from clues.evaluation.judge.figures import pairwise_figures, reference_figures
+from clues.evaluation.judge.panel import ask_all
+from clues.evaluation.judge.prompts import Verdict, about_pair, about_reference
 from clues.model.adapters import LoraModel, load_tokenizer
 
 KEY = "sk-marker-7f3a"

@@ -13,11 +13,11 @@ import pytest
 from federation_helpers import open_micro, run_micro, tiny_model, without_volatile, write_micro
 
 from clues import atomic
-from clues.federation import ledger
-from clues.federation.messages import REPLIES, REQUESTS, HelloReply, from_bytes
-from clues.federation.silo import Silo
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
+from clues.silo.silo import Silo
+from clues.wall import ledger
+from clues.wall.messages import REPLIES, REQUESTS, HelloReply, from_bytes
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked to be killed"),

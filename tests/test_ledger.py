@@ -11,7 +11,7 @@ import pytest
 
 from clues.cli import program as cli
 from clues.errors import DataError, LedgerError, UsageError
-from clues.federation.ledger import START, Entry, Ledger, compare, summary, verify
+from clues.wall.ledger import START, Entry, Ledger, compare, summary, verify
 
 MESSAGES = (
     ("north", "in", "hello", b"recipe"),
@@ -313,7 +313,7 @@ HOLDER = """
 import subprocess
 import sys
 from pathlib import Path
-from clues.federation.ledger import Ledger
+from clues.wall.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

@@ -10,8 +10,8 @@ import pytest
 from federation_helpers import edit_config, open_micro, run_micro, tiny_model, write_micro
 from safetensors.torch import load_file
 
-from clues.federation.messages import REPLIES, REQUESTS, SelectReply, from_bytes
 from clues.pipeline import run_until
+from clues.wall.messages import REPLIES, REQUESTS, SelectReply, from_bytes
 
 SILOS = ("north", "south", "west", "east")
 FOREIGN = "0" * 64

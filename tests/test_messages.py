@@ -12,8 +12,8 @@ from safetensors.torch import load, save
 
 import clues
 from clues.errors import CluesError, DataError, NumericsError
-from clues.federation.container import identity_of, is_sealed, is_whole, sealed
-from clues.federation.messages import (
+from clues.wall.container import identity_of, is_sealed, is_whole, sealed
+from clues.wall.messages import (
     REPLIES,
     REQUESTS,
     Envelope,

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
 
-from clues.federation.ledger import compare, verify
 from clues.network.children import Child
+from clues.wall.ledger import compare, verify
 from deploy.rehearsal import (
     ONE_THREAD,
     Hospitals,

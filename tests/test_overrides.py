@@ -19,11 +19,11 @@ from clues.errors import (
     RecipeMismatchError,
     UsageError,
 )
-from clues.federation.ledger import verify
-from clues.federation.messages import HelloReply, from_bytes
-from clues.federation.overrides import read_overrides
-from clues.federation.permission import approve
 from clues.pipeline import overrule, run_until
+from clues.silo.overrides import read_overrides
+from clues.silo.permission import approve
+from clues.wall.ledger import verify
+from clues.wall.messages import HelloReply, from_bytes
 
 SECRET = "Wkb-marker-"
 

@@ -10,12 +10,12 @@ from federation_helpers import Recorder, files_of, open_micro, tiny_model, write
 
 from clues.cli import program as cli
 from clues.errors import ApprovalError, DataError, DegenerateSelectionError, RecipeMismatchError
-from clues.federation.ledger import verify
-from clues.federation.messages import REQUESTS, Refusal, from_bytes
-from clues.federation.permission import approve, is_approved
-from clues.federation.silo import Silo
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
+from clues.silo.permission import approve, is_approved
+from clues.silo.silo import Silo
+from clues.wall.ledger import verify
+from clues.wall.messages import REQUESTS, Refusal, from_bytes
 
 SECRET = "Qvz-marker-"
 

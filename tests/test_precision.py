@@ -9,8 +9,8 @@ from clues.config import LoraSettings, ModelSettings, TokenSettings
 from clues.data.damage import DAMAGE_KINDS, damage_rows
 from clues.data.samples import Message, Sample
 from clues.data.tokens import RowEncoder
-from clues.facts import make_questions
 from clues.model.adapters import Checkpoint, LoraModel, load_tokenizer
+from clues.prepare.facts import make_questions
 from clues.scoring.forms import form_directions, form_scores
 
 N_ROWS, N_VALIDATION = 120, 30

@@ -13,7 +13,7 @@ from clues.model.training import Schedule
 from clues.pipeline import run_until
 
 pytest.importorskip("opacus", reason="Opacus is not installed: clues[dp]")
-from clues.model.private import epsilon_of, noise_for, train_privately
+from clues.model.noise import epsilon_of, noise_for, train_privately
 
 pytestmark = [
     # Opacus and torch about themselves: hooks on inputs without gradient, secure random numbers.

@@ -14,7 +14,7 @@ from browser import Opened, chromium, violations
 from federation_helpers import run_micro, tiny_model, write_micro
 
 from clues.cli import program as cli
-from clues.federation.ledger import verify
+from clues.wall.ledger import verify
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from clues.config import load_config
-from clues.demo import EVERY_ROW, Sizes, write_demo
 from clues.experiment.spec import known_experiments
-from clues.federation.trajectory import n_train_steps
+from clues.prepare.demo import EVERY_ROW, Sizes, write_demo
+from clues.scoring.trajectory import n_train_steps
 from experiments import tables
 from experiments.goals import goals
 from experiments.scores import ALL_SCORES, compare_all

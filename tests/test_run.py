@@ -26,10 +26,10 @@ from typer.testing import CliRunner
 from clues.cli.program import app
 from clues.config import BASELINE_NAMES, FORMS
 from clues.errors import ConfigError, DataError, NumericsError
-from clues.federation.comparison import Standpoint, compare
 from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
+from clues.scoring.compared import Standpoint, compare
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
 

@@ -17,7 +17,7 @@ from clues.errors import (
     NumericsError,
     RecipeMismatchError,
 )
-from clues.selection import (
+from clues.selection.threshold import (
     Threshold,
     fewest_anchors,
     fit_threshold,
@@ -25,7 +25,7 @@ from clues.selection import (
     select,
     tolerance_rank,
 )
-from clues.units import Part, Units, anchor_units
+from clues.selection.units import Part, Units, anchor_units
 
 HASH = "0123456789ab"
 JOINS = ("shortfall", "sum")
@@ -635,14 +635,14 @@ def test_units_of_a_group_are_plain_numbers_after_json():
 @pytest.mark.parametrize(
     "module",
     [
-        "clues.selection",
+        "clues.selection.threshold",
         "clues.config",
         "clues.errors",
         "clues.rundir",
         "clues.report",
         "clues.report.shared",
         "clues.report.terminal",
-        "clues.federation.ledger",
+        "clues.wall.ledger",
         "clues.data.formats",
     ],
 )

@@ -305,7 +305,7 @@ def test_a_helper_writes_its_own_shards_and_goes_home(
     make_job, tmp_path, small, monkeypatch
 ) -> None:
     from clues.config import Recipe
-    from clues.federation import workers
+    from clues.silo import helpers as workers
 
     model, job = make_job()
     private = tmp_path / "silos/north/private"
@@ -332,7 +332,7 @@ def test_a_helper_writes_its_own_shards_and_goes_home(
 
 
 def test_process_0_looks_alone_to_other_libraries(monkeypatch) -> None:
-    from clues.federation.workers import team_of_environment
+    from clues.silo.helpers import team_of_environment
 
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -9,8 +9,8 @@ import yaml
 from browser import Opened, chromium, violations
 from federation_helpers import run_micro, tiny_model, write_micro
 
-from clues.federation.ledger import summary, verify
 from clues.report.cells import DASH, band, count, number, size
+from clues.wall.ledger import summary, verify
 
 MARKER = "ZQMARK"
 MINUS = "\N{MINUS SIGN}"

@@ -24,8 +24,12 @@ from federation_helpers import (
 from clues.config import SiloSettings
 from clues.data.formats import read_rows
 from clues.errors import CluesError, DataError, DegenerateSelectionError, RecipeMismatchError
-from clues.federation.container import identity_of
-from clues.federation.messages import (
+from clues.pipeline import ModelCache, run_until
+from clues.progress import Silent
+from clues.selection.threshold import Threshold
+from clues.silo.silo import Silo
+from clues.wall.container import identity_of
+from clues.wall.messages import (
     REPLIES,
     REQUESTS,
     EvaluateRequest,
@@ -34,10 +38,6 @@ from clues.federation.messages import (
     from_bytes,
     round_count,
 )
-from clues.federation.silo import Silo
-from clues.pipeline import ModelCache, run_until
-from clues.progress import Silent
-from clues.selection import Threshold
 
 N_LONG = 1  # rows of silo north that do not fit into max_length
 

@@ -11,15 +11,15 @@ from federation_fakes import Fakes, fitting, honest, tiny_adapter
 from federation_helpers import run_micro, tiny_model, write_micro
 
 from clues.config import CombineSettings, ServerSettings, TrainSettings, validate
+from clues.coordinator.inbox import Inbox, StoredTensors, Update
 from clues.errors import ConfigError, DataError
-from clues.federation.messages import FitReply
-from clues.federation.updates import Inbox, StoredTensors, Update
 from clues.model.loss import make_batch, row_losses
 from clues.model.merging import adaptive_shares, aggregate, modules, stack, updates
 from clues.model.robust import robust_aggregate
 from clues.model.serveropt import ServerState, server_step
 from clues.model.training import Schedule, train
 from clues.scoring.direction import mean_gradient
+from clues.wall.messages import FitReply
 
 A, B = "q.lora_A.weight", "q.lora_B.weight"
 OPTIMIZERS = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from federation_helpers import edit_config, run_micro, tiny_model, write_micro, write_rows
 
-from clues.check import check_run
 from clues.config import TaskSettings, TokenSettings, load_config
 from clues.data.samples import Message, Sample
 from clues.data.tokens import RowEncoder
@@ -22,6 +21,7 @@ from clues.evaluation.intervals import (
 )
 from clues.evaluation.questions import Question, Task, read_tasks
 from clues.evaluation.tasks import answer_task, arms_on_tasks, encode_task, log_likelihoods
+from clues.prepare.check import check_run
 
 EXAM = Path(__file__).parent.parent.parent / "shared" / "data" / "medical_exam_es_fr_en.jsonl.gz"
 LISTED = {

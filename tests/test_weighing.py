@@ -9,8 +9,8 @@ from clues.data.controls import N_COPIES, damaged_copies
 from clues.data.damage import DAMAGE_KINDS
 from clues.data.samples import Message, Sample
 from clues.errors import DataError
-from clues.units import Units
-from clues.weighing import GRID, Controls, replaced, weigh_parts
+from clues.selection.units import Units
+from clues.selection.weighing import GRID, Controls, replaced, weigh_parts
 
 WEIGHTS = {"validation": 1.0, "loss": 1.0, "alignment": 1.0}
 PARTS = ("loss", "alignment")

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from clues.experiment.reserved import is_reserved
-from clues.facts import DOMAINS, make_entries, make_prose
+from clues.prepare.facts import DOMAINS, make_entries, make_prose
 
 HELD_OUT_EVERY = 100
 CORPORA = {

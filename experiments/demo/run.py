@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from clues.config import load_config
-from clues.demo import EVERY_ROW, write_demo
 from clues.pipeline import open_run, run_until
+from clues.prepare.demo import EVERY_ROW, write_demo
 from clues.progress import Terminal
 from experiments.scores import compare_all, write_scores
 

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from clues.atomic import atomic_write_bytes, make_folder
+from clues.carriers.local import LocalTransport
 from clues.config import RunConfig, SharedConfig, dump_yaml
+from clues.coordinator.coordinator import Coordinator
 from clues.errors import UsageError
-from clues.federation.coordinator import Coordinator
-from clues.federation.ledger import Ledger, summary, verify
-from clues.federation.loading import ModelCache
-from clues.federation.local import LocalTransport
-from clues.federation.overrides import Overrides
-from clues.federation.silo import Silo
-from clues.federation.transport import Transport
+from clues.model.cache import ModelCache
 from clues.progress import Progress
 from clues.report.cards import adapter_card
 from clues.report.shared import render_html, render_markdown
 from clues.results import arms_of, collect_results
 from clues.rundir import RunDir, write_json
 from clues.scoring.shards import Team
+from clues.silo.overrides import Overrides
+from clues.silo.silo import Silo
+from clues.wall.ledger import Ledger, summary, verify
+from clues.wall.transport import Transport
 
 STAGES = ("hello", "train", "score", "threshold", "select", "fit", "measure", "report")
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from clues.config import ALIGNMENT, LOSS, Recipe, SharedConfig
+from clues.coordinator.coordinator import Coordinator
+from clues.coordinator.judge import stored_figures
+from clues.coordinator.public import portable_recipe
 from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
-from clues.federation.coordinator import Coordinator
-from clues.federation.public import portable_recipe
-from clues.judging import stored_figures
-from clues.selection import Threshold
-from clues.weighing import Controls
+from clues.selection.threshold import Threshold
+from clues.selection.weighing import Controls
 
 PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
 WARM_UP = "warm-up"

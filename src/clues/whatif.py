@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clues.errors import DegenerateSelectionError
-from clues.federation.overrides import Overrides
 from clues.pipeline import Run
-from clues.selection import Threshold
+from clues.selection.threshold import Threshold
+from clues.silo.overrides import Overrides
 
 
 @dataclass(frozen=True)

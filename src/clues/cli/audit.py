@@ -11,7 +11,7 @@ import typer
 from clues import __version__
 from clues.cli.options import Json, out
 from clues.errors import UsageError
-from clues.federation.ledger import Entry, compare, summary, verify
+from clues.wall.ledger import Entry, compare, summary, verify
 
 
 def ledger(
@@ -85,7 +85,7 @@ def approve(
 
     FOLDER is a silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
     """
-    from clues.federation.permission import approve as approve_silos
+    from clues.silo.permission import approve as approve_silos
 
     names = approve_silos(folder)
     if as_json:

@@ -32,7 +32,7 @@ def open_for_verb(
         degenerate: accept a selection that keeps nothing or everything.
         skip_nonfinite: drop rows whose score is not finite.
     """
-    from clues.federation.workers import finish, help_scoring, team_of_environment
+    from clues.silo.helpers import finish, help_scoring, team_of_environment
 
     team, local_rank = team_of_environment()
     calm_libraries()

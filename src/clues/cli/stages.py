@@ -163,7 +163,7 @@ def _print_what_if(
 
 def _overrides_by_silo(paths: Sequence[Path], config: RunConfig) -> dict[str, Any]:
     """Read exported files; each says whose it is."""
-    from clues.federation.overrides import read_overrides
+    from clues.silo.overrides import read_overrides
 
     found: dict[str, Any] = {}
     names = [silo.name for silo in config.silos]
@@ -230,7 +230,7 @@ def judge(
     Replies are stored as they come: the same command goes on where it stopped.
     """
     settings = load_config(config)
-    from clues.judging import estimate, judge_run
+    from clues.coordinator.judge import estimate, judge_run
 
     cost = estimate(settings, allow_private=private)
     if dry_run and as_json:
@@ -243,7 +243,7 @@ def judge(
         (out if dry_run else err).print(said, highlight=False, soft_wrap=True)
     if dry_run:
         return
-    from clues.evaluation.judge_endpoint import check_endpoint
+    from clues.evaluation.judge.endpoint import check_endpoint
 
     assert settings.evaluate.judge is not None
     check_endpoint(settings.evaluate.judge)

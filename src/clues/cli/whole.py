@@ -14,7 +14,7 @@ from clues.cli.opening import open_for_verb, run_stage, say_where, show, show_pa
 from clues.cli.options import Config, Degenerate, Json, Out, Quiet, SkipNonfinite, err, out
 from clues.config import load_config
 from clues.errors import CluesError, UsageError
-from clues.scaffold import Side
+from clues.prepare.scaffold import Side
 
 
 def demo(
@@ -32,7 +32,7 @@ def demo(
 
     About five minutes on two cores. Data go to runs/demo/input, everything else beside them.
     """
-    from clues.demo import write_demo
+    from clues.prepare.demo import write_demo
 
     path = write_demo(folder / "input", seed=seed)
     if data_only:
@@ -105,8 +105,8 @@ def init(
 
     clues init --silo hospital-a=rows.jsonl --public checked.jsonl
     """
-    from clues.interview import Flags, answers_of
-    from clues.scaffold import write_scaffold
+    from clues.prepare.interview import Flags, answers_of
+    from clues.prepare.scaffold import write_scaffold
 
     flags = Flags(path, side, name, silos or (), public or (), heldout, model, labels)
     written = write_scaffold(answers_of(flags, _ask if sys.stdin.isatty() else None))
@@ -183,8 +183,8 @@ def check(
         raise UsageError("name the run's configuration: clues check CLUES.YAML")
     settings = load_config(config)
     calm_libraries()
-    from clues.check import check_run
-    from clues.checklist import print_check
+    from clues.prepare.check import check_run
+    from clues.prepare.checklist import print_check
 
     found = check_run(settings, n_shown=0 if as_json else rows)
     if as_json:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clues.config import Recipe, derived_seed
 from clues.errors import DataError, NumericsError
 from clues.evaluation.detection import detection, ranking
-from clues.selection import fit_threshold, mixture_cut
+from clues.selection.threshold import fit_threshold, mixture_cut
 
 
 @dataclass(frozen=True)

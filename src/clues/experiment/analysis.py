@@ -15,11 +15,11 @@ from clues.config import LOSS, ThresholdSettings, derived_seed
 from clues.errors import DataError, NumericsError
 from clues.evaluation.compare import select_alone
 from clues.evaluation.detection import detection, ranking, read_labels
-from clues.federation.decisions import in_units
 from clues.pipeline import Run
 from clues.scoring.table import ScoreTable
-from clues.selection import Threshold, fit_threshold, mixture_cut
-from clues.units import INFLUENCE, part_of
+from clues.selection.threshold import Threshold, fit_threshold, mixture_cut
+from clues.selection.units import INFLUENCE, part_of
+from clues.silo.select import in_units
 
 RULES: dict[str, dict[str, Any]] = {
     "anchor_tolerance": {},

@@ -12,17 +12,17 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from clues.atomic import make_folder
+from clues.carriers.flower import make_client_app
 from clues.errors import NetworkError
-from clues.federation.flower import make_client_app
-from clues.federation.gate import Answer, Gate
-from clues.federation.loading import ModelCache
-from clues.federation.silo import Silo
+from clues.model.cache import ModelCache
 from clues.network.children import FLOWER_ENVIRONMENT, Child, free_port
 from clues.network.keys import check_private_key
 from clues.network.secret import write_secret
 from clues.network.settings import JoinSettings, split_address
 from clues.network.worker import Worker
 from clues.progress import Progress
+from clues.silo.gate import Answer, Gate
+from clues.silo.silo import Silo
 
 REFUSED, AGAIN_S = "[code: 2004]", 5.0
 # The last: from a port that answers to a connection that stands.

@@ -8,17 +8,17 @@ from typing import Any
 import httpx
 
 from clues.atomic import make_folder
+from clues.carriers.flower import GridTransport, find_silos
 from clues.errors import NetworkError
-from clues.federation.flower import GridTransport, find_silos
-from clues.federation.ledger import Ledger
-from clues.federation.messages import kind_of
-from clues.federation.transport import Missing, Transport
 from clues.network.edge import open_edge
 from clues.network.keys import fingerprint, read_public_key
 from clues.network.settings import Coordinator
 from clues.network.superlink import explain, open_superlink
 from clues.pipeline import open_coordinator, run_until
 from clues.progress import Progress
+from clues.wall.ledger import Ledger
+from clues.wall.messages import kind_of
+from clues.wall.transport import Missing, Transport
 
 Say = Callable[[str], None]
 

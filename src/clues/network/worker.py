@@ -28,7 +28,7 @@ from flwr.supernode.runtime.run_clientapp import (
     push_task_output,
 )
 
-from clues.federation.gate import KeptInside
+from clues.silo.gate import KeptInside
 
 POLL_S = 0.2
 TASK_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})

@@ -1,0 +1,1 @@
+"""What carries messages between the two sides: in this process, or over Flower."""

@@ -1,0 +1,312 @@
+"""The public side: recipe, anchors, threshold, rounds or merge, evaluation.
+
+It sees public rows, adapters and anchor scores; it opens no silo's folder and imports no silo.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from clues.config import CombineSettings, EvaluateSettings, FederationSettings, Recipe
+from clues.coordinator.attendance import Attendance
+from clues.coordinator.desk import Desk, LoadModel
+from clues.coordinator.exchange import Exchange
+from clues.coordinator.fit import Fitting
+from clues.coordinator.guards import check_hello, check_select
+from clues.coordinator.public import check_public_rows, file_hash, portable_recipe, public_files
+from clues.coordinator.score import ask_for_scores, one_threshold
+from clues.coordinator.train import train_apart, train_together
+from clues.data.formats import read_rows
+from clues.errors import DataError
+from clues.evaluation.choice import HeldOut, held_out, measure
+from clues.evaluation.harness import ask_harness, harness_inputs
+from clues.evaluation.questions import read_tasks
+from clues.evaluation.tasks import answer_task, encode_task
+from clues.model.adapters import AdapterState, LoraModel
+from clues.progress import Progress
+from clues.rundir import Stages, hash_of, write_json
+from clues.selection.threshold import Threshold
+from clues.wall.messages import (
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    HelloRequest,
+    SelectReply,
+    SelectRequest,
+)
+from clues.wall.transport import Transport
+
+
+class Coordinator:
+    """Runs the protocol, stage by stage; a finished stage is not run again."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        combine: CombineSettings,
+        evaluate: EvaluateSettings,
+        folder: Path,
+        *,
+        transport: Transport,
+        load_model: LoadModel,
+        progress: Progress,
+        federation: FederationSettings | None = None,
+    ) -> None:
+        """Load the base model and make the initial adapter from the recipe's seed."""
+        self.desk = Desk(
+            recipe,
+            folder,
+            transport=transport,
+            load_model=load_model,
+            progress=progress,
+            federation=federation or FederationSettings(),
+        )
+        self.recipe, self.combine, self.evaluate, self.folder = recipe, combine, evaluate, folder
+        self.stages = Stages(folder / "stages")
+
+    @property
+    def exchange(self) -> Exchange:
+        """How silos are asked."""
+        return self.desk.exchange
+
+    @property
+    def attendance(self) -> Attendance:
+        """Who takes part."""
+        return self.desk.attendance
+
+    @property
+    def silos(self) -> dict[str, dict[str, Any]]:
+        """Silos that take part, and what hello told about them."""
+        return self.desk.silos
+
+    # --- stages, in order
+
+    def hello(self) -> dict[str, Any]:
+        """Send recipe and public rows; learn who is there.
+
+        Always runs: it is cheap, and the data tokens tell whether a silo's rows have changed.
+        """
+        check_public_rows(self.recipe, self.evaluate)
+        request = HelloRequest(
+            recipe_hash=self.recipe.hash,
+            recipe=portable_recipe(self.recipe),
+            public_files=public_files(self.recipe),
+        )
+
+        def take(name: str, reply: HelloReply) -> dict[str, Any]:
+            domains, limit = list(self.recipe.public), self.desk.federation.max_rows
+            check_hello(name, reply, domains=domains, max_rows=limit)
+            facts = {"domain": reply.domain, "n_rows": reply.n_rows, "token": reply.data_token}
+            return facts | ({"overrides": reply.overrides_token} if reply.overrides_token else {})
+
+        asked = [
+            name for name in self.exchange.transport.silos if name not in self.attendance.left_out
+        ]
+        found = self.exchange.ask("hello", dict.fromkeys(asked, request), take)
+        self.attendance.members = found
+        return found
+
+    def train(self) -> dict[str, Any]:
+        """Make the trajectory whose checkpoints are scored."""
+        inputs = self._inputs("train")
+
+        def compute() -> dict[str, Any]:
+            if not self.recipe.score.shared:
+                return train_apart(self.desk)
+            return train_together(self.desk, self.folder / "trajectory" / hash_of(inputs)[:16])
+
+        return self.stages.run("train", inputs, compute)
+
+    def score(self) -> dict[str, Any]:
+        """Have every silo score its rows; keep the anchors' scores by group."""
+        return self.stages.run(
+            "score", self._inputs("score"), lambda: ask_for_scores(self.desk, self.train())
+        )
+
+    def threshold(self) -> Threshold:
+        """Set the one threshold from the anchors."""
+        scored = self.score()
+        inputs = {**self._inputs("threshold"), "scored": _without_seconds(scored)}
+
+        def compute() -> dict[str, Any]:
+            threshold = one_threshold(self.desk, scored)
+            write_json(self.folder / "threshold.json", threshold.to_json())
+            return {"threshold": threshold.to_json()}
+
+        return Threshold.from_json(self.stages.run("threshold", inputs, compute)["threshold"])
+
+    def select(self) -> dict[str, Any]:
+        """Send the threshold; every silo decides about its own rows."""
+        threshold = self.threshold().to_json()
+
+        def compute() -> dict[str, Any]:
+            request = SelectRequest(recipe_hash=self.recipe.hash, threshold=threshold)
+
+            def take(name: str, reply: SelectReply) -> int:
+                check_select(name, reply, n_rows=self.silos[name]["n_rows"])
+                return reply.n_kept
+
+            return {"n_kept": self.exchange.ask("select", dict.fromkeys(self.silos, request), take)}
+
+        inputs = {**self._inputs("select"), "t": threshold, **self._overruled("select")}
+        return self.stages.run("select", inputs, compute)
+
+    def fit(self, arm: str) -> dict[str, Any]:
+        """Train the joint adapter on one arm's rows."""
+        inputs = {
+            **self._inputs("fit", arm),
+            "arm": arm,
+            "combine": self.combine.content(),
+            "selection": self._selection_token(arm),
+        }
+        key = hash_of(inputs)[:16]
+        return self.stages.run(f"fit-{arm}", inputs, lambda: self._fit(arm, key))
+
+    def measure(self, arm: str) -> dict[str, Any]:
+        """Held-out loss and knowledge of one arm's joint adapter."""
+        if self.evaluate.heldout is None:
+            return {"heldout_loss": None, "knowledge_accuracy": None, "knowledge_stderr": None}
+        inputs = {**self._measured(arm), "heldout": [file_hash(self.evaluate.heldout)]}
+
+        def compute() -> dict[str, Any]:
+            heldout = self.heldout()
+            n = len(heldout.rows) + sum(map(len, heldout.options))
+            with self.desk.progress.task(f"coordinator: measure {arm}", n) as advance:
+                model, joint = self.joint(arm)
+                figures = measure(model, heldout, joint)
+                advance(n)
+            return figures
+
+        return self.stages.run(f"measure-{arm}", inputs, compute)
+
+    def answers(self, arm: str) -> dict[str, Any]:
+        """What one arm's joint adapter answers to the questions of each task."""
+        found = self._own_tasks(arm) if self.evaluate.tasks else {}
+        others = self._lm_eval(arm) if self.evaluate.lm_eval else {}
+        if both := sorted(set(found) & set(others)):
+            raise DataError(
+                f"evaluate: {both[0]} is a task of ours and one of lm-eval. Give ours a `name`."
+            )
+        return found | others
+
+    def _own_tasks(self, arm: str) -> dict[str, Any]:
+        tasks = [
+            {**t.model_dump(mode="json"), "path": t.path.name, "sha256": file_hash(t.path)}
+            for t in self.evaluate.tasks
+        ]
+
+        def compute() -> dict[str, Any]:
+            model, joint = self.joint(arm)
+            # Read for each arm anew: to encode takes a fraction of the time to answer.
+            asked = [encode_task(t, self.desk.encoder) for t in read_tasks(self.evaluate.tasks)]
+            n = sum(task.n_rows for task in asked)
+            with self.desk.progress.task(f"coordinator: tasks, {arm}", n) as advance:
+                return {t.name: answer_task(model, t, joint, on_rows=advance) for t in asked}
+
+        inputs = {**self._measured(arm), "tasks": tasks}
+        return _without_seconds(self.stages.run(f"tasks-{arm}", inputs, compute))
+
+    def _lm_eval(self, arm: str) -> dict[str, Any]:
+        entries = self.evaluate.lm_eval
+
+        def compute() -> dict[str, Any]:
+            model, joint = self.joint(arm)
+            tokenizer, cache = self.desk.encoder.tokenizer, self.folder / "lm_eval"
+            with self.desk.progress.task(f"coordinator: lm-eval, {arm}", 1) as advance:
+                found = ask_harness(model, tokenizer, joint, entries, cache=cache)
+                advance(1)
+            return found
+
+        inputs = {**self._measured(arm), "lm_eval": harness_inputs(entries)}
+        return _without_seconds(self.stages.run(f"lm-eval-{arm}", inputs, compute))
+
+    def joint(self, arm: str) -> tuple[LoraModel, AdapterState]:
+        """An arm's joint adapter, and the model that it fits: its rank may not be the recipe's."""
+        state = load_file(self.adapter_file(arm))
+        return self.desk.at_rank(state), state
+
+    def adapter_file(self, arm: str) -> Path:
+        """Where an arm's joint adapter lies once it is fitted."""
+        return self.folder / "arms" / arm / "adapter_model.safetensors"
+
+    def _measured(self, arm: str) -> dict[str, Any]:
+        return {
+            # The curve is looked at on the way and changes no adapter.
+            "fit": {k: v for k, v in _without_seconds(self.fit(arm)).items() if k != "curve"},
+            "arm": arm,
+            "selection": self._selection_token(arm),
+            "combine": self.combine.content(),
+            **self._inputs("measure", arm),
+        }
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Ask the silos that share them for exact counts and detection figures."""
+        request = EvaluateRequest(
+            recipe_hash=self.recipe.hash, selection_token=self._selection_token("clues")
+        )
+
+        def take(_: str, reply: EvaluateReply) -> dict[str, Any]:
+            return reply.diagnostics
+
+        return self.exchange.ask("evaluate", dict.fromkeys(self.silos, request), take)
+
+    def heldout(self) -> HeldOut:
+        """Read and encode the held-out rows once."""
+        if not hasattr(self, "_heldout"):
+            assert self.evaluate.heldout is not None
+            samples = read_rows(self.evaluate.heldout).samples
+            self._heldout = held_out(samples, self.desk.encoder, where="held-out set")
+        return self._heldout
+
+    # --- helpers
+
+    def _fit(self, arm: str, key: str) -> dict[str, Any]:
+        fitting = Fitting(
+            recipe=self.recipe,
+            combine=self.combine,
+            federation=self.desk.federation,
+            exchange=self.exchange,
+            initial=self.desk.initial,
+            public_loss=self.desk.public_loss,
+            watch=self.desk.watch,
+        )
+        folder = self.folder / "rounds" / f"{arm}-{key}"
+        adapter, record = fitting.run(arm, folder, token=self._selection_token(arm))
+        self.desk.model.save(adapter, self.folder / "arms" / arm)
+        if arm == "clues":
+            self.desk.model.save(adapter, self.folder / "adapter")
+        steps = self.combine.rounds * self.combine.local_steps
+        return {"steps": steps, **record}
+
+    def _inputs(self, stage: str, arm: str = "") -> dict[str, Any]:
+        members = self.attendance.begin(f"{stage}-{arm}" if arm else stage)
+        silos = {n: (s["domain"], s["token"]) for n, s in members.items()}
+        # Public rows count by their hash, not by where they lie: a run may be moved.
+        content = portable_recipe(self.recipe)
+        # Another rule for the threshold does not make anyone train or score again.
+        later = ("threshold",) if stage in ("train", "score", "fit", "measure") else ()
+        kept = {k: v for k, v in content.items() if k not in later}
+        if stage == "score":
+            kept["mixture"] = self.recipe.threshold.rule == "mixture"
+        return {"stage": stage, "recipe": kept, "silos": silos}
+
+    def _selection_token(self, arm: str) -> str:
+        # mixed and oracle do not depend on the selection: another rule or a person's decisions
+        # leave them as they are.
+        if arm in ("mixed", "oracle"):
+            return ""
+        decided = self._overruled("select")
+        threshold = self.threshold().to_json()
+        return hash_of([threshold, decided] if decided else threshold)[:16]
+
+    def _overruled(self, stage: str) -> dict[str, Any]:
+        """Tokens of the silos where a person overruled rows: they decide what is selected."""
+        members = self.attendance.begin(stage)
+        tokens = {n: s["overrides"] for n, s in members.items() if s.get("overrides")}
+        return {"overrules": tokens} if tokens else {}
+
+
+def _without_seconds(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if k != "seconds"}

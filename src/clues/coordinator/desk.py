@@ -1,0 +1,135 @@
+"""What the coordinator works with in every stage: recipe, base model, public rows, silos to ask."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clues.config import FederationSettings, Recipe, derived_seed
+from clues.coordinator.attendance import Attendance
+from clues.coordinator.curve import Watch, watched_loss, watched_rows
+from clues.coordinator.exchange import Exchange
+from clues.data.controls import damaged_copies
+from clues.data.formats import read_rows
+from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
+from clues.model.adapters import AdapterState, LoraModel
+from clues.progress import Progress
+from clues.scoring.direction import mean_gradient, scored_weights
+from clues.wall.transport import Transport
+
+LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
+
+
+class Desk:
+    """The coordinator's means. It sees public rows and replies; it opens no silo's folder."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        transport: Transport,
+        load_model: LoadModel,
+        progress: Progress,
+        federation: FederationSettings,
+    ) -> None:
+        """Load the base model and make the initial adapter from the recipe's seed."""
+        self.recipe, self.folder, self.federation = recipe, folder, federation
+        self.load_model, self.progress = load_model, progress
+        self.attendance = Attendance(
+            folder / "absences.json", recipe_hash=recipe.hash, quorum=federation.quorum
+        )
+        self.exchange = Exchange(
+            transport,
+            self.attendance,
+            recipe_hash=recipe.hash,
+            max_message_mb=federation.max_message_mb,
+        )
+        self.model, self.encoder = load_model(recipe)
+        self.initial = self.model.initial
+        self.watch = Watch(self._watched_loss)
+
+    @property
+    def silos(self) -> dict[str, dict[str, Any]]:
+        """Silos that take part, and what hello told about them."""
+        return self.attendance.members
+
+    @property
+    def domains(self) -> list[str]:
+        """Domains of the silos that take part."""
+        return sorted({silo["domain"] for silo in self.silos.values()})
+
+    def members(self, domain: str) -> list[str]:
+        """Silos of one domain."""
+        return [name for name, silo in self.silos.items() if silo["domain"] == domain]
+
+    def validation(self, domain: str) -> dict[str, list[EncodedRow]]:
+        """A domain's public validation rows, by set."""
+        return {
+            name: self._encoded(file.path, f"validation set {name}")
+            for name, file in self.recipe.public[domain].validation.items()
+        }
+
+    def anchors(self, domain: str) -> list[EncodedRow]:
+        """A domain's public anchor rows."""
+        return self._encoded(self.recipe.public[domain].anchor.path, f"anchors of {domain}")
+
+    def damaged_anchors(self, domain: str) -> tuple[list[EncodedRow], list[str]]:
+        """Damaged copies of a domain's anchors, and how each is damaged.
+
+        Raises:
+            DataError: an answer that no damage can change.
+        """
+        public = self.recipe.public
+        # Foreign words come from other domains; where there is none, from the validation rows.
+        others = [d for d in sorted(public) if d != domain] or [domain]
+        foreign = [
+            sample.response
+            for other in others
+            for file in public[other].validation.values()
+            for sample in read_rows(file.path).samples
+        ]
+        samples = list(read_rows(public[domain].anchor.path).samples)
+        seed = derived_seed(self.recipe.seed, "controls", domain)
+        copies, kinds = damaged_copies(samples, seed=seed, foreign=foreign)
+        where = f"damaged anchors of {domain}"
+        rows = list(encode_rows(copies, self.encoder, where=where).rows)
+        return rows, [kinds[row.row] for row in rows]
+
+    def scored_weights(self) -> list[str]:
+        """Names of the LoRA weights whose gradients make the score."""
+        frozen_a = self.recipe.score.shared and self.recipe.train.aggregation == "ffa"
+        return scored_weights(self.model, self.recipe.score, frozen_a=frozen_a)
+
+    def at_rank(self, state: AdapterState) -> LoraModel:
+        """The model itself, or one with as much room as a merged adapter needs."""
+        rank = next(t.shape[0] for n, t in state.items() if ".lora_A." in n)
+        if rank == self.recipe.lora.rank:
+            return self.model
+        update = {"rank": rank, "alpha": self.model.scaling * rank}
+        lora = self.recipe.lora.model_copy(update=update)
+        return self.load_model(self.recipe.model_copy(update={"lora": lora}))[0]
+
+    def public_loss(self, state: AdapterState) -> tuple[float, AdapterState]:
+        """Mean loss over all public validation sets, each with one vote, and its gradient."""
+        model = self.at_rank(state)
+        model.freeze_a(frozen=False)
+        sets = [rows for domain in self.recipe.public for rows in self.validation(domain).values()]
+        total, gradient = 0.0, {name: torch.zeros_like(t) for name, t in state.items()}
+        for rows in sets:
+            slope, loss = mean_gradient(model, rows, state, weights=list(state))
+            total += loss / len(sets)
+            for name in gradient:
+                gradient[name] += slope[name] / len(sets)
+        return total, gradient
+
+    def _watched_loss(self, state: AdapterState) -> float:
+        if not hasattr(self, "_watched"):
+            self._watched = watched_rows(
+                {f"{d}/{n}": r for d in self.recipe.public for n, r in self.validation(d).items()}
+            )
+        return watched_loss(self.at_rank(state), self._watched, state)
+
+    def _encoded(self, path: Path, where: str) -> list[EncodedRow]:
+        return list(encode_rows(read_rows(path).samples, self.encoder, where=where).rows)

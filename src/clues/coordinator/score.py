@@ -1,0 +1,202 @@
+"""The coordinator's score and threshold stages: directions, the anchors' scores, one threshold."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
+from clues.coordinator.desk import Desk
+from clues.coordinator.guards import check_anchor_scores
+from clues.data.tokens import EncodedRow
+from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
+from clues.scoring.compared import Standpoint, compare_anchors
+from clues.scoring.forms import form_directions
+from clues.scoring.trajectory import (
+    anchors_at_coordinator,
+    group_names,
+    probe_loss,
+    score_rows,
+    set_weights,
+)
+from clues.selection.threshold import Threshold, fit_threshold
+from clues.selection.weighing import Controls, Weighing, replaced, weigh_parts
+from clues.wall.messages import ScoreReply, ScoreRequest
+
+
+def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Have every silo score its rows, and collect the anchors' scores by group.
+
+    Args:
+        desk: recipe, model, silos.
+        trained: what the train stage returned.
+
+    Returns:
+        Anchor scores by group and part, weights of parts, what they tell apart on damaged copies of
+        anchors, the copies' scores, and each silo's proposal for a cut.
+    """
+    here = anchors_at_coordinator(desk.recipe)
+    anchors: dict[str, dict[str, list[float]]] = {}
+    requests: dict[str, ScoreRequest] = {}
+    weighing, copies = Weighing({}, {}), dict[str, Controls]()
+    if desk.recipe.score.shared:
+        base = desk.folder / "trajectory" / trained["folder"]
+        checkpoints = [load_checkpoint(base / name) for name in trained["checkpoints"]]
+        found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
+        if here:
+            anchors = {f"domain {d}": request.anchor_scores for d, (request, _) in found.items()}
+            copies = {f"domain {d}": c for d, (_, c) in found.items() if c is not None}
+            weighing = _weigh(desk, anchors, copies)
+        for domain, (request, _) in found.items():
+            request = replace(request, weights=weighing.weights)
+            requests |= dict.fromkeys(desk.members(domain), request)
+    else:
+        requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}, {}))
+    sizes = {} if here else {domain: len(desk.anchors(domain)) for domain in desk.recipe.public}
+
+    def take(name: str, reply: ScoreReply) -> ScoreReply:
+        domain = desk.silos[name]["domain"]
+        if not here:
+            groups = set(group_names(desk.recipe, name, domain))
+            parts = set_weights(desk.recipe.score, desk.recipe.public[domain].validation)
+            n = sizes[domain]
+            check_anchor_scores(name, reply, groups=groups, parts=list(parts), n_anchors=n)
+        return reply
+
+    replies = desk.exchange.ask("score", requests, take)
+    for reply in replies.values() if not here else ():
+        anchors |= reply.anchor_scores
+    return {
+        "anchors": anchors,
+        "weights": weighing.weights,
+        "controls": weighing.auc,
+        "copies": {group: controls.to_json() for group, controls in copies.items()},
+        "proposals": {n: r.proposal for n, r in replies.items()},
+    }
+
+
+def one_threshold(desk: Desk, scored: Mapping[str, Any]) -> Threshold:
+    """The threshold of all silos, from what the score stage returned."""
+    domains = {
+        group: silo["domain"]
+        for name, silo in desk.attendance.begin("score").items()
+        for group in group_names(desk.recipe, name, silo["domain"])
+    }
+    groups = scored["anchors"]
+    return fit_threshold(
+        {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
+        {
+            g: replaced(
+                set_weights(desk.recipe.score, desk.recipe.public[domains[g]].validation),
+                scored["weights"],
+            )
+            for g in groups
+        },
+        desk.recipe.threshold,
+        recipe_hash=desk.recipe.hash,
+        seed=derived_seed(desk.recipe.seed, "bootstrap"),
+        proposals={k: v for k, v in scored["proposals"].items() if v is not None},
+    )
+
+
+def _weigh(
+    desk: Desk,
+    anchors: Mapping[str, Mapping[str, Sequence[float]]],
+    copies: Mapping[str, Controls],
+) -> Weighing:
+    """Weights of the parts that the recipe leaves open, from all domains' damaged anchors."""
+    if not copies:
+        return Weighing({}, {})
+    settings = desk.recipe.score
+    return weigh_parts(
+        {g: {k: np.array(v) for k, v in sets.items()} for g, sets in anchors.items()},
+        copies,
+        {
+            f"domain {domain}": set_weights(settings, public.validation)
+            for domain, public in desk.recipe.public.items()
+        },
+        [name for name, is_weighed in settings.weighed.items() if is_weighed],
+        combine=desk.recipe.threshold.combine,
+    )
+
+
+def _domain_request(
+    desk: Desk, domain: str, checkpoints: Sequence[Checkpoint]
+) -> tuple[ScoreRequest, Controls | None]:
+    """Directions, anchor scores and damaged anchors' scores of a domain on the joint trajectory."""
+    settings, validation = desk.recipe.score, desk.validation(domain)
+    directions: list[dict[str, AdapterState]] = []
+    weights = desk.scored_weights()
+    with desk.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
+        for checkpoint in checkpoints:
+            sets: dict[str, list[EncodedRow]] = validation if settings.sends_directions else {}
+            directions.append(
+                form_directions(desk.model, sets, checkpoint, form=settings.form, weights=weights)
+            )
+            advance(1)
+    anchor_scores: dict[str, list[float]] = {}
+    compared: dict[str, list[float]] = {}
+    controls = None
+    if anchors_at_coordinator(desk.recipe):
+        where = (checkpoints, directions)
+        scored = score_rows(desk.model, desk.anchors(domain), *where, settings=settings)
+        anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
+        place = Standpoint(desk.model, validation, checkpoints, desk.recipe, domain, weights)
+        compared = compare_anchors(place, desk.anchors(domain))
+        if any(settings.weighed.values()):
+            rows, kinds = desk.damaged_anchors(domain)
+            damaged = score_rows(desk.model, rows, *where, settings=settings)
+            controls = Controls(damaged.raw, kinds)
+    probes = [probe_loss(desk.model, validation, c) for c in checkpoints]
+    return _request(desk, checkpoints, directions, probes, anchor_scores, compared), controls
+
+
+def _request(
+    desk: Desk,
+    checkpoints: Sequence[Checkpoint],
+    directions: Sequence[Mapping[str, AdapterState]],
+    probe_losses: list[float],
+    anchor_scores: dict[str, list[float]],
+    compared: dict[str, list[float]],
+) -> ScoreRequest:
+    needed = _moments_at_rows(desk)
+    return ScoreRequest(
+        recipe_hash=desk.recipe.hash,
+        learning_rates=[c.learning_rate for c in checkpoints],
+        optimizer_steps=[c.optimizer_steps for c in checkpoints],
+        probe_losses=probe_losses,
+        anchor_scores=anchor_scores,
+        compared_anchors=compared,
+        weights={},
+        checkpoints={
+            f"{i}|{n}": t for i, c in enumerate(checkpoints) for n, t in c.adapter.items()
+        },
+        directions={
+            f"{i}/{name}|{n}": t
+            for i, sets in enumerate(directions)
+            for name, direction in sets.items()
+            for n, t in direction.items()
+        },
+        moments={
+            f"{i}/{which}|{n}": t
+            for i, c in enumerate(checkpoints)
+            for which, moment in (("first", c.first_moment), ("second", c.second_moment))
+            if which in needed
+            for n, t in moment.items()
+        },
+    )
+
+
+def _moments_at_rows(desk: Desk) -> set[str]:
+    """Which optimiser moments a silo needs beside the directions.
+
+    A linear form carries the moments in its direction; the others need them at the rows, and a
+    silo makes the directions of compared forms itself.
+    """
+    settings = desk.recipe.score
+    forms = {name for name in settings.compare if name in FORMS}
+    if anchors_at_coordinator(desk.recipe) and settings.form not in LINEAR_FORMS:
+        forms.add(settings.form)
+    needed = {"first": NEEDS_FIRST_MOMENT, "second": NEEDS_SECOND_MOMENT}
+    return {which for which, those in needed.items() if forms & set(those)}

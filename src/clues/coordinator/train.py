@@ -1,0 +1,185 @@
+"""The coordinator's train stage: rounds of the joint trajectory whose checkpoints are scored."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from clues.atomic import make_folder
+from clues.config import LOSS
+from clues.coordinator.desk import Desk
+from clues.coordinator.guards import check_train, too_long, update_norm
+from clues.coordinator.inbox import Inbox, Update
+from clues.model.adapters import (
+    AdapterState,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
+from clues.model.merging import aggregate
+from clues.rundir import write_json
+from clues.scoring.rounds import is_refreshed, make_reference
+from clues.scoring.trajectory import n_train_steps
+from clues.wall.messages import TrainReply, TrainRequest
+
+
+def train_apart(desk: Desk) -> dict[str, Any]:
+    """Have every silo train its own trajectory; nothing of it leaves the silo."""
+    request = _request(desk, 0, desk.initial)
+    desk.exchange.ask("train", dict.fromkeys(desk.silos, request), lambda _, reply: reply)
+    return {"checkpoints": 0}
+
+
+def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
+    """Do the rounds of the joint trajectory that are not on disk yet.
+
+    Args:
+        desk: recipe, model, silos.
+        folder: for these inputs; a killed warm-up goes on from what is there.
+
+    Returns:
+        Name of the folder, names of the checkpoints to score, what joining lost, public rows'
+        loss along the rounds, and the seconds that all rounds took, those found on disk with them.
+    """
+    settings = desk.recipe.train
+    steps = [n_train_steps(settings, s["n_rows"]) for s in desk.silos.values()]
+    n_steps = max(1, round(float(np.mean(steps)) / settings.rounds))
+    inbox = Inbox(folder / "inbox")
+    # No optimiser has run before the first round.
+    before, lost, seconds = Checkpoint(0, 0.0, desk.initial, {}), 0.0, 0.0
+    curve = desk.watch.look([], 0, settings.rounds, desk.initial)
+    for number in range(settings.rounds):
+        place = folder / f"round-{number}"
+        if (place / "state.json").exists():
+            before = load_checkpoint(place)
+            record = json.loads((place / "record.json").read_text())
+            lost, curve = max(lost, record["energy_lost"]), record.get("curve", curve)
+            seconds += record.get("seconds", 0.0)
+            continue
+        started = time.perf_counter()
+        requests = _requests(desk, number, before, folder, per_round=n_steps)
+        found = _ask_round(desk, requests, before.adapter, inbox)
+        before, energy_lost = _join(desk, number, found, n_steps=n_steps)
+        lost = max(lost, energy_lost)
+        inbox.clear()
+        curve = desk.watch.look(curve, number + 1, settings.rounds, before.adapter)
+        # Rounded as it is stored, so that a resumed warm-up adds up the same numbers.
+        took = round(time.perf_counter() - started, 3)
+        seconds += took
+        record = {"energy_lost": energy_lost, "curve": curve, "seconds": took}
+        write_json(place / "record.json", record)
+        save_checkpoint(before, place)
+    kept = [
+        f"round-{round(settings.rounds * (i + 1) / settings.checkpoints) - 1}"
+        for i in range(settings.checkpoints)
+    ]
+    figures = {"energy_lost": lost, "curve": curve, "seconds": round(seconds, 3)}
+    return {"folder": folder.name, "checkpoints": kept, **figures}
+
+
+def _ask_round(
+    desk: Desk, requests: Mapping[str, TrainRequest], sent: AdapterState, inbox: Inbox
+) -> dict[str, Update]:
+    """Ask for one round, and put the replies on disk."""
+    settings = desk.recipe.train
+
+    def take(name: str, reply: TrainReply) -> Update:
+        n_rows, ffa = desk.silos[name]["n_rows"], settings.aggregation == "ffa"
+        peak = settings.learning_rate
+        check_train(name, reply, sent=sent, n_rows=n_rows, peak=peak, ffa=ffa)
+        norm = update_norm(reply.adapter, sent)
+        return Update(reply.weight, norm, reply.learning_rate, inbox.path(name))
+
+    def judge(found: Mapping[str, Update]) -> Mapping[str, str]:
+        norms = {name: update.norm for name, update in found.items()}
+        return too_long(norms, bound=desk.federation.norm_bound)
+
+    return desk.exchange.ask("train", requests, take, keep=inbox.put, judge=judge)
+
+
+def _join(
+    desk: Desk, number: int, found: Mapping[str, Update], *, n_steps: int
+) -> tuple[Checkpoint, float]:
+    """The checkpoint that a round's updates make together, and the energy that joining lost."""
+    joint = aggregate(
+        [u.tensors() for u in found.values()],
+        [u.weight for u in found.values()],
+        method=desk.recipe.train.aggregation,
+    )
+    second = _mean_moment([u.tensors("second_moment") for u in found.values()])
+    first = _mean_moment([u.tensors("first_moment") for u in found.values()])
+    rate = float(np.mean([u.learning_rate for u in found.values()]))
+    point = Checkpoint(number + 1, rate, joint.adapter, second, first, n_steps)
+    return point, joint.energy_lost
+
+
+def _requests(
+    desk: Desk, number: int, before: Checkpoint, folder: Path, *, per_round: int
+) -> dict[str, TrainRequest]:
+    """One request a domain, with directions of the public rows where training scores."""
+    if not desk.recipe.score.inrun:
+        return dict.fromkeys(desk.silos, _request(desk, number, before.adapter))
+    requests: dict[str, TrainRequest] = {}
+    for domain in desk.domains:
+        products, directions = _directions(
+            desk, domain, number, before, folder / "directions", per_round=per_round
+        )
+        request = _request(desk, number, before.adapter, validation=products, directions=directions)
+        requests |= dict.fromkeys(desk.members(domain), request)
+    return requests
+
+
+def _directions(
+    desk: Desk, domain: str, number: int, before: Checkpoint, folder: Path, *, per_round: int
+) -> tuple[dict[str, float], AdapterState]:
+    """A domain's directions for a round, and their units; made anew where the round is due."""
+    file, units = folder / f"{domain}.safetensors", folder / f"{domain}.json"
+    stored: dict[str, Any] = json.loads(units.read_text()) if units.exists() else {"round": -1}
+    n_rows = [s["n_rows"] for s in desk.silos.values()]
+    if is_refreshed(number, per_round, desk.recipe, n_rows) and stored["round"] != number:
+        reference = make_reference(
+            desk.model,
+            desk.validation(domain),
+            before,
+            recipe=desk.recipe,
+            weights=desk.scored_weights(),
+        )
+        tensors = {
+            f"{name}|{n}": t
+            for name, direction in reference.directions.items()
+            for n, t in direction.items()
+        }
+        stored = {"validation": {**reference.products, LOSS: reference.loss}}
+        make_folder(folder)
+        write_tensors(file, tensors)
+        write_json(units, {**stored, "round": number})
+    return stored["validation"], load_file(file)
+
+
+def _request(
+    desk: Desk,
+    number: int,
+    adapter: AdapterState,
+    *,
+    validation: dict[str, float] | None = None,
+    directions: AdapterState | None = None,
+) -> TrainRequest:
+    return TrainRequest(
+        recipe_hash=desk.recipe.hash,
+        round=number,
+        adapter=adapter,
+        validation=validation or {},
+        directions=directions or {},
+    )
+
+
+def _mean_moment(moments: Sequence[Mapping[str, torch.Tensor]]) -> AdapterState:
+    if not moments or not moments[0]:
+        return {}
+    return {name: torch.stack([m[name] for m in moments]).mean(dim=0) for name in moments[0]}

@@ -1,1 +1,0 @@
-"""The wall and its two sides."""

@@ -1,0 +1,1 @@
+"""What runs before a run: the interview, the first configuration, the check, the demo's rows."""

@@ -1,0 +1,181 @@
+"""What to look at before anything heavy starts: masks, lengths, duplicates, overlaps, cost."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clues.config import RunConfig
+from clues.data.formats import RowFile, read_rows
+from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
+from clues.errors import CluesError
+from clues.evaluation.questions import asked_rows, read_tasks
+from clues.evaluation.tasks import encode_task
+from clues.model.adapters import LoraModel, load_tokenizer
+from clues.model.loss import make_batch, row_losses
+from clues.prepare.checklist import Check, FileCheck, TaskCheck, notes_on
+from clues.scoring.trajectory import n_train_steps
+from clues.selection.units import MIN_ANCHORS
+
+
+def check_run(config: RunConfig, *, n_shown: int) -> Check:
+    """Read every file, encode every row, time one batch.
+
+    Args:
+        config: the run.
+        n_shown: sample rows of the first silo whose mask is shown.
+
+    Raises:
+        CluesError: the base model or the configuration cannot be used at all.
+    """
+    recipe = config.recipe
+    encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
+    model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
+    sources: dict[str, tuple[str | Path, str | None]] = {
+        f"silo {silo.name}": (silo.data, silo.schema_name) for silo in config.silos
+    }
+    for domain, public in recipe.public.items():
+        sources |= {f"{domain} {n}": (f.path, None) for n, f in public.validation.items()}
+        sources[f"{domain} anchors"] = (public.anchor.path, None)
+    if config.evaluate.heldout:
+        sources["held-out"] = (config.evaluate.heldout, None)
+    files: list[FileCheck] = []
+    errors: list[str] = []
+    ids: dict[str, set[str]] = {}
+    encoded: dict[str, Sequence[EncodedRow]] = {}
+    label_columns = {f"silo {silo.name}": silo.labels for silo in config.silos}
+    for name, (path, schema) in sources.items():
+        try:
+            rows = read_rows(path, schema=schema)
+            kept = encode_rows(rows.samples, encoder, where=name)
+        except CluesError as error:
+            errors.append(f"{name}: {error}")
+            continue
+        ids[name] = {sample.id for sample in rows.samples}
+        encoded[name] = kept.rows
+        files.append(_file_check(name, rows, kept.rows, len(kept.dropped)))
+        try:
+            if column := label_columns.get(name):
+                rows.column(column)
+        except CluesError as error:
+            errors.append(f"{name}, labels: {error}")
+        if name.endswith("anchors") and rows.n_rows < MIN_ANCHORS:
+            errors.append(f"{name}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
+    tasks = _tasks(config, encoder, ids, errors)
+    overlaps = _overlaps(ids)
+    errors += [
+        f"{a} and {b} share {n} rows. Remove them from one of the two."
+        for a, b, n in overlaps
+        if "silo" not in a
+        and not (a == "held-out" and "silo" in b)
+        and not (b.startswith("task file ") and a.startswith(("held-out", "task file ")))
+    ]
+    silo_rows = {n: r for n, r in encoded.items() if n.startswith("silo ")}
+    minutes = _estimate_minutes(config, model, encoder, silo_rows) if silo_rows else 0.0
+    first = next(iter(silo_rows.values()), ())
+    steps = [n_train_steps(recipe.train, len(rows)) for rows in silo_rows.values()]
+    return Check(
+        files=tuple(files),
+        overlaps=overlaps,
+        errors=tuple(errors),
+        notes=notes_on(config, files),
+        template=encoder.template,
+        n_parameters=sum(p.numel() for n, p in model.peft.named_parameters() if ".lora_" not in n),
+        n_lora=sum(p.numel() for p in model.parameters().values()),
+        steps=round(float(np.mean(steps))) if steps else 0,
+        minutes=minutes,
+        memory_gb=_estimate_memory(config, model, first),
+        tasks=tasks,
+        shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
+    )
+
+
+def _tasks(
+    config: RunConfig, encoder: RowEncoder, ids: dict[str, set[str]], errors: list[str]
+) -> tuple[TaskCheck, ...]:
+    """Read every task as the run will; its rows join `ids`, what stops it joins `errors`."""
+    try:
+        encoded = [encode_task(task, encoder) for task in read_tasks(config.evaluate.tasks)]
+        for task in config.evaluate.tasks:
+            named = ids.setdefault(f"task file {task.path.name}", set())
+            named |= {sample.id for sample in asked_rows(task)}
+    except CluesError as error:
+        errors.append(f"evaluate.tasks: {error}")
+        return ()
+    return tuple(TaskCheck(t.name, len(t.options), t.left_out) for t in encoded)
+
+
+def _file_check(
+    name: str, rows: RowFile, encoded: Sequence[EncodedRow], n_dropped: int
+) -> FileCheck:
+    def spread(values: list[int]) -> tuple[int, ...]:
+        return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
+
+    return FileCheck(
+        name=name,
+        description=rows.description,
+        n_rows=rows.n_rows,
+        n_too_long=n_dropped,
+        n_truncated=sum(row.truncated for row in encoded),
+        n_duplicates=rows.n_rows - len({sample.id for sample in rows.samples}),
+        tokens=spread([len(row.ids) for row in encoded]),
+        response_tokens=spread([row.n_response_tokens for row in encoded]),
+    )
+
+
+def _overlaps(ids: dict[str, set[str]]) -> tuple[tuple[str, str, int], ...]:
+    names = list(ids)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    found = [(a, b, len(ids[a] & ids[b])) for a, b in pairs]
+    return tuple((a, b, n) for a, b, n in found if n)
+
+
+def _estimate_minutes(
+    config: RunConfig,
+    model: LoraModel,
+    encoder: RowEncoder,
+    rows: dict[str, Sequence[EncodedRow]],
+) -> float:
+    """Time one training batch, and count the batches of the whole run."""
+    recipe = config.recipe
+    first = list(next(iter(rows.values())))
+    batch = make_batch(first[: recipe.train.batch_size], device=model.device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        row_losses(model.peft, batch).mean().backward()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    step = min(seconds)
+    steps = sum(n_train_steps(recipe.train, len(r)) for r in rows.values())
+    arms = len(config.evaluate.arms) * len(rows)
+    steps += arms * config.combine.rounds * config.combine.local_steps
+    n_scored = sum(len(r) for r in rows.values()) * recipe.train.checkpoints
+    return (steps + n_scored / recipe.train.batch_size) * step / 60
+
+
+def _estimate_memory(config: RunConfig, model: LoraModel, rows: Sequence[EncodedRow]) -> float:
+    """Weights, optimiser, activations of one batch; a rough upper figure."""
+    weights = sum(p.numel() * p.element_size() for p in model.peft.parameters())
+    lora = sum(p.numel() for p in model.parameters().values()) * 4 * 4
+    shape: Any = model.peft.get_base_model().config
+    width = max((len(row.ids) for row in rows), default=0) * config.recipe.train.batch_size
+    layers = getattr(shape, "num_hidden_layers", 1)
+    per_token = 34 * getattr(shape, "hidden_size", 0) * layers + 6 * getattr(shape, "vocab_size", 0)
+    # About 0.5 GB are the interpreter and the libraries.
+    return (weights + lora + width * per_token) / 1e9 + 0.5
+
+
+def _shown(encoder: RowEncoder, row: EncodedRow) -> tuple[str, tuple[tuple[str, bool], ...]]:
+    """Decode runs of prompt and response tokens."""
+    pieces: list[tuple[str, bool]] = []
+    start = 0
+    for end in range(1, len(row.ids) + 1):
+        if end == len(row.ids) or row.mask[end] != row.mask[start]:
+            pieces.append((encoder.tokenizer.decode(list(row.ids[start:end])), row.mask[start]))
+            start = end
+    return f"row {row.row + 1}", tuple(pieces)

@@ -1,0 +1,236 @@
+"""What a check found, what deserves a second look, and how it reads on a terminal. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clues.config import BUILT_IN, RunConfig
+from clues.selection.threshold import fewest_anchors, tolerance_rank
+
+FEW_VALIDATION = 20
+MANY_LOST = 0.05  # share of rows cut or left out that deserves a word
+RESPONSE = (
+    "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}",
+    "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}",
+)
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """One file of rows.
+
+    Attributes:
+        name: silo or set.
+        description: format as detected.
+        n_rows: rows in the file.
+        n_too_long: rows that do not fit and are left out.
+        n_truncated: rows that are cut.
+        n_duplicates: rows whose text stands earlier in the file.
+        tokens: 5 %, 50 %, 95 % and largest length, prompt included.
+        response_tokens: the same of what carries loss.
+    """
+
+    name: str
+    description: str
+    n_rows: int
+    n_too_long: int
+    n_truncated: int
+    n_duplicates: int
+    tokens: tuple[int, ...]
+    response_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """One multiple-choice task.
+
+    Attributes:
+        name: of the task.
+        n_questions: that are asked.
+        left_out: rows that are not asked, by reason.
+    """
+
+    name: str
+    n_questions: int
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Everything that was looked at.
+
+    Attributes:
+        files: one a file.
+        overlaps: pairs of sets that share rows, and how many.
+        errors: what makes the run's figures worthless, or stops it.
+        notes: what may be meant, and deserves a second look.
+        template: name of the template in use.
+        n_parameters: of the base model.
+        n_lora: trainable LoRA weights.
+        steps: of the training whose checkpoints are scored, mean over silos.
+        minutes: estimated time of the whole run on this machine.
+        memory_gb: estimated peak of one process.
+        tasks: one a multiple-choice task.
+        shown: rows to look at, as ids and masks; not part of `to_json`.
+    """
+
+    files: tuple[FileCheck, ...]
+    overlaps: tuple[tuple[str, str, int], ...]
+    errors: tuple[str, ...]
+    notes: tuple[str, ...]
+    template: str
+    n_parameters: int
+    n_lora: int
+    steps: int
+    minutes: float
+    memory_gb: float
+    tasks: tuple[TaskCheck, ...] = ()
+    shown: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return figures only, no text."""
+        return {k: v for k, v in asdict(self).items() if k != "shown"}
+
+
+def notes_on(config: RunConfig, files: Sequence[FileCheck]) -> tuple[str, ...]:
+    """What is allowed, but often not meant."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        for note in _file_notes(config, file):
+            found.setdefault(note, []).append(file.name)
+    notes = [f"{', '.join(names)}: {note}" for note, names in found.items()]
+    evaluate = config.evaluate
+    if config.recipe.model.name == BUILT_IN and config.name != "demo":
+        notes.append(
+            "recipe.model.name is built-in, a base model for trying things out. It cannot judge "
+            "what it does not understand: for data that matter, name a model folder."
+        )
+    if evaluate.arms and evaluate.heldout is None:
+        notes.append(
+            f"there is no evaluate.heldout: the arms {', '.join(evaluate.arms)} are trained and "
+            "not compared. Name held-out rows, or set evaluate.arms: [] to stop after the selection."
+        )
+    return tuple(notes)
+
+
+def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
+    """Notes on one file; those that are alike read alike, so that they can be put together."""
+    limit = config.recipe.tokens.max_length
+    notes = [
+        f"{n / file.n_rows:.0%} of the rows are {what}: they are longer than {limit} tokens. Raise "
+        "recipe.tokens.max_length if memory allows."
+        for what, n in (("left out", file.n_too_long), ("cut", file.n_truncated))
+        if n > MANY_LOST * file.n_rows
+    ]
+    if file.n_duplicates:
+        notes.append(f"{file.n_duplicates} rows repeat an earlier row.")
+    if file.name.startswith("silo ") or file.name == "held-out":
+        return notes
+    if not file.name.endswith(" anchors"):
+        few = f"{file.n_rows} rows give an unsteady direction; {FEW_VALIDATION} to 100 are better."
+        return [*notes, few] if file.n_rows < FEW_VALIDATION else notes
+    rule = config.recipe.threshold
+    if rule.rule != "anchor_tolerance":
+        return notes
+    rank, promised = tolerance_rank(file.n_rows, rule)
+    needed, second, fifth = (fewest_anchors(wanted, rule) for wanted in (1, 2, 5))
+    if promised < rule.confidence:
+        notes.append(
+            f"{file.n_rows} rows keep {1 - rule.quantile:.0%} of the clean rows with probability "
+            f"{promised:.0%} only; with {needed} rows it is {rule.confidence:.0%}."
+        )
+    elif rank == 1:
+        notes.append(
+            f"the threshold is the lowest of {file.n_rows} anchor scores: one odd anchor moves it "
+            f"so far down that little is dropped. With {second} rows it is the second lowest, with "
+            f"{fifth} the fifth."
+        )
+    return notes
+
+
+def print_check(check: Check, console: Console, *, command: str) -> None:
+    """Show a check on a terminal.
+
+    Args:
+        check: what was found.
+        console: where to.
+        command: what to type next if nothing is wrong.
+    """
+    if check.files:
+        console.print(_files_table(check))
+        console.print(
+            Text(
+                "Tokens: median (longest), the response's part beside it. Repeated: same text as an "
+                "earlier row. Left out, cut: too long.",
+                style="dim",
+            )
+        )
+    for task in check.tasks:
+        reasons = "; ".join(f"{n:,} rows left out: {why}" for why, n in task.left_out.items())
+        line = f"Task {task.name}: {task.n_questions:,} questions. {reasons}".rstrip()
+        console.print(Text(line), soft_wrap=True)
+    if check.shown:
+        console.print(
+            f"\nAs the model reads them; {RESPONSE[0]}this{RESPONSE[1]} is trained and scored:",
+            highlight=False,
+        )
+    for name, pieces in check.shown:
+        text = Text(f"\n{name}: ", style="bold")
+        for piece, is_response in pieces:
+            shown = f"{RESPONSE[0]}{piece}{RESPONSE[1]}" if is_response else piece
+            text.append(shown, style="bold green" if is_response else "dim")
+        console.print(text)
+    console.print(
+        f"\nTemplate {check.template}. Base model {check.n_parameters:,} parameters, LoRA "
+        f"{check.n_lora:,}.",
+        highlight=False,
+    )
+    if check.steps:
+        console.print(
+            f"Warm-up {check.steps} steps a silo. Estimate for this machine, the whole run: "
+            f"{duration(check.minutes)}, {check.memory_gb:.1f} GB.",
+            highlight=False,
+        )
+    notes = [f"{a} and {b} share {n} rows." for a, b, n in check.overlaps] + [*check.notes]
+    for kind, style, lines in (("note", "yellow", notes), ("error", "red", check.errors)):
+        for line in lines:
+            console.print(Text(f"{kind}: {line}", style=style), soft_wrap=True)
+    if not check.errors:
+        console.print(f"No error found. Next: {command}", highlight=False, soft_wrap=True)
+
+
+def duration(minutes: float) -> str:
+    """Minutes in words that claim no more than an estimate knows."""
+    if minutes < 1:
+        return "under a minute"
+    return f"about {minutes:.0f} minutes" if minutes < 90 else f"about {minutes / 60:.0f} hours"
+
+
+def _files_table(check: Check) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    headings = ("rows of", "format", "rows", "tokens", "response", "repeated", "left out", "cut")
+    for heading in headings:
+        numeric = heading not in ("rows of", "format")
+        table.add_column(
+            heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric
+        )
+    for file in check.files:
+        table.add_row(
+            # A silo's name is a name and not a style.
+            Text(file.name),
+            Text(file.description.replace(" rows in ", ", ")),
+            f"{file.n_rows:,}",
+            f"{file.tokens[1]} ({file.tokens[3]})",
+            f"{file.response_tokens[1]} ({file.response_tokens[3]})",
+            *(_or_dot(n) for n in (file.n_duplicates, file.n_too_long, file.n_truncated)),
+        )
+    return table
+
+
+def _or_dot(n: int) -> str:
+    """Zero is the usual case and should not draw the eye."""
+    return f"{n:,}" if n else "\N{MIDDLE DOT}"

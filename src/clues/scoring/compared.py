@@ -1,0 +1,208 @@
+"""Other scores beside the one that decides; they decide nothing."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from clues.config import FORMS, LINEAR_FORMS, Recipe
+from clues.data.tokens import EncodedRow
+from clues.errors import DataError
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.scoring.baselines import BASELINES, NEEDS_ROWS, Scene
+from clues.scoring.direction import LinearForm, precondition
+from clues.scoring.forms import explicit_scores, form_directions, linear_scores
+from clues.selection.units import combine
+
+Rows = Sequence[EncodedRow]
+Sent = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One score of a group's rows and of its anchors."""
+
+    rows: np.ndarray
+    anchors: np.ndarray
+
+
+@dataclass(frozen=True)
+class Standpoint:
+    """What a group of rows is scored from.
+
+    Attributes:
+        model: is left with the adapter of the last score.
+        validation: public validation rows by set.
+        checkpoints: the group's trajectory.
+        recipe: settings.
+        domain: of the group.
+        names: LoRA weights whose gradients count.
+    """
+
+    model: LoraModel
+    validation: Mapping[str, Rows]
+    checkpoints: Sequence[Checkpoint]
+    recipe: Recipe
+    domain: str
+    names: Sequence[str]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every validation set."""
+        sets = self.recipe.public[self.domain].validation
+        return {name: file.weight for name, file in sets.items()}
+
+    @property
+    def deciding_form(self) -> set[str]:
+        """The form whose scores are there anyway."""
+        return {self.recipe.score.form} if self.recipe.score.method == "influence" else set()
+
+    def forms(self, *, known: Collection[str]) -> list[str]:
+        """Forms to compare, without those that are known."""
+        return [n for n in self.recipe.score.compare if n in FORMS and n not in known]
+
+    def baselines(self, *, known: Collection[str]) -> list[str]:
+        """Baselines to compare, without those that are known."""
+        return [n for n in self.recipe.score.compare if n in BASELINES and n not in known]
+
+
+def compare(
+    place: Standpoint,
+    rows: Rows,
+    anchors: Rows,
+    *,
+    known: Mapping[str, Compared],
+    sent: Sent | None = None,
+) -> dict[str, Compared]:
+    """Every score that `recipe.score.compare` lists, for one group of rows.
+
+    Args:
+        place: what they are scored from.
+        rows: the group's rows.
+        anchors: public anchors of the silo's domain.
+        known: scores among them that are there already.
+        sent: what `compare_anchors` returned at the coordinator; None where the anchors' scores
+            depend on the silo.
+
+    Raises:
+        DataError: what was sent does not fit the recipe or the anchors.
+    """
+    if sent is not None:
+        _check_sent(place, sent, n_anchors=len(anchors))
+    found = score_by_forms(place, place.forms(known=known), rows, anchors, sent=sent)
+    # In-run scores are made while training.
+    names = place.baselines(known=known)
+    found |= score_by_baselines(place, names, rows, anchors, sent=sent)
+    return {n: {**found, **known}[n] for n in place.recipe.score.compare if n != "inrun"}
+
+
+def compare_anchors(place: Standpoint, anchors: Rows) -> dict[str, list[float]]:
+    """The anchors' compared scores, made once where all silos of a domain score alike.
+
+    Returns:
+        By `form/set` and by baseline, without what a silo has anyway (the form that decides), and
+        without what depends on its rows (in-run scores, DataInf).
+    """
+    parts = form_parts(place, place.forms(known=place.deciding_form), anchors)
+    scene = _scene(place, rows=())
+    found = {f"{form}/{name}": v for form, sets in parts.items() for name, v in sets.items()}
+    for name in place.baselines(known=NEEDS_ROWS):
+        found[name] = BASELINES[name](scene)(anchors)
+    return {name: [float(x) for x in values] for name, values in found.items()}
+
+
+def score_by_baselines(
+    place: Standpoint,
+    baselines: Sequence[str],
+    rows: Rows,
+    anchors: Rows,
+    *,
+    sent: Sent | None = None,
+) -> dict[str, Compared]:
+    """Score rows and anchors by baselines at the last checkpoint."""
+    scene = _scene(place, rows=rows)
+    found: dict[str, Compared] = {}
+    for name in baselines:
+        score = BASELINES[name](scene)
+        theirs = np.array(sent[name]) if sent and name in sent else score(anchors)
+        found[name] = Compared(score(rows), theirs)
+    return found
+
+
+def score_by_forms(
+    place: Standpoint,
+    forms: Sequence[str],
+    rows: Rows,
+    anchors: Rows,
+    *,
+    sent: Sent | None = None,
+) -> dict[str, Compared]:
+    """Score rows and anchors by influence forms along a trajectory, without the loss."""
+    everyone = [*rows, *anchors] if sent is None else rows
+    n, weights = len(rows), place.weights
+    found: dict[str, Compared] = {}
+    for form, parts in form_parts(place, forms, everyone).items():
+        ours = {name: parts[name][:n] for name in weights}
+        theirs = {
+            name: parts[name][n:] if sent is None else np.array(sent[f"{form}/{name}"])
+            for name in weights
+        }
+        found[form] = one_number(ours, theirs, weights)
+    return found
+
+
+def form_parts(
+    place: Standpoint, forms: Sequence[str], rows: Rows
+) -> dict[str, dict[str, np.ndarray]]:
+    """Influence of every row by form and validation set along a trajectory, without the loss."""
+    raw: dict[str, dict[str, np.ndarray]] = {form: {} for form in forms}
+    model, validation = place.model, place.validation
+    linear: list[LinearForm] = [cast(LinearForm, f) for f in forms if f in LINEAR_FORMS]
+    explicit = [form for form in forms if form not in LINEAR_FORMS]
+    for checkpoint in place.checkpoints if forms else ():
+        # All directions come from the plain validation gradients, all scores from one pass.
+        plain = form_directions(model, validation, checkpoint, form="sgd", weights=place.names)
+        directions = list(plain.values())
+        own: dict[str, list[AdapterState]] = {
+            form: [precondition(v, checkpoint, form=form) for v in directions] for form in linear
+        }
+        if explicit:
+            found = explicit_scores(model, rows, checkpoint, directions, forms=explicit, linear=own)
+        else:
+            found = linear_scores(model, rows, checkpoint, own)
+        for form, scores in found.items():
+            for k, part in enumerate(validation):
+                term = checkpoint.learning_rate * scores.products[:, k]
+                raw[form][part] = raw[form].get(part, np.zeros(len(rows))) + term
+    return raw
+
+
+def one_number(
+    rows: Mapping[str, np.ndarray], anchors: Mapping[str, np.ndarray], weights: Mapping[str, float]
+) -> Compared:
+    """One number a row: sets are made comparable by the spread of their anchor scores."""
+    scales = {name: float(np.std(anchors[name])) or 1.0 for name in weights}
+    return Compared(combine(rows, weights, scales), combine(anchors, weights, scales))
+
+
+def _scene(place: Standpoint, *, rows: Rows) -> Scene:
+    """What baselines look at; `rows` are a silo's own, for those of `NEEDS_ROWS`."""
+    return Scene(
+        model=place.model,
+        checkpoint=place.checkpoints[-1],
+        rows=rows,
+        validation=place.validation,
+        weights=place.weights,
+        names=place.names,
+        seed=place.recipe.seed,
+    )
+
+
+def _check_sent(place: Standpoint, sent: Sent, *, n_anchors: int) -> None:
+    forms = place.forms(known=place.deciding_form)
+    wanted = {f"{form}/{name}" for form in forms for name in place.validation}
+    wanted |= set(place.baselines(known=NEEDS_ROWS))
+    fits = set(sent) == wanted and all(len(values) == n_anchors for values in sent.values())
+    if not fits or not np.isfinite([x for values in sent.values() for x in values]).all():
+        raise DataError("the anchors' compared scores that came do not fit the recipe.")

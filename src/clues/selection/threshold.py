@@ -1,0 +1,384 @@
+"""From anchor scores to one threshold, and from the threshold to a decision per row.
+
+No torch here. A *group* is a set of rows and anchors that were scored on the same checkpoints:
+a domain on the global trajectory, a silo on its own, a fold of a silo when cross-fitted.
+Scores of different groups compare only in units of each group's anchors.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy.special import betainc
+
+from clues.config import ThresholdSettings
+from clues.errors import (
+    ConfigError,
+    DataError,
+    DegenerateSelectionError,
+    NumericsError,
+    RecipeMismatchError,
+)
+from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One global rule.
+
+    Attributes:
+        recipe_hash: scores of any other recipe are refused.
+        rule: name of the rule.
+        value: rows below it are dropped; None for rule `ratio`, which has no global number.
+        ratio: share of its rows that a silo keeps, for rule `ratio` alone.
+        units: by group, how raw scores compare with `value`.
+        units_kind: `anchor` or `raw`.
+        assurance: probability that a group keeps at least 1 - quantile of its clean rows, if they
+            score like its anchors; the lowest over groups, for rule `anchor_tolerance` alone.
+        interval: bootstrap interval of `value` over anchors.
+        confidence: probability content of the interval.
+        n_anchors: anchor scores that the value rests on.
+        anchor_quantiles: (probability, score) pairs of the pooled anchors.
+    """
+
+    recipe_hash: str
+    rule: str
+    value: float | None
+    ratio: float | None
+    units: dict[str, Units]
+    units_kind: str
+    assurance: float | None
+    interval: tuple[float, float] | None
+    confidence: float
+    n_anchors: int
+    anchor_quantiles: tuple[tuple[float, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Threshold":
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: a key is missing, or a number is not finite or out of range.
+        """
+        try:
+            units = {group: Units.from_json(u) for group, u in content["units"].items()}
+            interval = content["interval"]
+            threshold = cls(
+                **{
+                    **content,
+                    "units": units,
+                    "interval": (interval[0], interval[1]) if interval else None,
+                    "anchor_quantiles": tuple(
+                        (float(p), float(q)) for p, q in content["anchor_quantiles"]
+                    ),
+                }
+            )
+            numbers = [threshold.value or 0.0, threshold.ratio or 0.0, threshold.assurance or 0.0]
+            numbers += [*(threshold.interval or ()), *np.ravel(threshold.anchor_quantiles)]
+            numbers += [number for u in units.values() for number in u.numbers]
+            positive = all(u.positive for u in units.values())
+            share = threshold.ratio is None or 0 <= threshold.ratio <= 1
+            finite = bool(np.isfinite(numbers).all()) and positive and share
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+            finite = False
+        if not finite:
+            raise DataError(
+                "the threshold cannot be read, or a number in it is not finite or out of range."
+            )
+        return threshold  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def fit_threshold(
+    anchors: Mapping[str, Mapping[str, Array]],
+    weights: Mapping[str, Mapping[str, float]],
+    settings: ThresholdSettings,
+    *,
+    recipe_hash: str,
+    seed: int,
+    proposals: Mapping[str, float] | None = None,
+) -> Threshold:
+    """One threshold from the anchors of all groups.
+
+    Args:
+        anchors: by group, raw anchor scores by validation set.
+        weights: by group, weight of each validation set.
+        settings: the rule.
+        recipe_hash: recipe under which the anchors were scored.
+        seed: of the bootstrap.
+        proposals: by silo, the cut it proposes; for rule `mixture` alone.
+
+    Raises:
+        DataError: fewer than 5 anchors in a group, or no proposal for rule `mixture`.
+        NumericsError: anchor scores are not finite, or all the same.
+    """
+    how: dict[str, Any] = {"kind": settings.units, "combine": settings.combine}
+    units = {g: anchor_units(raw, weights[g], **how) for g, raw in anchors.items()}
+    assurance = None
+    if settings.rule == "anchor_tolerance":
+        sizes = {g: len(u.apply(anchors[g])) for g, u in units.items()}
+        if settings.units == "anchor":
+            ranks = {g: tolerance_rank(n, settings) for g, n in sizes.items()}
+            units = {g: _tail_units(u, anchors[g], rank=ranks[g][0]) for g, u in units.items()}
+            assurance = min(probability for _, probability in ranks.values())
+        else:
+            _, assurance = tolerance_rank(sum(sizes.values()), settings)
+    scores = {g: units[g].apply(raw) for g, raw in anchors.items()}
+    pooled = np.concatenate([scores[g] for g in sorted(scores)])
+    offered = sorted((proposals or {}).values())
+    if settings.rule == "mixture" and not offered:
+        raise DataError(
+            "rule mixture: no silo's scores fall into two groups, so none proposed a cut. Use "
+            "rule anchor_quantile."
+        )
+    value = _rule_value([scores[g] for g in sorted(scores)], offered, settings)
+    rng = np.random.default_rng(seed)
+    draws: list[float] = []
+    if settings.rule not in ("ratio", "preset"):
+        for _ in range(settings.bootstrap):
+            # Anchors are drawn within their group: every domain stays represented.
+            sample = [rng.choice(scores[g], len(scores[g])) for g in sorted(scores)]
+            again = list(rng.choice(offered, len(offered))) if offered else []
+            draws.append(_rule_value(sample, again, settings) or 0.0)
+    tail = (1 - settings.confidence) / 2
+    interval = np.quantile(draws, [tail, 1 - tail]) if draws else None
+    points = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+    return Threshold(
+        recipe_hash=recipe_hash,
+        rule=settings.rule,
+        value=value,
+        ratio=settings.ratio if settings.rule == "ratio" else None,
+        units=units,
+        units_kind=settings.units,
+        assurance=assurance,
+        interval=(float(interval[0]), float(interval[1])) if interval is not None else None,
+        confidence=settings.confidence,
+        n_anchors=len(pooled),
+        anchor_quantiles=tuple((p, float(np.quantile(pooled, p))) for p in points),
+    )
+
+
+def tolerance_rank(n_anchors: int, settings: ThresholdSettings) -> tuple[int, float]:
+    """Which anchor, from below, is the cut that keeps at least 1 - quantile of the clean rows.
+
+    Of n anchors drawn like the clean rows, at least r fall below the clean rows' q-quantile with
+    probability P(Binomial(n, q) >= r); then the r-th lowest anchor does not lie above it.
+
+    Returns:
+        (rank, probability): the highest rank whose probability is at least `confidence`, counted
+        from 1; rank 1 with its lower probability, 1 - (1 - q)^n, where the anchors are too few.
+
+    Source: Wilks 1941, one-sided distribution-free tolerance limits.
+    """
+    ranks = np.arange(1, n_anchors + 1)
+    probability = betainc(ranks, n_anchors - ranks + 1, settings.quantile)
+    rank = max(1, int((probability >= settings.confidence).sum()))
+    return rank, float(probability[rank - 1])
+
+
+def fewest_anchors(rank: int, settings: ThresholdSettings) -> int:
+    """How many anchors it takes until the cut is the rank-th lowest of them, or a higher one."""
+
+    def suffices(n_anchors: int) -> bool:
+        probability = betainc(rank, n_anchors - rank + 1, settings.quantile)
+        return bool(probability >= settings.confidence)
+
+    enough = rank
+    while not suffices(enough):
+        enough *= 2
+    return bisect_left(range(enough), True, lo=rank, key=suffices)
+
+
+def _tail_units(units: Units, raw: Mapping[str, Array], *, rank: int) -> Units:
+    """Units in which the group's cut is -1 and its anchors' median 0, so groups share one cut."""
+    combined = units.combined(raw)
+    cut, median = float(np.sort(combined)[rank - 1]), float(np.median(combined))
+    # Anchors that mostly score the same: the median is the cut, and the spread stays what it was.
+    spread = median - cut or units.spread
+    return replace(units, location=cut + spread, spread=spread)
+
+
+def _rule_value(
+    groups: Sequence[Array], proposals: Sequence[float], settings: ThresholdSettings
+) -> float | None:
+    pooled = np.concatenate(groups)
+    if settings.rule == "anchor_tolerance":
+        # Raw scores have no units of their own group: one cut for all anchors together.
+        sets = groups if settings.units == "anchor" else [pooled]
+        cuts = [np.sort(s)[tolerance_rank(len(s), settings)[0] - 1] for s in sets]
+        return float(np.mean(cuts))
+    if settings.rule == "anchor_mean":
+        return float(pooled.mean())
+    if settings.rule == "anchor_quantile":
+        # "lower" never interpolates upwards: at most this share of the anchors falls below.
+        return float(np.quantile(pooled, settings.quantile, method="lower"))
+    if settings.rule == "preset":
+        return settings.preset
+    if settings.rule == "mixture":
+        return float(np.median(proposals))
+    return None
+
+
+def mixture_cut(scores: Array, *, seed: int) -> float | None:
+    """Where a silo's own scores part into a low and a high group.
+
+    Two normal distributions are fitted to the scores; the cut is where a row is as likely from
+    the lower as from the upper one. None if one distribution describes the scores as well (by
+    the Bayesian information criterion).
+    """
+    from sklearn.mixture import GaussianMixture  # 1 s to import, for one rule
+
+    if len(scores) < 2 * MIN_ANCHORS:
+        return None
+    column = scores.reshape(-1, 1)
+    fits = [GaussianMixture(n, random_state=seed, n_init=5).fit(column) for n in (1, 2)]
+    if fits[0].bic(column) <= fits[1].bic(column):
+        return None
+    means = np.asarray(fits[1].means_, float).ravel()
+    upper = int(np.argmax(means))
+    grid = np.linspace(means.min(), means.max(), 2001)
+    above = fits[1].predict_proba(grid.reshape(-1, 1))[:, upper] >= 0.5
+    return float(grid[np.argmax(above)]) if above.any() else None
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What a person decided about a row, whatever it scores."""
+
+    keep: bool
+    reason: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one row, and why; `by_hand` if a person has decided it."""
+
+    row: int
+    id: str
+    score: float | None
+    kept: bool
+    reason: str = field(repr=False)
+    by_hand: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A decision for every row of a silo, in the order of the file."""
+
+    recipe_hash: str
+    decisions: tuple[Decision, ...]
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Positions of the kept rows."""
+        return tuple(d.row for d in self.decisions if d.kept)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Positions of the dropped rows."""
+        return tuple(d.row for d in self.decisions if not d.kept)
+
+
+def select(
+    rows: Sequence[tuple[int, str]],
+    scores: Array,
+    threshold: Threshold,
+    *,
+    recipe_hash: str,
+    dropped: Mapping[int, tuple[str, str]],
+    where: str,
+    min_kept: int = 1,
+    allow_degenerate: bool = False,
+    rulings: Mapping[str, Ruling] | None = None,
+) -> Selection:
+    """Decide about every row; a row at the threshold is kept.
+
+    Args:
+        rows: (position, content id) of the scored rows.
+        scores: their scores in the threshold's units, in the same order.
+        threshold: the global rule.
+        recipe_hash: recipe under which the rows were scored.
+        dropped: by position, content id and reason of the rows that could not be scored.
+        where: name of the silo, for errors.
+        min_kept: fewer kept rows than this would single people out.
+        allow_degenerate: accept a selection that keeps nothing or everything.
+        rulings: by content id, what a person decided; it wins over the score, and the limits
+            above hold for what comes out.
+
+    Raises:
+        RecipeMismatchError: scores and threshold come from different recipes.
+        NumericsError: a score is not finite.
+        DataError: a person keeps a row that has no score.
+        DegenerateSelectionError: nothing, everything, or fewer than `min_kept` rows are kept.
+    """
+    if recipe_hash != threshold.recipe_hash:
+        raise RecipeMismatchError(
+            f"{where} scored under recipe {recipe_hash}; the threshold is for "
+            f"{threshold.recipe_hash}. Send {where} the current recipe and score again."
+        )
+    if not np.isfinite(scores).all():
+        n_bad = int((~np.isfinite(scores)).sum())
+        raise NumericsError(f"{where}: {n_bad} of {len(scores)} scores are not finite.")
+    cut = cut_of(threshold, scores, where=where)
+    decisions = [
+        Decision(row, id_, float(score), bool(score >= cut), _reason(float(score), cut))
+        for (row, id_), score in zip(rows, scores, strict=True)
+    ]
+    decisions += [Decision(r, id_, None, False, why) for r, (id_, why) in dropped.items()]
+    decisions = [_ruled(d, rulings or {}, where) for d in decisions]
+    selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
+    n_kept, n_rows = len(selection.kept), len(rows)
+    if not allow_degenerate and n_kept in (0, n_rows):
+        what = "every row" if n_kept else "no row"
+        raise DegenerateSelectionError(
+            f"{where}: the threshold {cut:.4g} keeps {what} of {n_rows} (scores run from "
+            f"{scores.min():.4g} to {scores.max():.4g}). Check that the anchors are of this "
+            "silo's domain, or choose another rule; --allow-degenerate accepts it."
+        )
+    if 0 < n_kept < min_kept:
+        raise DegenerateSelectionError(
+            f"{where}: only {n_kept} rows would be kept and the silo asks for at least {min_kept}. "
+            "A model trained on so few can give them away."
+        )
+    return selection
+
+
+def cut_of(threshold: Threshold, scores: Array, *, where: str) -> float:
+    """The number that these scores are compared with; under rule `ratio` it is the silo's own.
+
+    Raises:
+        ConfigError: the threshold has neither a value nor a ratio.
+    """
+    if threshold.ratio is not None:
+        n_kept = round(threshold.ratio * len(scores))
+        return float(np.sort(scores)[::-1][n_kept - 1]) if n_kept else float("inf")
+    if threshold.value is None:
+        raise ConfigError(f"{where}: the threshold has neither a value nor a ratio.")
+    return threshold.value
+
+
+def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:
+    """The decision with a person's ruling over it, if there is one for this text."""
+    ruling = rulings.get(decision.id)
+    if ruling is None:
+        return decision
+    if ruling.keep and decision.score is None:
+        raise DataError(
+            f"{where}: row {decision.row + 1} (id {decision.id}) cannot be kept by hand, because "
+            f"nothing can be trained on it: {decision.reason}. Mend the row, or take it out of "
+            "the overrides."
+        )
+    what = "kept" if ruling.keep else "dropped"
+    reason = f"{what} by a person: {ruling.reason}; {decision.reason}"
+    return replace(decision, kept=ruling.keep, reason=reason, by_hand=True)
+
+
+def _reason(score: float, cut: float) -> str:
+    if score >= cut:
+        return f"score {score:.4g} is not below {cut:.4g}"
+    return f"score {score:.4g} is below {cut:.4g}"

@@ -1,0 +1,118 @@
+"""A silo's privacy budget: what its trainings have cost, on its own disk, and what they may."""
+
+import hmac
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from clues.config import PrivacySettings
+from clues.data.tokens import EncodedRow
+from clues.errors import ConfigError, DataError
+from clues.model.noise import Spent, epsilon_of, noise_for, require_opacus, train_privately
+from clues.model.training import Schedule, Trained
+from clues.rundir import write_json
+from clues.silo.workspace import Workspace
+
+
+class Budget:
+    """Trains with noise, and refuses what would cost more than the silo allows.
+
+    Half of epsilon is for the warm-up, half for the fit of an arm; by the accountant both together
+    cost no more than the whole, often less, and then another arm may fit too. The same request
+    again is the same training with the same noise and costs nothing.
+    """
+
+    def __init__(self, space: Workspace) -> None:
+        """Read what was spent."""
+        self.space, self.path = space, space.private / "privacy.json"
+        stored = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.booked: dict[str, Spent] = {key: tuple(value) for key, value in stored.items()}  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def settings(self) -> PrivacySettings:
+        """What the silo allows."""
+        assert self.space.settings.privacy is not None
+        return self.space.settings.privacy
+
+    def report(self) -> dict[str, float]:
+        """Epsilon spent and its delta; empty where no noise is asked for."""
+        if self.space.settings.privacy is None:
+            return {}
+        delta = self.settings.delta
+        return {"epsilon": epsilon_of(list(self.booked.values()), delta=delta), "delta": delta}
+
+    def train(
+        self,
+        rows: Sequence[EncodedRow],
+        what: str,
+        *,
+        booked: str,
+        schedule: Schedule,
+        n_steps: int,
+        proximal: float = 0.0,
+        **how: Any,
+    ) -> Trained:
+        """Book a training, then run it.
+
+        Args:
+            rows: all rows of the silo, or the kept ones.
+            what: for the progress bar.
+            booked: phase, round and hash of the request.
+            schedule: its steps are what the noise is set for.
+            n_steps: of this part.
+            proximal: not possible here.
+            how: as `train_privately`; seed, order and observer are not taken.
+
+        Raises:
+            ConfigError: a way of training that has no accounting, or Opacus is missing.
+            DataError: the budget does not suffice.
+        """
+        require_opacus()
+        if not booked or proximal or how.get("observer"):
+            raise ConfigError(
+                f"silo {self.space.name}: privacy works with score.trajectory global and without "
+                "combine.proximal; other trainings are not accounted for."
+            )
+        batch = self.space.recipe().train.batch_size
+        rate, wanted = min(1.0, batch / len(rows)), self.settings
+        noise = noise_for(
+            wanted.epsilon / 2, wanted.delta, sample_rate=rate, n_steps=schedule.total_steps
+        )
+        # The whole phase must fit, or its first rounds would be paid for nothing.
+        phase = booked.split()[0]
+        others = [spent for key, spent in self.booked.items() if key.split()[0] != phase]
+        whole = [*others, (noise, rate, schedule.total_steps)]
+        after: dict[str, Spent] = {**self.booked, booked: (noise, rate, n_steps)}
+        # What is booked of this phase can exceed the phase, if a coordinator repeats its rounds.
+        total = max(
+            epsilon_of(spent, delta=wanted.delta) for spent in (whole, list(after.values()))
+        )
+        if total > wanted.epsilon * (1 + 1e-6):
+            raise DataError(
+                f"silo {self.space.name}: {what} would bring epsilon to {total:.3g}, and "
+                f"privacy.epsilon is {wanted.epsilon:g}. What is spent is spent; one warm-up and "
+                "one arm always fit into it (evaluate.arms: [clues])."
+            )
+        # Before the training: a killed one may have sent nothing, but it is not for us to know.
+        write_json(self.path, after)
+        with self.space.progress.task(f"{self.space.name}: {what}", n_steps) as advance:
+            return train_privately(
+                self.space.model(),
+                rows,
+                start=how["start"],
+                settings=self.space.recipe().train,
+                schedule=schedule,
+                n_steps=n_steps,
+                seed=self._secret_seed(booked),
+                noise=noise,
+                max_grad_norm=wanted.max_grad_norm,
+                first_step=how["first_step"],
+                checkpoint_at=how.get("checkpoint_at", ()),
+                on_step=lambda: advance(1),
+            )
+
+    def _secret_seed(self, booked: str) -> int:
+        """From the silo's own key: the recipe's seed is public, and noise from it could go."""
+        self.space.data_token()
+        key = (self.space.private / "data.key").read_bytes()
+        return int.from_bytes(hmac.new(key, booked.encode(), "sha256").digest()[:6], "big")

@@ -1,0 +1,114 @@
+"""What a silo can say about its own selection, exactly. Leaves it only where it agreed to share."""
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from clues.errors import DataError
+from clues.evaluation.compare import Alone, select_alone
+from clues.evaluation.compare import figures as compared_figures
+from clues.evaluation.detection import detection, ranking, read_labels
+from clues.scoring.table import ScoreTable
+from clues.selection.threshold import Threshold
+from clues.selection.units import INFLUENCE, part_of
+from clues.silo.overrides import in_force
+from clues.silo.select import in_units
+from clues.silo.workspace import Workspace
+
+BANDS = (0.1, 0.25, 0.5, 0.75, 0.9)
+MIN_BANDED = 20  # of fewer rows a tenth is one row, or none
+
+
+def diagnostics(space: Workspace) -> dict[str, Any]:
+    """Exact counts, where most scores lie, and detection figures where there are labels."""
+    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    table, kept = space.scores(), set(space.kept())
+    units = next(u for g, u in threshold.units.items() if g in space.groups())
+    figures: dict[str, Any] = {
+        "rows": len(table.row),
+        "kept": len(kept),
+        "threshold": None
+        if threshold.value is None
+        else threshold.value * units.spread + units.location,
+    }
+    if len(table.row) >= MIN_BANDED:
+        figures["score_bands"] = _bands(in_units(space, table, threshold))
+    rulings = in_force(space, space.recipe().hash)
+    by_hand = [rulings[id_].keep for id_ in table.id if id_ in rulings]
+    if by_hand:
+        figures["by_hand"] = {"kept": sum(by_hand), "dropped": len(by_hand) - sum(by_hand)}
+    labels = read_labels(space.rows(), space.settings.labels)
+    if labels is None:
+        return figures
+    scored = [labels[row] for row in table.row]
+    figures["clean"] = sum(label is None for label in scored)
+    figures |= detection(scored, np.array([row in kept for row in table.row]))
+    losses = [
+        v for name, v in table.parts.items() if name.endswith("/loss") and name != "base/loss"
+    ]
+    terms = [v for name, v in table.raw.items() if part_of(name) == INFLUENCE]
+    influence = np.sum(terms, axis=0) if space.recipe().score.method == "influence" else None
+    methods: dict[str, Any] = {
+        "selection score": in_units(space, table, threshold),
+        **({"influence": influence} if influence is not None else {}),
+        "perplexity": -table.parts["base/loss"],
+        "perplexity, trained": -np.mean(losses, axis=0),
+        "length": table.n_response_tokens.astype(float),
+    }
+    for block in sorted({n.split("/")[2] for n in table.parts if n.count("/") == 2}, key=_number):
+        terms = [v for name, v in table.parts.items() if name.endswith(f"/{block}")]
+        methods[f"influence, {block}"] = np.sum(terms, axis=0)
+    figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
+    for name in _compared(space):
+        figures["detection"][name] = compared_figures(_alone(space, name, table), scored)
+    figures["auc"] = figures["detection"]["selection score"]["auc"]
+    for kind in sorted({x for x in scored if x}):
+        mask = np.array([x == kind for x in scored])
+        dropped = np.array([row not in kept for row in table.row])
+        figures.setdefault("dropped_by_kind", {})[kind] = float(dropped[mask].mean())
+    return figures
+
+
+def compared_rows(space: Workspace, name: str) -> set[int]:
+    """Rows that a score beside the deciding one would keep, under its own anchors.
+
+    Raises:
+        DataError: the silo does not share diagnostics, the score was not computed, or the rule
+            finds no threshold for it.
+    """
+    where = f"silo {space.name}: arm {name[:40]!r}"
+    if name not in _compared(space):
+        raise DataError(f"{where}: there is no such arm, nor such a score beside the deciding one.")
+    if not space.settings.share_diagnostics:
+        raise DataError(f"{where} tells how many rows another score keeps; set share_diagnostics.")
+    table = space.scores()
+    kept = _alone(space, name, table).kept
+    if kept is None:
+        raise DataError(f"{where}: the rule finds no threshold for this score.")
+    return set(table.row[kept].tolist())
+
+
+def _bands(scores: np.ndarray) -> list[list[float]]:
+    """Scores under which some shares of the rows lie; rounded, so that none is a row's own."""
+    found = np.quantile(scores[np.isfinite(scores)], BANDS)
+    return [[share, round(float(score), 1)] for share, score in zip(BANDS, found, strict=True)]
+
+
+def _compared(space: Workspace) -> dict[str, dict[str, list[float]]]:
+    """Anchor scores by group, of every score beside the deciding one."""
+    path = space.private / "compared.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _alone(space: Workspace, name: str, table: ScoreTable) -> Alone:
+    anchors = {group: np.array(values) for group, values in _compared(space)[name].items()}
+    scores = table.parts[f"compare/{name}"]
+    return select_alone(name, scores, table.fold, anchors, recipe=space.recipe())
+
+
+def _number(block: str) -> tuple[int, str]:
+    """Block 10 comes after block 9; what lies outside blocks comes last."""
+    last = block.split()[-1]
+    return (int(last) if last.isdigit() else sys.maxsize, block)

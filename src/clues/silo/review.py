@@ -1,0 +1,300 @@
+"""What a silo shows its own people: the private report and the card beside the kept rows.
+
+Everything is read from the silo's disk, so that it can be written again at any time.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clues.atomic import atomic_write_bytes
+from clues.config import ALIGNMENT, LOSS, Recipe
+from clues.evaluation.detection import read_labels
+from clues.report.cards import DataFacts, data_card
+from clues.report.pairs import threshold_pairs
+from clues.report.private import Grouping, Review, render_private
+from clues.scoring.table import ScoreTable
+from clues.selection.threshold import Threshold, cut_of
+from clues.selection.units import INFLUENCE, Units, part_of
+from clues.silo.overrides import in_force, waiting
+from clues.silo.select import in_units
+from clues.silo.workspace import Workspace
+
+N_BANDS = 5
+N_VALUES = 24  # groups of a column; what is left is one more
+Floats = NDArray[np.float64]
+
+
+def write_review(space: Workspace) -> None:
+    """Write `private/report.html` and `private/card.md` for the last selection.
+
+    Raises:
+        DataError: nothing is selected or scored yet.
+    """
+    page = render_private(review(space))
+    atomic_write_bytes(space.private / "report.html", page.encode())
+    atomic_write_bytes(space.private / "card.md", data_card(_card(space)).encode())
+
+
+def _card(space: Workspace) -> DataFacts:
+    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    recipe, rows = space.recipe(), space.rows()
+    return DataFacts(
+        silo=space.name,
+        domain=space.settings.domain,
+        license=space.settings.license,
+        file=f"kept{rows.suffix}",
+        n_rows=len(rows.samples),
+        n_kept=len(space.kept()),
+        n_by_hand=len(in_force(space, recipe.hash)),
+        base_model=Path(recipe.model.name).name,
+        score=_score(recipe, threshold),
+        threshold=threshold_pairs(
+            {
+                "value": threshold.value,
+                "rule": threshold.rule,
+                "units": threshold.units_kind,
+                "interval": threshold.interval,
+                "n_anchors": threshold.n_anchors,
+            }
+        ),
+        recipe_hash=recipe.hash,
+    )
+
+
+def review(space: Workspace) -> Review:
+    """Gather what the page shows."""
+    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    table, recipe, rows = space.scores(), space.recipe(), space.rows()
+    samples = rows.samples
+    n, at = len(samples), table.row
+    scored = in_units(space, table, threshold)
+    unscored = _unscored(space)
+    anchors, anchors_from = _anchors(space, threshold)
+    labels = read_labels(rows, space.settings.labels)
+    rulings, others = (f(space, recipe.hash) for f in (in_force, waiting))
+    return Review(
+        silo=space.name,
+        facts=_facts(space, threshold, n_rows=n),
+        recipe_hash=recipe.hash,
+        cut=cut_of(threshold, scored, where=f"silo {space.name}"),
+        interval=threshold.interval,
+        ratio=threshold.ratio,
+        min_kept=space.settings.min_kept,
+        anchors=anchors,
+        anchors_from=anchors_from,
+        ids=[sample.id for sample in samples],
+        scores=_spread(scored, at, n),
+        terms={k: _spread(v, at, n) for k, v in _terms(space, table, threshold, scored).items()},
+        traces={k: _spread(v, at, n) for k, v in _traces(space, table, threshold).items()},
+        losses={k: _spread(v, at, n) for k, v in _losses(table).items()},
+        n_tokens=_spread(table.n_tokens, at, n, fill=0).astype(np.int64),
+        n_response_tokens=_spread(table.n_response_tokens, at, n, fill=0).astype(np.int64),
+        unscored=unscored,
+        labels=labels,
+        groupings=_groupings(space, table, labels, n),
+        texts=[[(m.role, m.content) for m in sample.messages] for sample in samples],
+        rulings={id_: (r.keep, r.reason) for id_, r in rulings.items()},
+        waiting={id_: (r.keep, r.reason) for id_, r in others.items()},
+    )
+
+
+def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple[str, str]]:
+    recipe = space.recipe()
+    facts = [
+        ("Rows", f"{n_rows:,}, {space.rows().description}"),
+        ("Domain", space.settings.domain),
+        ("Score", _score(recipe, threshold)),
+        ("Rule", threshold.rule),
+        ("Recipe", recipe.hash),
+    ]
+    if threshold.interval:
+        low, high = threshold.interval
+        text = f"{low:.3f} to {high:.3f} ({threshold.confidence:.0%}, bootstrap over anchors)"
+        facts.insert(4, ("Interval", text.replace("-", "\N{MINUS SIGN}")))
+    return facts
+
+
+def _score(recipe: Recipe, threshold: Threshold) -> str:
+    """How rows were scored, in words."""
+    score = recipe.score.method
+    if score == "influence":
+        score += f", form {recipe.score.form}"
+        weights = next(iter(threshold.units.values())).weights
+        others = [f"{n} {weights[n]:g}" for n in (LOSS, ALIGNMENT) if n in weights]
+        score += f", with {' and '.join(others)}" if others else ""
+    return f"{score}, trajectory {recipe.score.trajectory}"
+
+
+def _unscored(space: Workspace) -> dict[int, str]:
+    path = space.private / "nonfinite.json"
+    lost = json.loads(path.read_text()) if path.exists() else {}
+    dropped = {row: str(why) for row, why in space.encoded().dropped.items()}
+    return {**dropped, **{int(row): "its score is not finite" for row in lost}}
+
+
+def _anchors(space: Workspace, threshold: Threshold) -> tuple[list[float], str]:
+    """Anchor scores of the silo's groups, in units; quantiles of all where an old run has none."""
+    path = space.private / "anchors.json"
+    stored: dict[str, dict[str, list[float]]] = (
+        json.loads(path.read_text()) if path.exists() else {}
+    )
+    if not set(space.groups()) <= set(stored):
+        quantiles = [score for _, score in threshold.anchor_quantiles]
+        return quantiles, "quantiles of the anchors of all domains"
+    found: list[float] = []
+    for group in space.groups():
+        raw = {name: np.array(values) for name, values in stored[group].items()}
+        found += threshold.units[group].apply(raw).tolist()
+    return found, f"public anchors of {space.settings.domain}"
+
+
+def _terms(
+    space: Workspace, table: ScoreTable, threshold: Threshold, scored: Floats
+) -> dict[str, Floats]:
+    """What a row's score is the sum of: its parts, or what every checkpoint adds."""
+    found: dict[str, Floats] = {}
+    for members, units in _groups(space, table, threshold):
+        raw = {name: values[members] for name, values in table.raw.items()}
+        parts = units.shortfalls(raw)
+        for name in [part for part in (INFLUENCE, LOSS, ALIGNMENT) if part in parts]:
+            share = units.location / len(parts)
+            found.setdefault(name, np.zeros(len(table.row)))[members] = (
+                parts[name] - share
+            ) / units.spread
+    if found:
+        return found
+    terms = _traces(space, table, threshold)
+    total = np.sum(list(terms.values()), axis=0) if terms else np.zeros(0)
+    # Where a score is no sum over checkpoints (in-run, baselines) there is one term: the score.
+    if not terms or not np.allclose(total, scored, rtol=1e-6, atol=1e-6):
+        return {"score": scored}
+    return terms
+
+
+def _traces(space: Workspace, table: ScoreTable, threshold: Threshold) -> dict[str, Floats]:
+    """What every checkpoint adds, in units of the anchors: to the influence, or to a plain sum."""
+    numbers = {int(k) for part in table.parts if (k := part.split("/")[0]).isdigit()}
+    names = [str(number) for number in sorted(numbers)]
+    traces = {name: np.zeros(len(table.row)) for name in names}
+    score = space.recipe().score
+    base_loss = score.method == "influence" and score.loss_under == "base"
+    for members, units in _groups(space, table, threshold):
+        part = units.parts.get(INFLUENCE)
+        centre, width = (part.centre, part.width) if part else (units.location, units.spread)
+        for name in names:
+            found = _checkpoint_term(table, units, name, len(names), base_loss=base_loss)
+            traces[name][members] = (found[members] - centre / len(names)) / width
+    return {f"checkpoint {int(name) + 1}": trace for name, trace in traces.items()}
+
+
+def _groups(
+    space: Workspace, table: ScoreTable, threshold: Threshold
+) -> Iterator[tuple[NDArray[np.int64], Units]]:
+    """Positions and units of every group's rows."""
+    for number, group in enumerate(space.groups()):
+        yield np.flatnonzero(table.fold == number), threshold.units[group]
+
+
+def _checkpoint_term(
+    table: ScoreTable, units: Units, checkpoint: str, n_checkpoints: int, *, base_loss: bool
+) -> Floats:
+    """A checkpoint's part of the weighted sum, before location and spread.
+
+    With `base_loss` every checkpoint has an equal share of the loss before the training.
+    """
+    total = np.zeros(len(table.row))
+    for name, weight in units.weights.items():
+        if units.parts and part_of(name) != INFLUENCE:
+            continue
+        if name == LOSS:
+            whose = "base" if base_loss else checkpoint
+            terms = [-table.parts[f"{whose}/{LOSS}"] / n_checkpoints]
+        else:
+            start = f"{checkpoint}/{name}"
+            terms = [v for k, v in table.parts.items() if k == start or k.startswith(f"{start}/")]
+        total += weight * np.sum(terms, axis=0) / units.scales[name] if terms else 0.0
+    return total
+
+
+def _losses(table: ScoreTable) -> dict[str, Floats]:
+    last = max((int(k) for p in table.parts if (k := p.split("/")[0]).isdigit()), default=None)
+    found = {"before training": table.parts["base/loss"]}
+    if last is not None and f"{last}/{LOSS}" in table.parts:
+        found["at the last checkpoint"] = table.parts[f"{last}/{LOSS}"]
+    return found
+
+
+def _groupings(
+    space: Workspace, table: ScoreTable, labels: Sequence[str | None] | None, n: int
+) -> list[Grouping]:
+    """Length, damage where it is known, and every column of the user's."""
+    rows = space.rows()
+    lengths: list[Any] = [None] * n
+    for row, length in zip(table.row.tolist(), table.n_response_tokens.tolist(), strict=True):
+        lengths[row] = length
+    found = [grouping("response length, tokens", lengths)]
+    if labels is not None:
+        found.append(
+            grouping(f"{space.settings.labels} (known damage)", [x or "clean" for x in labels])
+        )
+    for name in rows.columns:
+        if name != space.settings.labels:
+            found.append(grouping(name, rows.column(name)))
+    return found
+
+
+def grouping(name: str, values: Sequence[Any]) -> Grouping:
+    """Groups of a column: bands of equal size for many numbers, the commonest of many texts."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    present = sum(v is not None for v in values)
+    if present and len(numbers) == present and len(set(numbers)) > N_BANDS:
+        return _bands(name, values)
+    texts = [_text(v) for v in values]
+    counts: dict[str, int] = {}
+    for text in texts:
+        counts[text] = counts.get(text, 0) + 1
+    if len(counts) > max(50, len(values) // 2):
+        note = f"{len(counts):,} different values in {len(values):,} rows: nothing to group by."
+        return Grouping(name, ("all rows",), np.zeros(len(values), np.uint8), note)
+    order = sorted(counts, key=lambda text: (-counts[text], text))
+    shown, rest = order[:N_VALUES], len(order) - N_VALUES
+    codes = {text: k for k, text in enumerate(shown)}
+    named = tuple(shown) + ((f"{rest:,} other values",) if rest > 0 else ())
+    coded = np.array([codes.get(text, len(shown)) for text in texts], np.uint8)
+    return Grouping(name, named, coded)
+
+
+def _bands(name: str, values: Sequence[Any]) -> Grouping:
+    """Numbers in bands that hold about as many rows each."""
+    numbers = np.array([np.nan if v is None else float(v) for v in values])
+    known = np.isfinite(numbers)
+    inner = np.unique(np.quantile(numbers[known], np.linspace(0, 1, N_BANDS + 1)[1:-1]))
+    codes = np.searchsorted(inner, np.where(known, numbers, 0.0), side="left")
+    labels: list[str] = []
+    for band in range(len(inner) + 1):
+        members = numbers[known & (codes == band)]
+        span = (members.min(), members.max()) if len(members) else (inner[-1], inner[-1])
+        labels.append(f"{span[0]:g}" if span[0] == span[1] else f"{span[0]:g} to {span[1]:g}")
+    codes = np.where(known, codes, len(labels))
+    return Grouping(
+        name, (*labels, *(("not known",) if not known.all() else ())), codes.astype(np.uint8)
+    )
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "":
+        return "(empty)"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:79]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _spread(values: NDArray[Any], at: NDArray[Any], n: int, *, fill: float = np.nan) -> Floats:
+    """Values of the scored rows at their places in the file."""
+    spread = np.full(n, fill)
+    spread[at] = values
+    return spread

@@ -1,0 +1,92 @@
+"""A silo's decisions: which rows are above the one threshold, and why."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from clues.atomic import atomic_write_bytes
+from clues.data.formats import write_rows
+from clues.errors import RecipeMismatchError
+from clues.rundir import write_json
+from clues.scoring.table import ScoreTable
+from clues.selection.threshold import Ruling, Selection, Threshold, select
+from clues.selection.units import Units
+from clues.silo.overrides import in_force
+from clues.silo.workspace import Workspace
+
+
+def decide(
+    space: Workspace,
+    threshold: Threshold,
+    *,
+    allow_degenerate: bool,
+    rulings: Mapping[str, Ruling] | None = None,
+) -> Selection:
+    """Decide about every row under a threshold, and write nothing.
+
+    Args:
+        space: of the silo.
+        threshold: the one for all.
+        allow_degenerate: accept a selection that keeps nothing or everything.
+        rulings: what a person decided, by content id; None for the overrides in force.
+
+    Raises:
+        RecipeMismatchError: the scores come from another recipe.
+        DegenerateSelectionError: nothing, everything or too few rows would be kept.
+    """
+    table, encoded = space.scores(), space.encoded()
+    samples = {s.row: s.id for s in space.rows().samples}
+    recipe = space.recipe()
+    path = space.private / "nonfinite.json"
+    lost = json.loads(path.read_text()) if path.exists() else {}
+    dropped = {**encoded.dropped, **{int(row): "its score is not finite" for row in lost}}
+    # Another rule for the threshold leaves the scores what they are.
+    current = table.recipe_hash == recipe.scoring_hash
+    return select(
+        list(zip(table.row.tolist(), table.id, strict=True)),
+        in_units(space, table, threshold),
+        threshold,
+        recipe_hash=recipe.hash if current else table.recipe_hash,
+        dropped={row: (samples[row], why) for row, why in dropped.items()},
+        where=f"silo {space.name}",
+        min_kept=space.settings.min_kept,
+        allow_degenerate=allow_degenerate,
+        rulings=in_force(space, recipe.hash) if rulings is None else rulings,
+    )
+
+
+def write_selection(space: Workspace, selection: Selection, threshold: Threshold) -> None:
+    """Kept and dropped rows in the format they came in, and a decision with a reason for each."""
+    rows = space.rows()
+    write_rows(rows, selection.kept, space.private / f"kept{rows.suffix}")
+    write_rows(rows, selection.dropped, space.private / f"dropped{rows.suffix}")
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["row", "id", "score", "kept", "reason"])
+    for d in selection.decisions:
+        writer.writerow([d.row + 1, d.id, d.score, int(d.kept), d.reason])
+    atomic_write_bytes(space.private / "decisions.csv", buffer.getvalue().encode())
+    write_json(space.private / "threshold.json", threshold.to_json())
+    # The last file of a selection: what reads it finds the others whole.
+    write_json(space.private / "selection.json", list(selection.kept))
+
+
+def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.ndarray:
+    """Scores in the units that make the threshold's one number mean the same everywhere.
+
+    Raises:
+        RecipeMismatchError: the threshold has no units for one of the silo's groups.
+    """
+    scores = np.zeros(len(table.row))
+    for number, group in enumerate(space.groups()):
+        units: Units | None = threshold.units.get(group)
+        if units is None:
+            raise RecipeMismatchError(
+                f"silo {space.name}: the threshold has no units for group {group}."
+            )
+        members = table.fold == number
+        scores[members] = units.apply({k: v[members] for k, v in table.raw.items()})
+    return scores

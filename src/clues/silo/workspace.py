@@ -1,0 +1,173 @@
+"""What a silo keeps on its own disk, and what it works with: recipe, model, rows, public sets."""
+
+import hmac
+import json
+import secrets
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clues.atomic import atomic_write_bytes
+from clues.config import Recipe, SiloSettings, validate
+from clues.data.formats import RowFile, read_rows
+from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
+from clues.errors import DataError, RecipeMismatchError
+from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
+from clues.model.training import Trained, train
+from clues.progress import Progress
+from clues.scoring.shards import Team
+from clues.scoring.table import ScoreTable
+from clues.scoring.trajectory import group_names
+
+LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
+
+
+class Workspace:
+    """One silo's folder and means. Everything is read when it is first asked for, and once."""
+
+    def __init__(
+        self,
+        settings: SiloSettings,
+        folder: Path,
+        *,
+        load_model: LoadModel,
+        progress: Progress,
+        skip_nonfinite: bool = False,
+        team: Team | None = None,
+    ) -> None:
+        """Take what `Silo` was given; nothing is read yet."""
+        self.settings = settings
+        self.private, self.outbox = folder / "private", folder / "outbox"
+        self.load_model, self.progress = load_model, progress
+        self.skip_nonfinite, self.team = skip_nonfinite, team
+        self.memory: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The silo's name, for messages."""
+        return self.settings.name
+
+    def own_model(self, recipe: Recipe) -> Recipe:
+        """The recipe with the base model where this silo keeps it."""
+        if self.settings.model_path is None:
+            return recipe
+        model = recipe.model.model_copy(update={"name": self.settings.model_path})
+        return recipe.model_copy(update={"model": model})
+
+    def recipe(self) -> Recipe:
+        """The recipe that hello brought.
+
+        Raises:
+            RecipeMismatchError: no hello yet.
+        """
+        if "recipe" not in self.memory:
+            path = self.private / "recipe.json"
+            if not path.exists():
+                raise RecipeMismatchError(f"silo {self.name}: no recipe yet; hello first.")
+            content = json.loads(path.read_text())
+            self.memory["recipe"] = validate(Recipe, content, where="the stored recipe")
+        return self.memory["recipe"]
+
+    def model(self) -> LoraModel:
+        """The base model with its adapter."""
+        if "model" not in self.memory:
+            self.memory["model"], self.memory["encoder"] = self.load_model(self.recipe())
+        return self.memory["model"]
+
+    def encoder(self) -> RowEncoder:
+        """Text to tokens, for this model."""
+        self.model()
+        return self.memory["encoder"]
+
+    def rows(self) -> RowFile:
+        """The private rows as the file has them."""
+        if "rows" not in self.memory:
+            self.memory["rows"] = read_rows(self.settings.data, schema=self.settings.schema_name)
+        return self.memory["rows"]
+
+    def encoded(self) -> EncodedRows:
+        """The private rows as tokens, and those that cannot be used with the reason."""
+        if "encoded" not in self.memory:
+            rows = self.rows()
+            self.memory["encoded"] = encode_rows(
+                rows.samples, self.encoder(), where=f"silo {self.name}"
+            )
+        return self.memory["encoded"]
+
+    def public(self, name: str) -> list[EncodedRow]:
+        """A public set of the silo's domain: `anchor`, or a validation set's name."""
+        public = self.recipe().public[self.settings.domain]
+        file = public.anchor if name == "anchor" else public.validation[name]
+        path = next((self.private / "public").glob(f"{file.sha256}.*"))
+        encoded = encode_rows(read_rows(path).samples, self.encoder(), where=f"public set {name}")
+        return list(encoded.rows)
+
+    def data_token(self) -> str:
+        """Changes when the rows change, and tells nobody without the silo's key what they are."""
+        if "data_token" not in self.memory:
+            key_file = self.private / "data.key"
+            if not key_file.exists():
+                atomic_write_bytes(key_file, secrets.token_bytes(32))
+            ids = "".join(sample.id for sample in self.rows().samples)
+            key = key_file.read_bytes()
+            self.memory["data_token"] = hmac.new(key, ids.encode(), "sha256").hexdigest()[:16]
+        return self.memory["data_token"]
+
+    def kept(self) -> list[int]:
+        """Row numbers of the last selection.
+
+        Raises:
+            DataError: nothing is selected yet.
+        """
+        path = self.private / "selection.json"
+        if not path.exists():
+            raise DataError(f"silo {self.name}: nothing is selected yet.")
+        return json.loads(path.read_text())
+
+    def scores(self) -> ScoreTable:
+        """The table of private scores."""
+        return ScoreTable.read(self.private / "scores.parquet")
+
+    def groups(self) -> list[str]:
+        """Names of the groups that the silo's scores are put into units by."""
+        return group_names(self.recipe(), self.name, self.settings.domain)
+
+    def trajectory_folder(self, recipe: Recipe, fold: int) -> Path:
+        """Where a fold's own checkpoints lie."""
+        name = f"{recipe.scoring_hash}-{self.data_token()}"
+        return self.private / "checkpoints" / name / f"fold-{fold}"
+
+    def inrun_folder(self) -> Path:
+        """Where scores taken during training lie."""
+        return self.private / "inrun" / f"{self.recipe().scoring_hash}-{self.data_token()}"
+
+    def own_checkpoints(self, recipe: Recipe, fold: int) -> list[Checkpoint]:
+        """A fold's own checkpoints, in the order of training.
+
+        Raises:
+            DataError: not trained yet.
+        """
+        folder = self.trajectory_folder(recipe, fold)
+        if not (folder / "done").exists():
+            raise DataError(f"silo {self.name}: there are no checkpoints yet. Train first.")
+        found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+        return [load_checkpoint(path) for path in found]
+
+    def train(
+        self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
+    ) -> Trained:
+        """Train on these rows with the recipe's settings and a bar; `how` as `training.train`."""
+        with self.progress.task(f"{self.name}: {what}", how["n_steps"]) as advance:
+            return train(
+                self.model(),
+                rows,
+                settings=self.recipe().train,
+                scratch=str(self.private / "scratch"),
+                on_step=lambda: advance(1),
+                **how,
+            )
+
+    def clean_scratch(self) -> None:
+        """Remove what the Trainer left."""
+        shutil.rmtree(self.private / "scratch", ignore_errors=True)

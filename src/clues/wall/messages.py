@@ -1,0 +1,370 @@
+"""Everything that may cross the wall, and nothing else.
+
+A message is one sealed safetensors file (`container`): tensors, and a JSON header in its metadata.
+No pickle. Each type says in `reveals` what the receiver learns about a silo's rows.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from clues.errors import DataError, NumericsError
+from clues.wall.container import is_sealed, is_whole, read_header, write
+
+TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
+Tensors = dict[str, Tensor]
+# RecursionError: brackets nested thousands deep.
+NOT_A_MESSAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """What every message carries."""
+
+    kind: ClassVar[str]
+    reveals: ClassVar[str]
+    tensor_fields: ClassVar[tuple[str, ...]] = ()
+
+    recipe_hash: str
+
+    def to_bytes(self) -> bytes:
+        """Return the message as sealed safetensors bytes; equal messages give equal bytes."""
+        header: dict[str, Any] = {"kind": self.kind}
+        tensors: Tensors = {}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if spec.name in self.tensor_fields:
+                for name, tensor in value.items():
+                    tensors[f"{spec.name}|{name}"] = tensor
+            # A later field stays out where it is not in use: older programs read the message.
+            elif spec.default is MISSING or value != spec.default:
+                header[spec.name] = value
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return write(text, tensors or {"empty": torch.zeros(0)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelloRequest(Envelope):
+    """The recipe and the public rows, from the coordinator to every silo."""
+
+    kind: ClassVar[str] = "hello"
+    reveals: ClassVar[str] = "nothing: recipe and public rows, from the coordinator"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("public_files",)
+    recipe: dict[str, Any]
+    public_files: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HelloReply(Envelope):
+    """A silo is there, with so many rows."""
+
+    kind: ClassVar[str] = "hello-reply"
+    reveals: ClassVar[str] = (
+        "number of rows rounded to tens, domain, versions, a keyed data token, and by another "
+        "that a person's overrides have changed"
+    )
+    silo: str
+    domain: str
+    n_rows: int
+    data_token: str
+    versions: dict[str, str]
+    overrides_token: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest(Envelope):
+    """Train on all rows: a round of the joint trajectory, or the silo's own trajectory.
+
+    For in-run scores `directions`, keyed `set|weight`, and what a mean validation row scores with
+    each of them, with the validation loss under `loss`; else both are empty.
+    """
+
+    kind: ClassVar[str] = "train"
+    reveals: ClassVar[str] = "nothing: a joint adapter and public directions"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "directions")
+    round: int
+    validation: dict[str, float]
+    adapter: Tensors = field(repr=False)
+    directions: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply(Envelope):
+    """The silo's adapter after one round, or nothing where its trajectory stays inside."""
+
+    kind: ClassVar[str] = "train-reply"
+    reveals: ClassVar[str] = (
+        "adapter weights and means of gradients and squared gradients of one round"
+    )
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "second_moment", "first_moment")
+    weight: int
+    learning_rate: float
+    adapter: Tensors = field(repr=False)
+    second_moment: Tensors = field(repr=False)
+    first_moment: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest(Envelope):
+    """Score all rows; on the global trajectory, at these checkpoints with these directions.
+
+    `checkpoints`, `directions` and `moments` are keyed `index|weight`, `index/set|weight` and
+    `index/first|weight` or `index/second|weight`. `probe_losses` are mean losses of a few public
+    rows at the checkpoints: a silo with another base model refuses to score. `weights` are those
+    of the parts of a score that the coordinator has weighed. `compared_anchors` are the anchors'
+    scores under `recipe.score.compare`, keyed `form/set` or by baseline.
+    """
+
+    kind: ClassVar[str] = "score"
+    reveals: ClassVar[str] = "nothing: joint checkpoints and public directions"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("checkpoints", "directions", "moments")
+    learning_rates: list[float]
+    optimizer_steps: list[int]
+    probe_losses: list[float]
+    anchor_scores: dict[str, list[float]]
+    compared_anchors: dict[str, list[float]]
+    weights: dict[str, float]
+    checkpoints: Tensors = field(repr=False)
+    directions: Tensors = field(repr=False)
+    moments: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreReply(Envelope):
+    """Scores of the public anchors on the silo's own checkpoints, by group and validation set."""
+
+    kind: ClassVar[str] = "score-reply"
+    reveals: ClassVar[str] = (
+        "scores of public anchor rows on the silo's checkpoints; for rule mixture one cut"
+    )
+    anchor_scores: dict[str, dict[str, list[float]]]
+    proposal: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectRequest(Envelope):
+    """The one threshold."""
+
+    kind: ClassVar[str] = "select"
+    reveals: ClassVar[str] = "nothing: one threshold, from the coordinator"
+    threshold: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectReply(Envelope):
+    """How many rows are above the threshold."""
+
+    kind: ClassVar[str] = "select-reply"
+    reveals: ClassVar[str] = "number of kept rows rounded to tens"
+    n_kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRequest(Envelope):
+    """Train on an arm's rows: one federated round, or a whole one-shot training."""
+
+    kind: ClassVar[str] = "fit"
+    reveals: ClassVar[str] = "nothing: a joint adapter, from the coordinator"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
+    arm: str
+    round: int
+    combine: dict[str, Any]
+    selection_token: str
+    adapter: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReply(Envelope):
+    """The silo's adapter after the round; a silo without rows for the arm sends none."""
+
+    kind: ClassVar[str] = "fit-reply"
+    reveals: ClassVar[str] = "adapter weights of one round, number of rows rounded to tens"
+    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
+    weight: int
+    adapter: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateRequest(Envelope):
+    """Ask for exact counts and, where labels exist, how good the selection is."""
+
+    kind: ClassVar[str] = "evaluate"
+    reveals: ClassVar[str] = "nothing"
+    selection_token: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply(Envelope):
+    """Diagnostics of an experiment, only where the silo shares them; and what privacy it spent."""
+
+    kind: ClassVar[str] = "evaluate-reply"
+    reveals: ClassVar[str] = (
+        "exact counts, the scores under which 10 to 90 % of the rows lie, and detection figures, "
+        "only if share_diagnostics is on; epsilon and delta if the silo trains with differential privacy"
+    )
+    diagnostics: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal(Envelope):
+    """A silo does not go on before a person there has approved."""
+
+    kind: ClassVar[str] = "refusal"
+    reveals: ClassVar[str] = "that nobody has approved yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(Envelope):
+    """A silo could not answer; the reason stays in its own log, under this reference."""
+
+    kind: ClassVar[str] = "failure"
+    reveals: ClassVar[str] = "that something went wrong there, and a random number"
+    reference: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhoRequest(Envelope):
+    """Ask a machine without a registered key which silo it is; on loopback only."""
+
+    kind: ClassVar[str] = "who"
+    reveals: ClassVar[str] = "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhoReply(Envelope):
+    """The silo's name."""
+
+    kind: ClassVar[str] = "who-reply"
+    reveals: ClassVar[str] = "the silo's name"
+    silo: str
+
+
+REQUESTS: dict[str, type[Envelope]] = {
+    cls.kind: cls
+    for cls in (
+        HelloRequest,
+        TrainRequest,
+        ScoreRequest,
+        SelectRequest,
+        FitRequest,
+        EvaluateRequest,
+    )
+}
+REPLIES: dict[str, type[Envelope]] = {
+    cls.kind: cls
+    for cls in (HelloReply, TrainReply, ScoreReply, SelectReply, FitReply, EvaluateReply)
+}
+
+
+def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: str) -> Any:
+    """Read and validate a message before anything uses it.
+
+    Raises:
+        DataError: not a message, not what was sealed, of a kind that may not come here, or a
+            field is missing, odd or of another type.
+        NumericsError: a tensor or a number is not finite.
+    """
+    _check_seal(data, sender)
+    try:
+        header = _header(data)
+        tensors = {name: tensor for name, tensor in load(data).items() if name != "empty"}
+        kind = str(header.pop("kind"))
+    except NOT_A_MESSAGE:
+        raise DataError(f"{sender}: what arrived is not a message of this program.") from None
+    if kind not in allowed:
+        raise DataError(f"{sender}: a message of kind {kind[:40]!r} may not come here.")
+    cls = allowed[kind]
+    content: dict[str, Any] = {name: {} for name in cls.tensor_fields}
+    for full, tensor in tensors.items():
+        owner, _, name = full.partition("|")
+        if owner not in content:
+            raise DataError(f"{sender}: {kind} carries an unexpected tensor.")
+        if tensor.dtype not in TENSOR_TYPES:
+            raise DataError(f"{sender}: {kind} carries a tensor of type {tensor.dtype}.")
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(f"{sender}: {kind} carries a tensor that is not finite: {name}.")
+        content[owner][name] = tensor
+    specs = {s.name: s for s in fields(cls) if s.name not in cls.tensor_fields}
+    needed = {name for name, spec in specs.items() if spec.default is MISSING}
+    if not needed <= set(header) <= set(specs):
+        odd = sorted((needed - set(header)) | (set(header) - set(specs)))
+        raise DataError(f"{sender}: {kind} lacks or adds field {odd[0][:40]!r}.")
+    for name, spec in specs.items():
+        if name not in header:
+            continue
+        if not _fits(header[name], spec.type):
+            raise DataError(f"{sender}: {kind}.{name} has the wrong type.")
+        _check_finite(header[name], f"{sender}: {kind}.{name}")
+    return cls(**header, **content)
+
+
+def kind_of(data: bytes) -> str:
+    """What a message says it is, for the ledger; bytes that are no message are `unreadable`."""
+    try:
+        return str(_header(data)["kind"])[:40]
+    except NOT_A_MESSAGE:
+        return "unreadable"
+
+
+def _check_seal(data: bytes, sender: str) -> None:
+    if is_sealed(data):
+        if not is_whole(data):
+            raise DataError(
+                f"{sender}: what arrived is not what was sent: its checksum does not fit. Run "
+                "again; if it happens again, look for what changes messages on the way."
+            )
+    elif kind_of(data) != "unreadable":
+        raise DataError(
+            f"{sender}: its message has no checksum, as in earlier versions of this program. "
+            "Install the same version on both sides."
+        )
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    return json.loads(read_header(data)["__metadata__"]["clues"])
+
+
+def token_of(data: bytes) -> str:
+    """SHA-256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def round_count(n: int) -> int:
+    """Number of rows as it may leave a silo: to the nearest ten, at least ten if not zero."""
+    return 0 if n == 0 else max(10, 10 * round(n / 10))
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value from JSON is of a field's type, down to the items of lists and dicts."""
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if wanted is Any:
+        return True
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    # The very type: True is an int to isinstance.
+    return type(value) is wanted
+
+
+def _check_finite(value: Any, where: str) -> None:
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise NumericsError(f"{where} is not finite.")
+        if isinstance(item, dict):
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
