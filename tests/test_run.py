@@ -118,7 +118,7 @@ def test_whose_loss_is_a_part_of_the_score(model, tmp_path, under, trajectory) -
     assert not np.allclose(expected["base"], expected["checkpoints"], rtol=1e-4)
     # The same for the public anchors, with which the threshold is set.
     (anchors,) = json.loads((silo.private / "anchors.json").read_text()).values()
-    slow = mean_losses(silo.model(), silo.public("anchor"), adapter=silo.model().initial)
+    slow = mean_losses(silo.model(), silo.anchors(), adapter=silo.model().initial)
     assert np.allclose(-np.array(anchors["loss"]), slow, rtol=1e-4) == (under == "base")
 
 

@@ -4,7 +4,7 @@ Whatever can change a score or the threshold is in the recipe; the rest is the s
 No torch here: reading a configuration takes milliseconds.
 """
 
-from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, NAME, Settings
+from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Settings, check_name
 from clues.config.combine import (
     LONG_TIMEOUT_S,
     SHORT_TIMEOUT_S,
@@ -54,7 +54,6 @@ __all__ = [
     "LINEAR_FORMS",
     "LONG_TIMEOUT_S",
     "LOSS",
-    "NAME",
     "NEEDS_FIRST_MOMENT",
     "NEEDS_SECOND_MOMENT",
     "SHORT_TIMEOUT_S",
@@ -68,6 +67,7 @@ __all__ = [
     "LmEvalSettings",
     "LoraSettings",
     "ModelSettings",
+    "Name",
     "PrivacySettings",
     "PublicFile",
     "PublicSet",
@@ -83,6 +83,7 @@ __all__ = [
     "TokenSettings",
     "TrainSettings",
     "built_in_folder",
+    "check_name",
     "content_hash",
     "derived_seed",
     "dump_yaml",

@@ -1,11 +1,33 @@
 """What every group of settings is: strict, frozen, and silent about its input."""
 
-from pydantic import BaseModel, ConfigDict
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 BUILT_IN = "built-in"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 LOSS = "loss"  # name of the part of a score that is the row's own loss
 ALIGNMENT = "alignment"  # and of the one that says how much its question helps
+
+
+def check_name(name: str, what: str = "") -> str:
+    """Return a name that can be a folder, a file and a key, as it is; `what` it names, for errors.
+
+    Raises:
+        ValueError: it cannot be one; says what may stand in a name and suggests one that can be.
+    """
+    if re.fullmatch(NAME, name):
+        return name
+    close = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-_.")[:63]
+    raise ValueError(
+        f"{name[:80]!r} cannot be {f'the name of {what}' if what else 'a name'}: letters, digits, '-', '_' and '.', beginning with a "
+        "letter or digit, at most 63 in all"
+        + (f". Call it {close!r}, for instance" if close else "")
+    )
+
+
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class Settings(BaseModel):

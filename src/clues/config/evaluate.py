@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from clues.config.base import NAME, Settings
+from clues.config.base import Name, Settings
 from clues.config.score import Baseline, Form
 
 ARMS = ("mixed", "random", "clues", "oracle")
@@ -29,7 +29,7 @@ class TaskSettings(Settings):
     """
 
     path: Path
-    name: str | None = Field(default=None, pattern=NAME)
+    name: Name | None = None
     style: Literal["as_written", "cloze"] = "as_written"
     where: dict[str, str] = Field(default_factory=dict)
     limit: PositiveInt | None = None

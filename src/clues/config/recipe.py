@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Settings
+from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Settings
 from clues.config.hashes import content_hash
 from clues.config.score import ScoreSettings, ThresholdSettings
 
@@ -128,7 +128,7 @@ class PublicSet(Settings):
         anchor: rows of known quality whose scores give the threshold. A path.
     """
 
-    validation: dict[str, PublicFile]
+    validation: dict[Name, PublicFile]
     anchor: PublicFile
 
     @model_validator(mode="before")
@@ -169,7 +169,7 @@ class Recipe(Settings):
     lora: LoraSettings = LoraSettings()
     tokens: TokenSettings = TokenSettings()
     train: TrainSettings = TrainSettings()
-    public: dict[str, PublicSet]
+    public: dict[Name, PublicSet]
     score: ScoreSettings = ScoreSettings()
     threshold: ThresholdSettings = ThresholdSettings()
 

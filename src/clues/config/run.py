@@ -2,7 +2,7 @@
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from clues.config.base import NAME, Settings
+from clues.config.base import Name, Settings
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.recipe import Recipe
@@ -42,9 +42,9 @@ class SiloSettings(Settings):
         license: of the rows, for the card beside those kept.
     """
 
-    name: str = Field(pattern=NAME)
+    name: Name
     data: str
-    domain: str
+    domain: Name
     schema_name: str | None = Field(default=None, alias="schema")
     labels: str | None = None
     share_diagnostics: bool = False
@@ -68,7 +68,7 @@ class SharedConfig(Settings):
         federation: what the coordinator accepts, and how long it waits.
     """
 
-    name: str = Field(default="run", pattern=NAME)
+    name: Name = "run"
     license: str = "unknown"
     recipe: Recipe
     combine: CombineSettings = CombineSettings()

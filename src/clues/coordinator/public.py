@@ -1,7 +1,7 @@
 """Public rows on the coordinator's side: checked, and made ready to travel."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,28 @@ def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
     test = {name: {s.id for s in rows} for name, rows in tests.items()}
     for domain, public in recipe.public.items():
         anchors = read_rows(public.anchor.path).samples
-        sets: dict[str, tuple[Sample, ...]] = {"anchor": anchors}
-        sets |= {n: read_rows(f.path).samples for n, f in public.validation.items()}
-        for name, samples in sets.items():
-            for where, ids in test.items():
-                both = len(ids & {s.id for s in samples})
-                if both:
-                    raise ConfigError(
-                        f"public set {domain}.{name}: {both} rows also stand in {where}, "
-                        "so its figures would be too good. Remove them from one of the two."
-                    )
-        for name, samples in sets.items():
-            both = len({s.id for s in anchors} & {s.id for s in samples})
-            if name != "anchor" and both:
+        anchor_ids = {sample.id for sample in anchors}
+        _check_untested(f"anchors of {domain}", anchors, test)
+        for name, file in public.validation.items():
+            samples = read_rows(file.path).samples
+            _check_untested(f"validation set {name} of {domain}", samples, test)
+            both = len(anchor_ids & {sample.id for sample in samples})
+            if both:
                 raise ConfigError(
-                    f"public set {domain}: {both} rows are both anchors and validation rows, "
-                    "which lifts the threshold. Remove them from one of the two."
+                    f"public sets of {domain}: {both} rows are both anchors and rows of validation "
+                    f"set {name}, which lifts the threshold. Remove them from one of the two."
                 )
+
+
+def _check_untested(what: str, samples: Sequence[Sample], test: Mapping[str, set[str]]) -> None:
+    """Refuse public rows that models are tested on."""
+    for where, ids in test.items():
+        both = len(ids & {sample.id for sample in samples})
+        if both:
+            raise ConfigError(
+                f"{what}: {both} rows also stand in {where}, so its figures would be too good. "
+                "Remove them from one of the two."
+            )
 
 
 def public_files(recipe: Recipe) -> dict[str, torch.Tensor]:

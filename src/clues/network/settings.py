@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from clues.config import (
-    NAME,
+    Name,
     Settings,
     SharedConfig,
     SiloSettings,
@@ -44,7 +44,7 @@ class CoordinatorSettings(Settings):
 
     run: Path
     public: str
-    silos: dict[str, str] | tuple[str, ...]
+    silos: dict[Name, str] | tuple[Name, ...]
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
@@ -217,7 +217,7 @@ def is_loopback(address: str) -> bool:
 
 
 class _Name(Settings):
-    name: str = Field(pattern=NAME)
+    name: Name
 
 
 def _key_line(value: str, base: Path, silo: str, source: Path) -> str:

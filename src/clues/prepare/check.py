@@ -16,7 +16,7 @@ from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.loss import make_batch, row_losses
-from clues.prepare.checklist import Check, FileCheck, TaskCheck, notes_on
+from clues.prepare.checklist import Check, FileCheck, Role, Source, TaskCheck, notes_on
 from clues.scoring.trajectory import n_train_steps
 from clues.selection.units import MIN_ANCHORS
 
@@ -34,52 +34,41 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     recipe = config.recipe
     encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
     model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
-    sources: dict[str, tuple[str | Path, str | None]] = {
-        f"silo {silo.name}": (silo.data, silo.schema_name) for silo in config.silos
-    }
-    for domain, public in recipe.public.items():
-        sources |= {f"{domain} {n}": (f.path, None) for n, f in public.validation.items()}
-        sources[f"{domain} anchors"] = (public.anchor.path, None)
-    if config.evaluate.heldout:
-        sources["held-out"] = (config.evaluate.heldout, None)
     files: list[FileCheck] = []
     errors: list[str] = []
-    ids: dict[str, set[str]] = {}
-    encoded: dict[str, Sequence[EncodedRow]] = {}
-    label_columns = {f"silo {silo.name}": silo.labels for silo in config.silos}
-    for name, (path, schema) in sources.items():
+    ids: dict[Source, set[str]] = {}
+    encoded: dict[Source, Sequence[EncodedRow]] = {}
+    for source, (path, schema, labels) in _sources(config).items():
         try:
             rows = read_rows(path, schema=schema)
-            kept = encode_rows(rows.samples, encoder, where=name)
+            kept = encode_rows(rows.samples, encoder, where=str(source))
         except CluesError as error:
-            errors.append(f"{name}: {error}")
+            errors.append(f"{source}: {error}")
             continue
-        ids[name] = {sample.id for sample in rows.samples}
-        encoded[name] = kept.rows
-        files.append(_file_check(name, rows, kept.rows, len(kept.dropped)))
+        ids[source] = {sample.id for sample in rows.samples}
+        encoded[source] = kept.rows
+        files.append(_file_check(source, rows, kept.rows, len(kept.dropped)))
         try:
-            if column := label_columns.get(name):
-                rows.column(column)
+            if labels:
+                rows.column(labels)
         except CluesError as error:
-            errors.append(f"{name}, labels: {error}")
-        if name.endswith("anchors") and rows.n_rows < MIN_ANCHORS:
-            errors.append(f"{name}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
+            errors.append(f"{source}, labels: {error}")
+        if source.role is Role.ANCHORS and rows.n_rows < MIN_ANCHORS:
+            errors.append(f"{source}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
     tasks = _tasks(config, encoder, ids, errors)
     overlaps = _overlaps(ids)
     errors += [
         f"{a} and {b} share {n} rows. Remove them from one of the two."
         for a, b, n in overlaps
-        if "silo" not in a
-        and not (a == "held-out" and "silo" in b)
-        and not (b.startswith("task file ") and a.startswith(("held-out", "task file ")))
+        if _spoils(a, b)
     ]
-    silo_rows = {n: r for n, r in encoded.items() if n.startswith("silo ")}
+    silo_rows = {s.name: rows for s, rows in encoded.items() if s.role is Role.SILO}
     minutes = _estimate_minutes(config, model, encoder, silo_rows) if silo_rows else 0.0
     first = next(iter(silo_rows.values()), ())
     steps = [n_train_steps(recipe.train, len(rows)) for rows in silo_rows.values()]
     return Check(
         files=tuple(files),
-        overlaps=overlaps,
+        overlaps=tuple((str(a), str(b), n) for a, b, n in overlaps),
         errors=tuple(errors),
         notes=notes_on(config, files),
         template=encoder.template,
@@ -93,14 +82,38 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     )
 
 
+def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, str | None, str | None]]:
+    """Every file of rows: where it lies, its schema and its column of labels, where one is named."""
+    found: dict[Source, tuple[str | Path, str | None, str | None]] = {
+        Source(Role.SILO, silo.name): (silo.data, silo.schema_name, silo.labels)
+        for silo in config.silos
+    }
+    for domain, public in config.recipe.public.items():
+        for name, file in public.validation.items():
+            found[Source(Role.VALIDATION, domain, name)] = (file.path, None, None)
+        found[Source(Role.ANCHORS, domain)] = (public.anchor.path, None, None)
+    if config.evaluate.heldout:
+        found[Source(Role.HELD_OUT)] = (config.evaluate.heldout, None, None)
+    return found
+
+
+def _spoils(a: Source, b: Source) -> bool:
+    """Whether shared rows make figures worthless; with a silo's rows that is the silo's affair.
+
+    Held-out rows and questions of tasks are all for tests, and may be the same.
+    """
+    roles = {a.role, b.role}
+    return Role.SILO not in roles and not roles <= {Role.HELD_OUT, Role.TASK}
+
+
 def _tasks(
-    config: RunConfig, encoder: RowEncoder, ids: dict[str, set[str]], errors: list[str]
+    config: RunConfig, encoder: RowEncoder, ids: dict[Source, set[str]], errors: list[str]
 ) -> tuple[TaskCheck, ...]:
     """Read every task as the run will; its rows join `ids`, what stops it joins `errors`."""
     try:
         encoded = [encode_task(task, encoder) for task in read_tasks(config.evaluate.tasks)]
         for task in config.evaluate.tasks:
-            named = ids.setdefault(f"task file {task.path.name}", set())
+            named = ids.setdefault(Source(Role.TASK, task.path.name), set())
             named |= {sample.id for sample in asked_rows(task)}
     except CluesError as error:
         errors.append(f"evaluate.tasks: {error}")
@@ -109,13 +122,14 @@ def _tasks(
 
 
 def _file_check(
-    name: str, rows: RowFile, encoded: Sequence[EncodedRow], n_dropped: int
+    source: Source, rows: RowFile, encoded: Sequence[EncodedRow], n_dropped: int
 ) -> FileCheck:
     def spread(values: list[int]) -> tuple[int, ...]:
         return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
 
     return FileCheck(
-        name=name,
+        name=str(source),
+        role=source.role,
         description=rows.description,
         n_rows=rows.n_rows,
         n_too_long=n_dropped,
@@ -126,7 +140,7 @@ def _file_check(
     )
 
 
-def _overlaps(ids: dict[str, set[str]]) -> tuple[tuple[str, str, int], ...]:
+def _overlaps(ids: dict[Source, set[str]]) -> tuple[tuple[Source, Source, int], ...]:
     names = list(ids)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     found = [(a, b, len(ids[a] & ids[b])) for a, b in pairs]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from rich.console import Console
@@ -19,12 +20,47 @@ RESPONSE = (
 )
 
 
+class Role(StrEnum):
+    """What a file of rows is for."""
+
+    SILO = "silo"
+    VALIDATION = "validation"
+    ANCHORS = "anchors"
+    HELD_OUT = "held-out"
+    TASK = "task file"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of rows of a configuration.
+
+    Attributes:
+        role: what it is for.
+        name: of the silo, the domain or the task file; empty for the held-out rows.
+        set: of a validation set.
+    """
+
+    role: Role
+    name: str = ""
+    set: str = ""
+
+    def __str__(self) -> str:
+        """For people; no name is read out of it."""
+        if self.role is Role.ANCHORS:
+            return f"{self.name} anchors"
+        if self.role is Role.VALIDATION:
+            # The name that a single set gets by itself says nothing.
+            return f"{self.name} validation {self.set}".removesuffix(" validation")
+        return f"{self.role} {self.name}".rstrip()
+
+
 @dataclass(frozen=True)
 class FileCheck:
     """One file of rows.
 
     Attributes:
-        name: silo or set.
+        name: silo or set, for people.
+        role: what the rows are for.
         description: format as detected.
         n_rows: rows in the file.
         n_too_long: rows that do not fit and are left out.
@@ -35,6 +71,7 @@ class FileCheck:
     """
 
     name: str
+    role: Role
     description: str
     n_rows: int
     n_too_long: int
@@ -128,9 +165,9 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
     ]
     if file.n_duplicates:
         notes.append(f"{file.n_duplicates} rows repeat an earlier row.")
-    if file.name.startswith("silo ") or file.name == "held-out":
+    if file.role in (Role.SILO, Role.HELD_OUT):
         return notes
-    if not file.name.endswith(" anchors"):
+    if file.role is Role.VALIDATION:
         few = f"{file.n_rows} rows give an unsteady direction; {FEW_VALIDATION} to 100 are better."
         return [*notes, few] if file.n_rows < FEW_VALIDATION else notes
     rule = config.recipe.threshold

@@ -13,7 +13,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clues.atomic import atomic_write_bytes, make_folder
-from clues.config import BUILT_IN, NAME, derived_seed
+from clues.config import BUILT_IN, derived_seed
+from clues.config import check_name as checked_name
 from clues.data.formats import RowFile, read_rows, write_rows
 from clues.errors import UsageError
 from clues.selection.threshold import MIN_ANCHORS
@@ -123,13 +124,15 @@ def public_domain(text: str) -> str | None:
 
 
 def check_name(name: str, *, what: str) -> str:
-    """Return a name that can be a folder and a key, or say why it cannot."""
-    if not re.fullmatch(NAME, name):
-        raise UsageError(
-            f"{name!r} cannot be the name of {what}: letters, digits, '-', '_' and '.', beginning "
-            "with a letter or digit, at most 63 in all."
-        )
-    return name
+    """Return a name that can be a folder and a key.
+
+    Raises:
+        UsageError: it cannot be one, of what it was meant to be and why.
+    """
+    try:
+        return checked_name(name, what)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from None
 
 
 def check_data(data: str) -> RowFile | None:

@@ -84,7 +84,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         found = compare(
             scene.place,
             chosen,
-            space.public("anchor") if recipe.score.compare else [],
+            space.anchors() if recipe.score.compare else [],
             known=_known(recipe, space.settings.domain, scored.raw, anchor_scores, finite),
             sent=request.compared_anchors if anchors_at_coordinator(recipe) else None,
         )
@@ -126,7 +126,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
 def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[str]) -> _Scene:
     """Checkpoints and directions of one group, sent by the coordinator or made here."""
     recipe, domain = space.recipe(), space.settings.domain
-    validation = {name: space.public(name) for name in recipe.public[domain].validation}
+    validation = space.validation()
     if recipe.score.shared:
         n = {len(request.learning_rates), len(request.optimizer_steps)}
         if n != {len(request.probe_losses)}:
@@ -165,7 +165,7 @@ def _score_group(
     `before` are the rows' losses before the training.
     """
     recipe, model = space.recipe(), space.model()
-    method, anchors = recipe.score.method, space.public("anchor")
+    method, anchors = recipe.score.method, space.anchors()
     checkpoints = scene.place.checkpoints
     if recipe.score.trajectory == "inrun":
         ours, theirs = _in_run_scores(space, rows)
@@ -224,7 +224,7 @@ def _known(
 def _in_run_scores(
     space: Workspace, rows: list[EncodedRow]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    n_anchors = len(space.public("anchor"))
+    n_anchors = len(space.anchors())
     n_rounds = space.recipe().train.rounds
     folder = space.inrun_folder()
     return read_scores(folder, n_rounds, n_rows=len(rows), n_anchors=n_anchors)

@@ -60,7 +60,7 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
         seen = watch_round(
             model,
             read_reference(request.directions, request.validation),
-            space.public("anchor"),
+            space.anchors(),
             n_rows=len(rows),
             first_step=first,
             n_steps=per_round * recipe.train.rounds,

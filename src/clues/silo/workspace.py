@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clues.atomic import atomic_write_bytes
-from clues.config import Recipe, SiloSettings, validate
+from clues.config import PublicFile, Recipe, SiloSettings, validate
 from clues.data.formats import RowFile, read_rows
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import DataError, RecipeMismatchError
@@ -95,13 +95,18 @@ class Workspace:
             )
         return self.memory["encoded"]
 
-    def public(self, name: str) -> list[EncodedRow]:
-        """A public set of the silo's domain: `anchor`, or a validation set's name."""
-        public = self.recipe().public[self.settings.domain]
-        file = public.anchor if name == "anchor" else public.validation[name]
+    def anchors(self) -> list[EncodedRow]:
+        """The public anchor rows of the silo's domain."""
+        return self._public(self.recipe().public[self.settings.domain].anchor, "anchors")
+
+    def validation(self) -> dict[str, list[EncodedRow]]:
+        """The public validation rows of the silo's domain, by set."""
+        sets = self.recipe().public[self.settings.domain].validation
+        return {n: self._public(file, f"validation set {n}") for n, file in sets.items()}
+
+    def _public(self, file: PublicFile, where: str) -> list[EncodedRow]:
         path = next((self.private / "public").glob(f"{file.sha256}.*"))
-        encoded = encode_rows(read_rows(path).samples, self.encoder(), where=f"public set {name}")
-        return list(encoded.rows)
+        return list(encode_rows(read_rows(path).samples, self.encoder(), where=where).rows)
 
     def data_token(self) -> str:
         """Changes when the rows change, and tells nobody without the silo's key what they are."""
