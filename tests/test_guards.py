@@ -8,6 +8,7 @@ import pytest
 import torch
 from federation_fakes import N_ROWS, RECIPE, Fakes, fitting, honest, tiny_adapter
 
+from clues import __version__
 from clues.config import CombineSettings, FederationSettings
 from clues.coordinator.guards import (
     check_hello,
@@ -181,7 +182,15 @@ def test_the_norm_of_an_update_is_that_of_the_difference():
     assert update_norm(moved, sent) == pytest.approx(3 * 12**0.5, rel=1e-6)
 
 
-HELLO = HelloReply(recipe_hash="", silo="north", domain="d", n_rows=10, data_token="", versions={})
+HELLO = HelloReply(
+    recipe_hash="",
+    silo="north",
+    domain="d",
+    n_rows=10,
+    data_token="",
+    version=__version__,
+    overrides_token="",
+)
 
 
 @pytest.mark.parametrize(

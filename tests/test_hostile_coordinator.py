@@ -61,7 +61,11 @@ def forget_answers(silo: Silo) -> None:
 
 def turned(request):
     """The score request with every direction turned round: the worst rows come first."""
-    return replace(request, directions={n: -t for n, t in request.directions.items()})
+    turned_round = [
+        {name: {weight: -t for weight, t in direction.items()} for name, direction in sets.items()}
+        for sets in request.directions
+    ]
+    return replace(request, directions=turned_round)
 
 
 def test_a_threshold_does_not_come_twice_by_changing_the_scores_under_it(world, tmp_path):
@@ -174,33 +178,52 @@ def test_a_recipe_cannot_name_private_files_as_public_rows(world, tmp_path):
     )
 
 
+def with_direction(request, change):
+    """The request with the first checkpoint's direction of its only set changed."""
+    [(name, direction)] = request.directions[0].items()
+    return replace(request, directions=[change(name, direction), *request.directions[1:]])
+
+
 def first(tensors, change):
     name = next(iter(tensors))
     return {**tensors, name: change(tensors[name])}
 
 
+def without_last(request):
+    return replace(request, optimizer_steps=request.optimizer_steps[:-1])
+
+
 MALFORMED = {
     "no checkpoints": lambda r: replace(
-        r, learning_rates=[], optimizer_steps=[], probe_losses=[], checkpoints={}, directions={}
+        r,
+        learning_rates=[],
+        optimizer_steps=[],
+        probe_losses=[],
+        checkpoints=[],
+        directions=[],
+        first_moments=[],
+        second_moments=[],
     ),
-    "no directions": lambda r: replace(r, directions={}),
-    "a direction of another shape": lambda r: replace(
-        r, directions=first(r.directions, lambda t: t.T.contiguous())
+    "lists of different lengths": without_last,
+    "no directions": lambda r: replace(r, directions=[{} for _ in r.directions]),
+    "a direction of another shape": lambda r: with_direction(
+        r, lambda n, d: {n: first(d, lambda t: t.T.contiguous())}
     ),
-    "a direction without dimensions": lambda r: replace(
-        r, directions=first(r.directions, lambda t: torch.zeros(()))
+    "a direction without dimensions": lambda r: with_direction(
+        r, lambda n, d: {n: first(d, lambda _: torch.zeros(()))}
     ),
-    "a direction of an unknown weight": lambda r: replace(
-        r, directions={**r.directions, "0/validation|x": torch.zeros(2)}
+    "a direction of an unknown weight": lambda r: with_direction(
+        r, lambda n, d: {n: {**d, "x": torch.zeros(2)}}
     ),
-    "a direction of an unknown set": lambda r: replace(
-        r, directions={n.replace("0/validation", "0/other"): t for n, t in r.directions.items()}
-    ),
+    "a direction of an unknown set": lambda r: with_direction(r, lambda _, d: {"other": d}),
     "a checkpoint that lacks a weight": lambda r: replace(
-        r, checkpoints=dict(list(r.checkpoints.items())[1:])
+        r, checkpoints=[dict(list(r.checkpoints[0].items())[1:]), *r.checkpoints[1:]]
     ),
     "anchors' scores that nobody compares": lambda r: replace(
-        r, compared_anchors={"length": [1.0] * len(r.anchor_scores["validation"])}
+        r, compared_baselines={"length": [1.0] * len(r.anchor_scores["validation"])}
+    ),
+    "anchors' scores by a form that nobody compares": lambda r: replace(
+        r, compared_forms={"adam": dict(r.anchor_scores)}
     ),
 }
 

@@ -3,17 +3,19 @@
 import json
 import random
 import re
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 
 import clues
 from clues.errors import CluesError, DataError, NumericsError
-from clues.wall.container import identity_of, is_sealed, is_whole, sealed
+from clues.wall.container import PLACE, UNSET, checksum_of, is_whole
 from clues.wall.messages import (
+    PROTOCOL,
     REPLIES,
     REQUESTS,
     Envelope,
@@ -43,6 +45,7 @@ ADAPTER = {
 MESSAGES: tuple[Envelope, ...] = (
     HelloRequest(
         recipe_hash=HASH,
+        version="1.2.3",
         recipe={"seed": 1, "public": {"geography": {"anchor": None}}},
         public_files={"ab.jsonl": torch.tensor([1, 2, 255], dtype=torch.uint8)},
     ),
@@ -52,14 +55,16 @@ MESSAGES: tuple[Envelope, ...] = (
         domain="geography",
         n_rows=20,
         data_token="f0",
-        versions={"torch": "2"},
+        version="1.2.3",
+        overrides_token="",
     ),
     TrainRequest(
         recipe_hash=HASH,
         round=3,
-        validation={"validation": 0.5, "loss": 2.25},
+        validation={"validation": 0.5},
+        validation_loss=2.25,
         adapter=ADAPTER,
-        directions={f"validation|{name}": 2 * tensor for name, tensor in ADAPTER.items()},
+        directions={"validation": {name: 2 * tensor for name, tensor in ADAPTER.items()}},
     ),
     TrainReply(
         recipe_hash=HASH,
@@ -75,11 +80,13 @@ MESSAGES: tuple[Envelope, ...] = (
         optimizer_steps=[5, 5],
         probe_losses=[2.5, 2.25],
         anchor_scores={"validation": [1.0, -2.5]},
-        compared_anchors={"adam/validation": [0.5, -1.0], "length": [3.0, 4.0]},
+        compared_forms={"adam": {"validation": [0.5, -1.0]}},
+        compared_baselines={"length": [3.0, 4.0]},
         weights={"loss": 0.25},
-        checkpoints={f"0|{name}": tensor for name, tensor in ADAPTER.items()},
-        directions={f"0/validation|{name}": 2 * tensor for name, tensor in ADAPTER.items()},
-        moments={f"0/first|{name}": -tensor for name, tensor in ADAPTER.items()},
+        checkpoints=[ADAPTER, {name: tensor + 1 for name, tensor in ADAPTER.items()}],
+        directions=[{"validation": {n: 2 * t for n, t in ADAPTER.items()}}, {}],
+        first_moments=[{name: -tensor for name, tensor in ADAPTER.items()}, {}],
+        second_moments=[{}, {}],
     ),
     ScoreReply(
         recipe_hash=HASH,
@@ -110,28 +117,31 @@ def read(data: bytes):
     return from_bytes(data, allowed=ALL, sender=SENDER)
 
 
+def header_of(data: bytes) -> dict:
+    n_header = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + n_header])["__metadata__"]["clues"])
+
+
 def with_header(message: Envelope, **changes: object) -> bytes:
     """The message with fields of its header changed, added, or (given ...) removed."""
     data = message.to_bytes()
-    n_header = int.from_bytes(data[:8], "little")
-    header = json.loads(json.loads(data[8 : 8 + n_header])["__metadata__"]["clues"])
-    header |= changes
-    header = {key: value for key, value in header.items() if value is not ...}
-    return by_hand({"empty": torch.zeros(0)}, json.dumps(header))
+    header = {k: v for k, v in (header_of(data) | changes).items() if v is not ...}
+    return by_hand(load(data), json.dumps(header))
 
 
 def by_hand(tensors: dict[str, torch.Tensor], header: str) -> bytes:
-    """Bytes as a hostile sender would make them: whatever they say, their seal is whole."""
-    return sealed(save(tensors, metadata={"clues": header}))
-
-
-def unsealed(message: Envelope) -> bytes:
-    """The bytes of a message as versions without seals wrote them."""
-    data = message.to_bytes()
+    """Bytes as a hostile sender would make them: whatever they say, their checksum is right."""
+    data = save(tensors, metadata={"clues": header})
+    start = 8 + len(b'{"__metadata__":{')
+    checksum = f'"sha256":"{UNSET}",'.encode()
     n_header = int.from_bytes(data[:8], "little")
-    seal = f'"sha256-sum":"{identity_of(data)}",'.encode()
-    assert data.count(seal) == 1
-    return (n_header - len(seal)).to_bytes(8, "little") + data[8:].replace(seal, b"")
+    head = data[8:start] + checksum + data[start : 8 + n_header].rstrip()
+    head += b" " * (-len(head) % 8)
+    return with_checksum(len(head).to_bytes(8, "little") + head + data[8 + n_header :])
+
+
+def with_checksum(data: bytes) -> bytes:
+    return data[: PLACE.start] + checksum_of(data).encode() + data[PLACE.stop :]
 
 
 def refusal_of(data: bytes) -> CluesError | None:
@@ -143,18 +153,21 @@ def refusal_of(data: bytes) -> CluesError | None:
     return None
 
 
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
 def equal(one: Envelope, other: Envelope) -> bool:
-    for spec in fields(one):
-        a, b = getattr(one, spec.name), getattr(other, spec.name)
-        if spec.name not in one.tensor_fields:
-            same = a == b
-        else:
-            same = a.keys() == b.keys() and all(
-                a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
-            )
-        if not same:
-            return False
-    return type(one) is type(other)
+    names = [spec.name for spec in fields(one)]
+    return type(one) is type(other) and all(
+        same(getattr(one, name), getattr(other, name)) for name in names
+    )
 
 
 def test_every_type_of_message_is_in_this_test():
@@ -182,7 +195,7 @@ def test_equal_messages_have_equal_bytes(message):
 def test_every_message_says_what_it_reveals_and_hides_its_tensors_from_repr(message):
     assert len(type(message).reveals) > 5
     hidden = {spec.name for spec in fields(message) if not spec.repr}
-    assert set(type(message).tensor_fields) == hidden
+    assert set(type(message).tensor_fields()) == hidden
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=named)
@@ -220,41 +233,47 @@ def test_a_changed_weight_is_called_a_change_and_not_another_value():
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=named)
-def test_a_message_is_a_file_that_safetensors_would_write_but_for_its_seal(message):
+def test_a_message_is_a_plain_safetensors_file(message, tmp_path):
     data = message.to_bytes()
-    assert is_sealed(data)
     assert is_whole(data)
-    tensors = load(data)
-    [text] = re.findall(r'"clues":"(.*?[^\\])"', data.decode("latin-1"))
-    plain = save(tensors, metadata={"clues": json.loads(f'"{text}"')})
-    assert plain == unsealed(message), "earlier versions gave this message other bytes"
-    assert identity_of(data) == identity_of(plain), "a stored answer would not be found again"
-    assert sealed(plain) == data
-    assert sealed(data) == data
+    (tmp_path / "m.safetensors").write_bytes(data)
+    with safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+        names = list(file.keys())
+    assert sorted(metadata) == ["clues", "sha256"]
+    assert metadata["sha256"] == checksum_of(data)
+    assert sorted(names, key=int) == [str(n) for n in range(len(names))]
+    assert data == by_hand(load(data), metadata["clues"]), "not as safetensors writes it"
 
 
-def test_a_message_without_a_seal_is_called_one_of_an_earlier_version():
-    for message in MESSAGES:
-        with pytest.raises(DataError, match=rf"{SENDER}.*no checksum.*same version on both"):
-            read(unsealed(message))
+@pytest.mark.parametrize("message", MESSAGES, ids=named)
+def test_a_message_of_another_protocol_is_refused_in_one_sentence(message):
+    for protocol in (0, PROTOCOL + 1, "1", None, [1]):
+        with pytest.raises(DataError, match=rf"^{SENDER}: it speaks another protocol \(.*same ver"):
+            read(with_header(message, protocol=protocol))
+    with pytest.raises(DataError, match="not a message of this program"):
+        read(with_header(message, protocol=...))
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=named)
 def test_a_missing_or_an_added_field_is_refused(message):
-    bare = replace(message, **{name: {} for name in message.tensor_fields})
-    for name in (
-        "recipe_hash",
-        *(
-            s.name
-            for s in fields(bare)
-            # A field with a default came later: earlier versions leave it out.
-            if s.name not in bare.tensor_fields and s.default is MISSING
-        ),
-    ):
-        with pytest.raises(DataError, match=rf"{SENDER}.*'{name}'"):
-            read(with_header(bare, **{name: ...}))
+    for spec in fields(message):
+        with pytest.raises(DataError, match=rf"{SENDER}.*'{spec.name}'"):
+            read(with_header(message, **{spec.name: ...}))
     with pytest.raises(DataError, match=rf"{SENDER}.*'surplus'"):
-        read(with_header(bare, surplus=1))
+        read(with_header(message, surplus=1))
+
+
+def test_a_tensor_is_named_once_and_is_there():
+    message = next(m for m in MESSAGES if m.kind == "fit-reply")
+    message = replace(message, adapter=ADAPTER)
+    both = dict.fromkeys(ADAPTER, 0)
+    for plan in (both, {"q.lora_A.weight": 0, "q.lora_B.weight": 7}, {"x": -1}):
+        with pytest.raises(DataError, match="names a tensor that is not there"):
+            read(with_header(message, adapter=plan))
+    for plan in ({"x": "0"}, {"x": True}, {"x": {"y": 0}}, [0, 1], 0, {"x": 0.0}):
+        with pytest.raises(DataError, match="adapter has the wrong type"):
+            read(with_header(message, adapter=plan))
 
 
 WRONG_TYPES = (
@@ -271,7 +290,9 @@ WRONG_TYPES = (
     ("score-reply", "anchor_scores", {"silo north": {"validation": ["high"]}}),
     ("score-reply", "anchor_scores", [[1.0]]),
     ("score-reply", "proposal", "low"),
-    ("hello-reply", "versions", {"torch": 2}),
+    ("hello-reply", "version", {"torch": 2}),
+    ("score", "checkpoints", {"0": {}}),
+    ("score", "directions", [{"validation": [0]}]),
     ("hello", "recipe", "a recipe"),
     ("select", "threshold", None),
     ("select-reply", "n_kept", None),
@@ -282,9 +303,8 @@ WRONG_TYPES = (
 @pytest.mark.parametrize(("kind", "name", "value"), WRONG_TYPES)
 def test_a_field_of_another_type_is_refused(kind, name, value):
     message = next(m for m in MESSAGES if m.kind == kind)
-    bare = replace(message, **{name: {} for name in message.tensor_fields})
     with pytest.raises(DataError, match=rf"{SENDER}: {kind}\.{name} has the wrong type"):
-        read(with_header(bare, **{name: value}))
+        read(with_header(message, **{name: value}))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
@@ -310,21 +330,23 @@ def test_a_number_that_is_not_finite_is_not_even_sent(number):
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_a_tensor_that_is_not_finite_is_refused(number):
     bad = {**ADAPTER, "q.lora_B.weight": torch.tensor([[0.0, number]])}
-    for message in (m for m in MESSAGES if "adapter" in m.tensor_fields):
-        with pytest.raises(NumericsError, match=rf"{SENDER}.*lora_B"):
+    for message in (m for m in MESSAGES if "adapter" in m.tensor_fields()):
+        with pytest.raises(NumericsError, match=rf"{SENDER}.*tensor that is not finite"):
             read(replace(message, adapter=bad).to_bytes())
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.bool, torch.int64])
 def test_a_tensor_of_a_type_that_no_message_has_is_refused(dtype):
-    header = json.dumps({"kind": "fit-reply", "recipe_hash": HASH, "weight": 10})
+    header = {"kind": "fit-reply", "protocol": PROTOCOL, "recipe_hash": HASH, "weight": 10}
+    text = json.dumps({**header, "adapter": {"q": 0}})
     with pytest.raises(DataError, match=rf"{SENDER}.*type torch"):
-        read(by_hand({"adapter|q": torch.zeros(2).to(dtype)}, header))
+        read(by_hand({"0": torch.zeros(2).to(dtype)}, text))
 
 
 def test_a_tensor_that_belongs_to_no_field_is_refused():
-    header = json.dumps({"kind": "evaluate", "recipe_hash": HASH, "selection_token": ""})
-    for name in ("rows|0", "recipe_hash|0", "stowaway"):
+    header = {"kind": "evaluate", "protocol": PROTOCOL, "recipe_hash": HASH}
+    header = json.dumps({**header, "selection_token": ""})
+    for name in ("0", "recipe_hash", "stowaway"):
         with pytest.raises(DataError, match=rf"{SENDER}.*unexpected tensor"):
             read(by_hand({name: torch.zeros(1)}, header))
 
@@ -342,22 +364,23 @@ def test_a_header_that_claims_to_be_giant_is_refused_before_it_is_read():
 )
 def test_a_header_of_another_shape_is_refused(header):
     with pytest.raises(DataError, match=SENDER):
-        read(by_hand({"empty": torch.zeros(0)}, header))
+        read(by_hand({}, header))
 
 
 def test_brackets_nested_thousands_deep_do_not_exhaust_the_stack():
-    start = json.dumps({"kind": "select", "recipe_hash": HASH, "threshold": {}})[:-3]
+    header = {"kind": "select", "protocol": PROTOCOL, "recipe_hash": HASH, "threshold": {}}
+    start = json.dumps(header)[:-3]
     for depth in (500, 900, 100_000):
         header = start + '{"a":' * depth + "1" + "}" * depth + "}"
-        data = by_hand({"empty": torch.zeros(0)}, header)
+        data = by_hand({}, header)
         refusal = refusal_of(data)
         assert refusal is None or SENDER in str(refusal)
 
 
 def test_no_mutated_message_raises_anything_but_our_errors():
     rng = random.Random(20260101)
-    # Sealed after the change: what is tested is what stands behind the seal.
-    sources = [unsealed(message) for message in MESSAGES]
+    # The checksum is made after the change: what is tested is what stands behind it.
+    sources = [message.to_bytes() for message in MESSAGES]
     n_refused = 0
     for trial in range(600):
         data = bytearray(rng.choice(sources))
@@ -373,7 +396,7 @@ def test_no_mutated_message_raises_anything_but_our_errors():
                 data[place] = rng.choice(b'{}[]",:-0 e\\')
             data = data or bytearray(b"\0")
         try:
-            refusal = refusal_of(sealed(bytes(data)))
+            refusal = refusal_of(with_checksum(bytes(data)))
         except Exception as error:  # noqa: BLE001 - any other exception is the bug looked for
             pytest.fail(f"trial {trial}: hostile bytes raise {type(error).__name__}: {error}")
         if refusal:

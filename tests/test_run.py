@@ -30,6 +30,7 @@ from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
 from clues.scoring.compared import Standpoint, compare
+from clues.scoring.parts import BEFORE, Compared, checkpoint_losses
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
 
@@ -112,8 +113,8 @@ def test_whose_loss_is_a_part_of_the_score(model, tmp_path, under, trajectory) -
     run_until(run, "threshold")
     silo = run.silos["north"].space
     table = silo.scores()
-    along = [v for k, v in table.parts.items() if k.endswith("/loss") and k != "base/loss"]
-    expected = {"base": table.parts["base/loss"], "checkpoints": np.mean(along, axis=0)}
+    along = checkpoint_losses(table.parts)
+    expected = {"base": table.parts[BEFORE], "checkpoints": np.mean(along, axis=0)}
     np.testing.assert_allclose(-table.raw["loss"], expected[under], rtol=1e-6)
     assert not np.allclose(expected["base"], expected["checkpoints"], rtol=1e-4)
     # The same for the public anchors, with which the threshold is set.
@@ -242,7 +243,7 @@ def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_p
     for name in names:
         (anchors,) = sent[name].values()
         assert anchors == pytest.approx(alone[name].anchors.tolist(), rel=1e-3, abs=1e-5)
-        rows = table.parts[f"compare/{name}"].tolist()
+        rows = table.parts[Compared(name)].tolist()
         assert rows == pytest.approx(alone[name].rows.tolist(), rel=1e-3, abs=1e-5)
     assert len({tuple(np.round(alone[name].anchors, 6)) for name in names}) == len(names)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from clues import __version__
 from clues.config import CombineSettings, EvaluateSettings, FederationSettings, Recipe
 from clues.coordinator.attendance import Attendance
 from clues.coordinator.desk import Desk, LoadModel
@@ -91,6 +92,7 @@ class Coordinator:
         check_public_rows(self.recipe, self.evaluate)
         request = HelloRequest(
             recipe_hash=self.recipe.hash,
+            version=__version__,
             recipe=portable_recipe(self.recipe),
             public_files=public_files(self.recipe),
         )

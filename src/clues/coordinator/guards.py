@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, equal
 
+from clues import __version__
 from clues.errors import DataError, NumericsError
 from clues.model.adapters import check_state
 from clues.wall.messages import (
@@ -28,6 +29,11 @@ def check_hello(name: str, reply: HelloReply, *, domains: Sequence[str], max_row
     """A silo is who it is, of a known domain, with a believable number of rows."""
     if reply.silo != name:
         raise DataError(f"silo {name}: it answers as {reply.silo[:40]!r}.")
+    if reply.version != __version__:
+        raise DataError(
+            f"silo {name}: it runs clues {reply.version[:20]!r}, and here is {__version__}. Install "
+            "the same version on both sides."
+        )
     if reply.domain not in domains:
         raise DataError(f"silo {name}: domain {reply.domain[:40]!r} has no public set.")
     if not 0 <= reply.n_rows <= max_rows:

@@ -4,7 +4,6 @@ Every silo's reply is written as it came. What reads it takes one weight at a ti
 grows with the adapter and not with the number of silos.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor
 
 from clues.atomic import atomic_write_bytes, make_folder
-from clues.wall.container import DTYPES
+from clues.wall.container import DTYPES, read_header, read_text
+from clues.wall.messages import stored_names
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -29,14 +29,11 @@ class StoredTensors(Mapping[str, Tensor]):
         """Read the names and where each tensor lies."""
         self.path, self.field = path, field
         with path.open("rb") as file:
-            n_header = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(n_header))
+            n_header = int.from_bytes(start := file.read(8), "little")
+            header = read_header(start + file.read(n_header))
         self.start = 8 + n_header
-        self.specs = {
-            full.removeprefix(f"{field}|"): spec
-            for full, spec in sorted(header.items())
-            if full.startswith(f"{field}|")
-        }
+        names = stored_names(read_text(header), field)
+        self.specs: dict[str, Any] = {weight: header[name] for weight, name in names.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         spec = self.specs[name]

@@ -11,7 +11,7 @@ from clues.coordinator.desk import Desk
 from clues.coordinator.guards import check_anchor_scores
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
-from clues.scoring.compared import Standpoint, compare_anchors
+from clues.scoring.compared import AnchorScores, Standpoint, compare_anchors
 from clues.scoring.forms import form_directions
 from clues.scoring.trajectory import (
     anchors_at_coordinator,
@@ -52,7 +52,7 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
             request = replace(request, weights=weighing.weights)
             requests |= dict.fromkeys(desk.members(domain), request)
     else:
-        requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}, {}))
+        requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}, AnchorScores({}, {})))
     sizes = {} if here else {domain: len(desk.anchors(domain)) for domain in desk.recipe.public}
 
     def take(name: str, reply: ScoreReply) -> ScoreReply:
@@ -136,7 +136,7 @@ def _domain_request(
             )
             advance(1)
     anchor_scores: dict[str, list[float]] = {}
-    compared: dict[str, list[float]] = {}
+    compared = AnchorScores({}, {})
     controls = None
     if anchors_at_coordinator(desk.recipe):
         where = (checkpoints, directions)
@@ -158,38 +158,30 @@ def _request(
     directions: Sequence[Mapping[str, AdapterState]],
     probe_losses: list[float],
     anchor_scores: dict[str, list[float]],
-    compared: dict[str, list[float]],
+    compared: AnchorScores,
 ) -> ScoreRequest:
-    needed = _moments_at_rows(desk)
+    needs_first, needs_second = _moments_at_rows(desk)
     return ScoreRequest(
         recipe_hash=desk.recipe.hash,
         learning_rates=[c.learning_rate for c in checkpoints],
         optimizer_steps=[c.optimizer_steps for c in checkpoints],
         probe_losses=probe_losses,
         anchor_scores=anchor_scores,
-        compared_anchors=compared,
+        compared_forms={
+            form: {name: list(v) for name, v in sets.items()}
+            for form, sets in compared.forms.items()
+        },
+        compared_baselines={name: list(v) for name, v in compared.baselines.items()},
         weights={},
-        checkpoints={
-            f"{i}|{n}": t for i, c in enumerate(checkpoints) for n, t in c.adapter.items()
-        },
-        directions={
-            f"{i}/{name}|{n}": t
-            for i, sets in enumerate(directions)
-            for name, direction in sets.items()
-            for n, t in direction.items()
-        },
-        moments={
-            f"{i}/{which}|{n}": t
-            for i, c in enumerate(checkpoints)
-            for which, moment in (("first", c.first_moment), ("second", c.second_moment))
-            if which in needed
-            for n, t in moment.items()
-        },
+        checkpoints=[c.adapter for c in checkpoints],
+        directions=[dict(sets) for sets in directions],
+        first_moments=[c.first_moment if needs_first else {} for c in checkpoints],
+        second_moments=[c.second_moment if needs_second else {} for c in checkpoints],
     )
 
 
-def _moments_at_rows(desk: Desk) -> set[str]:
-    """Which optimiser moments a silo needs beside the directions.
+def _moments_at_rows(desk: Desk) -> tuple[bool, bool]:
+    """Whether a silo needs the optimiser's first and second moments beside the directions.
 
     A linear form carries the moments in its direction; the others need them at the rows, and a
     silo makes the directions of compared forms itself.
@@ -198,5 +190,4 @@ def _moments_at_rows(desk: Desk) -> set[str]:
     forms = {name for name in settings.compare if name in FORMS}
     if anchors_at_coordinator(desk.recipe) and settings.form not in LINEAR_FORMS:
         forms.add(settings.form)
-    needed = {"first": NEEDS_FIRST_MOMENT, "second": NEEDS_SECOND_MOMENT}
-    return {which for which, those in needed.items() if forms & set(those)}
+    return bool(forms & set(NEEDS_FIRST_MOMENT)), bool(forms & set(NEEDS_SECOND_MOMENT))

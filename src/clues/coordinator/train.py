@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from clues.atomic import make_folder
-from clues.config import LOSS
 from clues.coordinator.desk import Desk
 from clues.coordinator.guards import check_train, too_long, update_norm
 from clues.coordinator.inbox import Inbox, Update
@@ -23,7 +22,9 @@ from clues.model.adapters import (
     write_tensors,
 )
 from clues.model.merging import aggregate
+from clues.model.tensorfile import pack, unpack
 from clues.rundir import write_json
+from clues.scoring.inrun import Reference
 from clues.scoring.rounds import is_refreshed, make_reference
 from clues.scoring.trajectory import n_train_steps
 from clues.wall.messages import TrainReply, TrainRequest
@@ -127,55 +128,48 @@ def _requests(
         return dict.fromkeys(desk.silos, _request(desk, number, before.adapter))
     requests: dict[str, TrainRequest] = {}
     for domain in desk.domains:
-        products, directions = _directions(
+        reference = _reference(
             desk, domain, number, before, folder / "directions", per_round=per_round
         )
-        request = _request(desk, number, before.adapter, validation=products, directions=directions)
+        request = _request(desk, number, before.adapter, reference)
         requests |= dict.fromkeys(desk.members(domain), request)
     return requests
 
 
-def _directions(
+def _reference(
     desk: Desk, domain: str, number: int, before: Checkpoint, folder: Path, *, per_round: int
-) -> tuple[dict[str, float], AdapterState]:
+) -> Reference:
     """A domain's directions for a round, and their units; made anew where the round is due."""
-    file, units = folder / f"{domain}.safetensors", folder / f"{domain}.json"
-    stored: dict[str, Any] = json.loads(units.read_text()) if units.exists() else {"round": -1}
+    file, record = folder / f"{domain}.safetensors", folder / f"{domain}.json"
+    stored: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"round": -1}
     n_rows = [s["n_rows"] for s in desk.silos.values()]
     if is_refreshed(number, per_round, desk.recipe, n_rows) and stored["round"] != number:
-        reference = make_reference(
+        made = make_reference(
             desk.model,
             desk.validation(domain),
             before,
             recipe=desk.recipe,
             weights=desk.scored_weights(),
         )
-        tensors = {
-            f"{name}|{n}": t
-            for name, direction in reference.directions.items()
-            for n, t in direction.items()
-        }
-        stored = {"validation": {**reference.products, LOSS: reference.loss}}
+        plan, tensors = pack(made.directions)
+        stored = {"plan": plan, "products": made.products, "loss": made.loss, "round": number}
         make_folder(folder)
         write_tensors(file, tensors)
-        write_json(units, {**stored, "round": number})
-    return stored["validation"], load_file(file)
+        write_json(record, stored)
+    directions = unpack(stored["plan"], load_file(file).pop)
+    return Reference(directions, stored["products"], stored["loss"])
 
 
 def _request(
-    desk: Desk,
-    number: int,
-    adapter: AdapterState,
-    *,
-    validation: dict[str, float] | None = None,
-    directions: AdapterState | None = None,
+    desk: Desk, number: int, adapter: AdapterState, reference: Reference | None = None
 ) -> TrainRequest:
     return TrainRequest(
         recipe_hash=desk.recipe.hash,
         round=number,
         adapter=adapter,
-        validation=validation or {},
-        directions=directions or {},
+        validation=dict(reference.products) if reference else {},
+        validation_loss=reference.loss if reference else 0.0,
+        directions=dict(reference.directions) if reference else {},
     )
 
 

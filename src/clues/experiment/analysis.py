@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from clues.config import LOSS, ThresholdSettings, derived_seed
+from clues.config import ThresholdSettings, derived_seed
 from clues.errors import DataError, NumericsError
 from clues.evaluation.compare import select_alone
 from clues.evaluation.detection import detection, ranking, read_labels
 from clues.pipeline import Run
+from clues.scoring.parts import Compared, terms
 from clues.scoring.table import ScoreTable
 from clues.selection.threshold import Threshold, fit_threshold, mixture_cut
 from clues.selection.units import INFLUENCE, part_of
@@ -172,22 +173,21 @@ def by_length(run: Run, views: Sequence[SiloView]) -> dict[str, Any]:
 
 def by_checkpoint(views: Sequence[SiloView]) -> dict[str, Any]:
     """AUC of each checkpoint's term alone, and how far the checkpoints rank rows alike."""
-    aucs: dict[str, list[float]] = {}
+    aucs: dict[int, list[float]] = {}
     agreements: list[float] = []
     for view in views:
-        terms: dict[str, np.ndarray] = {}
-        for name, values in view.table.parts.items():
-            index, _, part = name.partition("/")
-            if index.isdigit() and part != LOSS and "/" not in part:
-                terms[index] = terms.get(index, np.zeros(len(values))) + values
-        for index, values in terms.items():
+        sums: dict[int, np.ndarray] = {}
+        for term, values in terms(view.table.parts).items():
+            if term.block is None:
+                sums[term.checkpoint] = sums.get(term.checkpoint, np.zeros(len(values))) + values
+        for number, values in sums.items():
             auc = ranking(view.labels, values)["auc"]
             if auc is not None:
-                aucs.setdefault(index, []).append(auc)
-        pairs = [_spearman(terms[a], terms[b]) for a, b in combinations(sorted(terms), 2)]
+                aucs.setdefault(number, []).append(auc)
+        pairs = [_spearman(sums[a], sums[b]) for a, b in combinations(sorted(sums), 2)]
         agreements += [rho for rho in pairs if rho is not None]
     return {
-        "auc": {index: float(np.mean(aucs[index])) for index in sorted(aucs, key=int)},
+        "auc": {str(number): float(np.mean(aucs[number])) for number in sorted(aucs)},
         "agreement": float(np.mean(agreements)) if agreements else None,
     }
 
@@ -225,7 +225,7 @@ def score_columns(run: Run, view: SiloView) -> dict[str, np.ndarray]:
         columns["influence"] = np.sum(
             [v for n, v in table.raw.items() if part_of(n) == INFLUENCE], axis=0
         )
-    return columns | {n[8:]: v for n, v in table.parts.items() if n.startswith("compare/")}
+    return columns | {p.method: v for p, v in table.parts.items() if isinstance(p, Compared)}
 
 
 def agreement(first: Run, second: Run) -> float | None:
@@ -243,13 +243,11 @@ def agreement(first: Run, second: Run) -> float | None:
 
 
 def _alone(run: Run, view: SiloView) -> dict[str, Any]:
-    import json
-
-    compared = json.loads((view.space.private / "compared.json").read_text())
+    compared = view.space.compared_anchors()
     return {
         name: select_alone(
             name,
-            view.table.parts[f"compare/{name}"],
+            view.table.parts[Compared(name)],
             view.table.fold,
             {g: np.array(v) for g, v in anchors.items()},
             recipe=run.config.recipe,

@@ -5,7 +5,7 @@ not once more. The bytes are the same, which a test compares.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,3 +45,40 @@ def parts_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
     return [len(head).to_bytes(8, "little") + head, *parts]
+
+
+def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Take the tensors out of nested dictionaries and lists.
+
+    Args:
+        tree: dictionaries with names as keys, lists, and tensors; nothing else.
+
+    Returns:
+        The same tree with a number in every tensor's place, which is plain JSON, and the tensors by
+        their numbers. The order of keys does not matter.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def number(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {name: number(part[name]) for name in sorted(part)}
+        if isinstance(part, list | tuple):
+            return [number(item) for item in part]
+        tensors[str(len(tensors))] = part
+        return len(tensors) - 1
+
+    return number(tree), tensors
+
+
+def unpack(plan: Any, take: Callable[[str], Tensor]) -> Any:
+    """Put tensors back into the tree that `pack` made.
+
+    Args:
+        plan: the tree with numbers.
+        take: returns the tensor of a number.
+    """
+    if isinstance(plan, Mapping):
+        return {name: unpack(part, take) for name, part in plan.items()}
+    if isinstance(plan, list):
+        return [unpack(part, take) for part in plan]
+    return take(str(plan))

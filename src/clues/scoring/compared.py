@@ -16,7 +16,22 @@ from clues.scoring.forms import explicit_scores, form_directions, linear_scores
 from clues.selection.units import combine
 
 Rows = Sequence[EncodedRow]
-Sent = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class AnchorScores:
+    """Scores of a domain's anchors beside the deciding one, made once where all silos score alike.
+
+    Without what a silo has anyway (the form that decides), and without what depends on its rows
+    (in-run scores, DataInf).
+
+    Attributes:
+        forms: by influence form and validation set, one score per anchor.
+        baselines: by baseline, one score per anchor.
+    """
+
+    forms: Mapping[str, Mapping[str, Sequence[float]]]
+    baselines: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ def compare(
     anchors: Rows,
     *,
     known: Mapping[str, Compared],
-    sent: Sent | None = None,
+    sent: AnchorScores | None = None,
 ) -> dict[str, Compared]:
     """Every score that `recipe.score.compare` lists, for one group of rows.
 
@@ -97,19 +112,15 @@ def compare(
     return {n: {**found, **known}[n] for n in place.recipe.score.compare if n != "inrun"}
 
 
-def compare_anchors(place: Standpoint, anchors: Rows) -> dict[str, list[float]]:
-    """The anchors' compared scores, made once where all silos of a domain score alike.
-
-    Returns:
-        By `form/set` and by baseline, without what a silo has anyway (the form that decides), and
-        without what depends on its rows (in-run scores, DataInf).
-    """
-    parts = form_parts(place, place.forms(known=place.deciding_form), anchors)
+def compare_anchors(place: Standpoint, anchors: Rows) -> AnchorScores:
+    """The anchors' scores beside the deciding one, at the coordinator."""
+    found = form_parts(place, place.forms(known=place.deciding_form), anchors)
     scene = _scene(place, rows=())
-    found = {f"{form}/{name}": v for form, sets in parts.items() for name, v in sets.items()}
-    for name in place.baselines(known=NEEDS_ROWS):
-        found[name] = BASELINES[name](scene)(anchors)
-    return {name: [float(x) for x in values] for name, values in found.items()}
+    scored = {name: BASELINES[name](scene)(anchors) for name in place.baselines(known=NEEDS_ROWS)}
+    return AnchorScores(
+        {f: {s: [float(x) for x in v] for s, v in sets.items()} for f, sets in found.items()},
+        {name: [float(x) for x in values] for name, values in scored.items()},
+    )
 
 
 def score_by_baselines(
@@ -118,14 +129,14 @@ def score_by_baselines(
     rows: Rows,
     anchors: Rows,
     *,
-    sent: Sent | None = None,
+    sent: AnchorScores | None = None,
 ) -> dict[str, Compared]:
     """Score rows and anchors by baselines at the last checkpoint."""
-    scene = _scene(place, rows=rows)
+    scene, brought = _scene(place, rows=rows), sent.baselines if sent else {}
     found: dict[str, Compared] = {}
     for name in baselines:
         score = BASELINES[name](scene)
-        theirs = np.array(sent[name]) if sent and name in sent else score(anchors)
+        theirs = np.array(brought[name]) if name in brought else score(anchors)
         found[name] = Compared(score(rows), theirs)
     return found
 
@@ -136,7 +147,7 @@ def score_by_forms(
     rows: Rows,
     anchors: Rows,
     *,
-    sent: Sent | None = None,
+    sent: AnchorScores | None = None,
 ) -> dict[str, Compared]:
     """Score rows and anchors by influence forms along a trajectory, without the loss."""
     everyone = [*rows, *anchors] if sent is None else rows
@@ -145,7 +156,7 @@ def score_by_forms(
     for form, parts in form_parts(place, forms, everyone).items():
         ours = {name: parts[name][:n] for name in weights}
         theirs = {
-            name: parts[name][n:] if sent is None else np.array(sent[f"{form}/{name}"])
+            name: parts[name][n:] if sent is None else np.array(sent.forms[form][name])
             for name in weights
         }
         found[form] = one_number(ours, theirs, weights)
@@ -199,10 +210,13 @@ def _scene(place: Standpoint, *, rows: Rows) -> Scene:
     )
 
 
-def _check_sent(place: Standpoint, sent: Sent, *, n_anchors: int) -> None:
-    forms = place.forms(known=place.deciding_form)
-    wanted = {f"{form}/{name}" for form in forms for name in place.validation}
-    wanted |= set(place.baselines(known=NEEDS_ROWS))
-    fits = set(sent) == wanted and all(len(values) == n_anchors for values in sent.values())
-    if not fits or not np.isfinite([x for values in sent.values() for x in values]).all():
+def _check_sent(place: Standpoint, sent: AnchorScores, *, n_anchors: int) -> None:
+    lists = [*sent.baselines.values(), *(v for sets in sent.forms.values() for v in sets.values())]
+    fits = (
+        set(sent.forms) == set(place.forms(known=place.deciding_form))
+        and all(set(sets) == set(place.validation) for sets in sent.forms.values())
+        and set(sent.baselines) == set(place.baselines(known=NEEDS_ROWS))
+        and all(len(values) == n_anchors for values in lists)
+    )
+    if not fits or not np.isfinite([x for values in lists for x in values]).all():
         raise DataError("the anchors' compared scores that came do not fit the recipe.")

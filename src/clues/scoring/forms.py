@@ -25,6 +25,7 @@ from clues.scoring.direction import BLOCK, LinearForm, validation_direction
 from clues.scoring.finite import difference_scores
 from clues.scoring.gradients import adam_update, transformed_products
 from clues.scoring.influence import RowScores, influence_scores
+from clues.scoring.parts import OUTSIDE_BLOCKS
 
 
 def way_of(settings: ScoreSettings, form: str) -> str:
@@ -189,10 +190,10 @@ def _by_form(
     }
 
 
-def by_block(direction: AdapterState) -> dict[str, AdapterState]:
-    """The parts of a direction by block of the model; they add up to it."""
-    parts: dict[str, AdapterState] = {}
+def by_block(direction: AdapterState) -> dict[int, AdapterState]:
+    """The parts of a direction by number of the model's block; they add up to it."""
+    pieces: dict[int, AdapterState] = {}
     for name, tensor in direction.items():
         found = BLOCK.search(name)
-        parts.setdefault(f"block {found[1]}" if found else "outside blocks", {})[name] = tensor
-    return parts
+        pieces.setdefault(int(found[1]) if found else OUTSIDE_BLOCKS, {})[name] = tensor
+    return pieces

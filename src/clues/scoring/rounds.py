@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from torch import Tensor
 
 from clues.atomic import make_folder
-from clues.config import LOSS, Recipe, derived_seed
+from clues.config import Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
@@ -50,21 +49,16 @@ def make_reference(
     return Reference(directions, products, float(np.mean(losses)))
 
 
-def read_reference(tensors: Mapping[str, Tensor], validation: Mapping[str, float]) -> Reference:
-    """Take a reference out of a train request.
+def checked_reference(reference: Reference) -> Reference:
+    """A reference that was sent, if every direction has its unit.
 
     Raises:
         DataError: a direction has no unit, or none is there.
     """
-    directions: dict[str, AdapterState] = {}
-    for key, tensor in tensors.items():
-        name, _, weight = key.partition("|")
-        directions.setdefault(name, {})[weight] = tensor
-    products = {name: value for name, value in validation.items() if name != LOSS}
-    fits = set(products) == set(directions) and LOSS in validation and products
-    if not fits or min(products.values()) <= 0:
+    products = reference.products
+    if not products or set(products) != set(reference.directions) or min(products.values()) <= 0:
         raise DataError("the train request's directions and their units do not fit together.")
-    return Reference(directions, products, validation[LOSS])
+    return reference
 
 
 def is_refreshed(number: int, per_round: int, recipe: Recipe, n_rows: Sequence[int]) -> bool:

@@ -23,6 +23,7 @@ from clues.atomic import make_folder
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel, write_tensors
+from clues.model.tensorfile import pack, unpack
 from clues.scoring.forms import form_scores
 from clues.scoring.influence import RowScores
 
@@ -56,9 +57,11 @@ class Job:
         """Hash of everything a score depends on, the rows' content included."""
         digest = hashlib.sha256()
         settings = [self.form, self.way, self.skip_nonfinite, self.checkpoint.optimizer_steps]
-        digest.update(json.dumps([settings, [[row.id, row.ids] for row in self.rows]]).encode())
-        for name, tensor in sorted(self._tensors().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        rows = [[row.id, row.ids, row.mask] for row in self.rows]
+        plan, tensors = pack(self._states())
+        digest.update(json.dumps([settings, rows, plan]).encode())
+        for tensor in tensors.values():
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:24]
 
@@ -72,16 +75,16 @@ class Job:
         """Write the job for other processes of this machine. Holds rows: stays in the silo."""
         ids = [t for row in self.rows for t in row.ids]
         mask = [int(t) for row in self.rows for t in row.mask]
-        tensors = self._tensors()
-        tensors["ids"], tensors["mask"] = torch.tensor(ids), torch.tensor(mask, dtype=torch.uint8)
+        tokens = {"ids": torch.tensor(ids), "mask": torch.tensor(mask, dtype=torch.uint8)}
+        plan, tensors = pack({**self._states(), "tokens": tokens})
         head = {
+            "plan": plan,
             "form": self.form,
             "way": self.way,
             "skip_nonfinite": self.skip_nonfinite,
             "step": self.checkpoint.step,
             "learning_rate": self.checkpoint.learning_rate,
             "optimizer_steps": self.checkpoint.optimizer_steps,
-            "n_directions": len(self.directions),
             "rows": [[row.row, row.id, len(row.ids), row.truncated] for row in self.rows],
         }
         make_folder(folder)
@@ -96,7 +99,8 @@ class Job:
         """
         try:
             tensors, head = _read(folder / "job.safetensors")
-            ids, mask = tensors.pop("ids").tolist(), tensors.pop("mask").tolist()
+            states = unpack(head["plan"], tensors.pop)
+            ids, mask = states["tokens"]["ids"].tolist(), states["tokens"]["mask"].tolist()
             rows: list[EncodedRow] = []
             start = 0
             for row, id_, length, truncated in head["rows"]:
@@ -107,23 +111,23 @@ class Job:
             checkpoint = Checkpoint(
                 head["step"],
                 head["learning_rate"],
-                _under(tensors, "adapter|"),
-                _under(tensors, "second|"),
-                _under(tensors, "first|"),
+                states["adapter"],
+                states["second_moment"],
+                states["first_moment"],
                 head["optimizer_steps"],
             )
-            directions = [_under(tensors, f"{k}|") for k in range(head["n_directions"])]
+            directions = states["directions"]
         except (OSError, KeyError, ValueError, SafetensorError):
             raise DataError(f"{folder.name}: the scoring job cannot be read.") from None
         return cls(rows, checkpoint, directions, head["form"], head["way"], head["skip_nonfinite"])
 
-    def _tensors(self) -> dict[str, Tensor]:
-        found = {f"adapter|{n}": t for n, t in self.checkpoint.adapter.items()}
-        found |= {f"second|{n}": t for n, t in self.checkpoint.second_moment.items()}
-        found |= {f"first|{n}": t for n, t in self.checkpoint.first_moment.items()}
-        for k, direction in enumerate(self.directions):
-            found |= {f"{k}|{n}": t for n, t in direction.items()}
-        return found
+    def _states(self) -> dict[str, Any]:
+        return {
+            "adapter": self.checkpoint.adapter,
+            "second_moment": self.checkpoint.second_moment,
+            "first_moment": self.checkpoint.first_moment,
+            "directions": list(self.directions),
+        }
 
 
 def score_in_shards(
@@ -227,7 +231,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
     with safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
         head = json.loads(file.metadata()["clues"])
         return {name: file.get_tensor(name) for name in file.keys()}, head  # noqa: SIM118
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> AdapterState:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}

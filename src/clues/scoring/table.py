@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from clues.atomic import atomic_write_bytes
 from clues.errors import DataError
+from clues.scoring.parts import Parts, part_from_json, part_to_json
 
+VERSION = 1
 FIXED = ("row", "id", "fold", "n_tokens", "n_response_tokens")
 
 
@@ -27,8 +29,7 @@ class ScoreTable:
         n_tokens: length with the prompt.
         n_response_tokens: length of what carries loss.
         raw: by validation set, the sum over checkpoints of learning rate times inner product.
-        parts: by `checkpoint/validation set`, the terms of that sum; and by
-            `checkpoint/loss` the row's loss there, by `base/loss` its loss before training.
+        parts: the terms of that sum, losses, and scores beside it.
     """
 
     recipe_hash: str
@@ -38,16 +39,26 @@ class ScoreTable:
     n_tokens: np.ndarray
     n_response_tokens: np.ndarray
     raw: dict[str, np.ndarray]
-    parts: dict[str, np.ndarray]
+    parts: Parts
 
     def write(self, path: Path) -> None:
         """Write parquet beside and rename."""
         columns = {name: getattr(self, name) for name in FIXED}
         columns["id"] = list(self.id)
-        columns |= {f"raw/{name}": values for name, values in self.raw.items()}
-        columns |= {f"part/{name}": values for name, values in self.parts.items()}
+        # What a column holds stands in the metadata; nobody reads it out of the column's name.
+        raw = {f"raw {name}": name for name in self.raw}
+        parts = {f"part {number}": part for number, part in enumerate(self.parts)}
+        columns |= {column: self.raw[name] for column, name in raw.items()}
+        columns |= {column: self.parts[part] for column, part in parts.items()}
         table = pa.table(columns)
-        meta = json.dumps({"recipe_hash": self.recipe_hash, "version": 1})
+        meta = json.dumps(
+            {
+                "recipe_hash": self.recipe_hash,
+                "version": VERSION,
+                "raw": raw,
+                "parts": {column: part_to_json(part) for column, part in parts.items()},
+            }
+        )
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({"clues": meta}), buffer)
         atomic_write_bytes(path, buffer.getvalue())
@@ -67,8 +78,8 @@ class ScoreTable:
                 recipe_hash=meta["recipe_hash"],
                 id=tuple(table["id"].to_pylist()),
                 **{n: columns[n] for n in FIXED if n != "id"},
-                raw={n[4:]: v for n, v in columns.items() if n.startswith("raw/")},
-                parts={n[5:]: v for n, v in columns.items() if n.startswith("part/")},
+                raw={name: columns[column] for column, name in meta["raw"].items()},
+                parts={part_from_json(p): columns[column] for column, p in meta["parts"].items()},
             )
         except FileNotFoundError:
             raise DataError(

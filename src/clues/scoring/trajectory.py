@@ -23,6 +23,7 @@ from clues.data.tokens import EncodedRow
 from clues.errors import RecipeMismatchError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.forms import by_block, form_scores, way_of
+from clues.scoring.parts import Loss, Parts, Term, checkpoint_losses
 from clues.scoring.perplexity import alignments, losses_before, mean_losses
 from clues.scoring.shards import Job, Team, score_in_shards
 
@@ -39,12 +40,11 @@ class TrajectoryScores:
     Attributes:
         raw: by validation set, sum over checkpoints of learning rate times inner product; and
             `loss` and `alignment` where they count.
-        parts: the terms of that sum as `checkpoint/set` (`checkpoint/set/block n` where asked
-            for), and `checkpoint/loss`.
+        parts: the terms of that sum (by block where asked for), and the losses at checkpoints.
     """
 
     raw: dict[str, np.ndarray]
-    parts: dict[str, np.ndarray]
+    parts: Parts
 
 
 def score_rows(
@@ -89,13 +89,15 @@ def score_rows(
     if settings.method == "perplexity":
         return _losses_alone(model, rows, checkpoints, on_rows=on_rows)
     raw: dict[str, np.ndarray] = {}
-    parts: dict[str, np.ndarray] = {}
+    parts: Parts = {}
     form = settings.form
     for index, (checkpoint, sets) in enumerate(zip(checkpoints, directions, strict=True)):
-        pieces = {(name, ""): direction for name, direction in sets.items()}
+        pieces = {Term(index, name): direction for name, direction in sets.items()}
         if settings.per_block:
             pieces = {
-                (n, f"/{b}"): d for n, whole in sets.items() for b, d in by_block(whole).items()
+                Term(index, n, b): d
+                for n, whole in sets.items()
+                for b, d in by_block(whole).items()
             }
         given = list(pieces.values())
         job = Job(rows, checkpoint, given, form, way_of(settings, form), skip_nonfinite)
@@ -112,13 +114,13 @@ def score_rows(
                 on_rows=on_rows,
                 skip_nonfinite=skip_nonfinite,
             )
-        parts[f"{index}/loss"] = found.losses
-        for k, (name, block) in enumerate(pieces):
+        parts[Loss(index)] = found.losses
+        for k, piece in enumerate(pieces):
             term = checkpoint.learning_rate * found.products[:, k]
-            parts[f"{index}/{name}{block}"] = term
-            raw[name] = raw.get(name, np.zeros(len(rows))) + term
+            parts[piece] = term
+            raw[piece.set] = raw.get(piece.set, np.zeros(len(rows))) + term
     wanted = set_weights(settings, {})
-    losses = [parts[f"{index}/loss"] for index in range(len(checkpoints))]
+    losses = checkpoint_losses(parts)
     if LOSS in wanted and settings.loss_under == "checkpoints":
         raw[LOSS] = -np.mean(losses, axis=0)
     elif LOSS in wanted:
@@ -141,9 +143,9 @@ def _losses_alone(
     on_rows: Callable[[int], None] | None,
 ) -> TrajectoryScores:
     """Score by the loss along the trajectory: forward passes only."""
-    parts: dict[str, np.ndarray] = {}
+    parts: Parts = {}
     for index, checkpoint in enumerate(checkpoints):
-        parts[f"{index}/{LOSS}"] = mean_losses(model, rows, adapter=checkpoint.adapter)
+        parts[Loss(index)] = mean_losses(model, rows, adapter=checkpoint.adapter)
         if on_rows:
             on_rows(len(rows))
     return TrajectoryScores({LOSS: -np.mean(list(parts.values()), axis=0)}, parts)

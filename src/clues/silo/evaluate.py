@@ -1,7 +1,5 @@
 """What a silo can say about its own selection, exactly. Leaves it only where it agreed to share."""
 
-import json
-import sys
 from typing import Any
 
 import numpy as np
@@ -10,8 +8,16 @@ from clues.errors import DataError
 from clues.evaluation.compare import Alone, select_alone
 from clues.evaluation.compare import figures as compared_figures
 from clues.evaluation.detection import detection, ranking, read_labels
+from clues.scoring.parts import (
+    BEFORE,
+    OUTSIDE_BLOCKS,
+    Compared,
+    InRunLoss,
+    block_label,
+    checkpoint_losses,
+    terms,
+)
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import Threshold
 from clues.selection.units import INFLUENCE, part_of
 from clues.silo.overrides import in_force
 from clues.silo.select import in_units
@@ -23,7 +29,7 @@ MIN_BANDED = 20  # of fewer rows a tenth is one row, or none
 
 def diagnostics(space: Workspace) -> dict[str, Any]:
     """Exact counts, where most scores lie, and detection figures where there are labels."""
-    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    threshold = space.threshold()
     table, kept = space.scores(), set(space.kept())
     units = next(u for g, u in threshold.units.items() if g in space.groups())
     figures: dict[str, Any] = {
@@ -45,23 +51,20 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
     scored = [labels[row] for row in table.row]
     figures["clean"] = sum(label is None for label in scored)
     figures |= detection(scored, np.array([row in kept for row in table.row]))
-    losses = [
-        v for name, v in table.parts.items() if name.endswith("/loss") and name != "base/loss"
-    ]
-    terms = [v for name, v in table.raw.items() if part_of(name) == INFLUENCE]
-    influence = np.sum(terms, axis=0) if space.recipe().score.method == "influence" else None
+    by_set = [v for name, v in table.raw.items() if part_of(name) == INFLUENCE]
+    influence = np.sum(by_set, axis=0) if space.recipe().score.method == "influence" else None
     methods: dict[str, Any] = {
         "selection score": in_units(space, table, threshold),
         **({"influence": influence} if influence is not None else {}),
-        "perplexity": -table.parts["base/loss"],
-        "perplexity, trained": -np.mean(losses, axis=0),
+        "perplexity": -table.parts[BEFORE],
+        "perplexity, trained": -np.mean(_losses(table), axis=0),
         "length": table.n_response_tokens.astype(float),
     }
-    for block in sorted({n.split("/")[2] for n in table.parts if n.count("/") == 2}, key=_number):
-        terms = [v for name, v in table.parts.items() if name.endswith(f"/{block}")]
-        methods[f"influence, {block}"] = np.sum(terms, axis=0)
+    for block in _blocks(table):
+        share = [v for term, v in terms(table.parts).items() if term.block == block]
+        methods[f"influence, {block_label(block)}"] = np.sum(share, axis=0)
     figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
-    for name in _compared(space):
+    for name in space.compared_anchors():
         figures["detection"][name] = compared_figures(_alone(space, name, table), scored)
     figures["auc"] = figures["detection"]["selection score"]["auc"]
     for kind in sorted({x for x in scored if x}):
@@ -79,7 +82,7 @@ def compared_rows(space: Workspace, name: str) -> set[int]:
             finds no threshold for it.
     """
     where = f"silo {space.name}: arm {name[:40]!r}"
-    if name not in _compared(space):
+    if name not in space.compared_anchors():
         raise DataError(f"{where}: there is no such arm, nor such a score beside the deciding one.")
     if not space.settings.share_diagnostics:
         raise DataError(f"{where} tells how many rows another score keeps; set share_diagnostics.")
@@ -96,19 +99,18 @@ def _bands(scores: np.ndarray) -> list[list[float]]:
     return [[share, round(float(score), 1)] for share, score in zip(BANDS, found, strict=True)]
 
 
-def _compared(space: Workspace) -> dict[str, dict[str, list[float]]]:
-    """Anchor scores by group, of every score beside the deciding one."""
-    path = space.private / "compared.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def _alone(space: Workspace, name: str, table: ScoreTable) -> Alone:
-    anchors = {group: np.array(values) for group, values in _compared(space)[name].items()}
-    scores = table.parts[f"compare/{name}"]
+    anchors = {group: np.array(values) for group, values in space.compared_anchors()[name].items()}
+    scores = table.parts[Compared(name)]
     return select_alone(name, scores, table.fold, anchors, recipe=space.recipe())
 
 
-def _number(block: str) -> tuple[int, str]:
-    """Block 10 comes after block 9; what lies outside blocks comes last."""
-    last = block.split()[-1]
-    return (int(last) if last.isdigit() else sys.maxsize, block)
+def _losses(table: ScoreTable) -> list[np.ndarray]:
+    """Losses at the checkpoints, or as training saw them where it scored in the run."""
+    return checkpoint_losses(table.parts) or [table.parts[InRunLoss()]]
+
+
+def _blocks(table: ScoreTable) -> list[int]:
+    """Blocks whose share of the score was kept, in the model's order; what lies outside is last."""
+    blocks = {term.block for term in terms(table.parts) if term.block is not None}
+    return sorted(blocks, key=lambda block: (block == OUTSIDE_BLOCKS, block))

@@ -15,7 +15,7 @@ from clues.errors import DataError, RecipeMismatchError, UsageError
 from clues.rundir import hash_of, write_json
 from clues.silo.overrides import FILE
 from clues.silo.workspace import Workspace
-from clues.wall.container import identity_of
+from clues.wall.container import checksum_of
 from clues.wall.messages import ScoreReply, SelectRequest
 
 PROPOSAL = " proposal"
@@ -156,7 +156,7 @@ def _decision(space: Workspace, request: SelectRequest) -> str:
     Overrides are not in it: a person may change them, and only the silo itself can.
     """
     scores = hashlib.sha256((space.private / "scores.parquet").read_bytes()).hexdigest()
-    return hash_of([identity_of(request.to_bytes()), scores])
+    return hash_of([checksum_of(request.to_bytes()), scores])
 
 
 def _seen_hash(private: Path) -> str | None:

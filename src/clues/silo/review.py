@@ -17,6 +17,7 @@ from clues.evaluation.detection import read_labels
 from clues.report.cards import DataFacts, data_card
 from clues.report.pairs import threshold_pairs
 from clues.report.private import Grouping, Review, render_private
+from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
 from clues.selection.threshold import Threshold, cut_of
 from clues.selection.units import INFLUENCE, Units, part_of
@@ -41,7 +42,7 @@ def write_review(space: Workspace) -> None:
 
 
 def _card(space: Workspace) -> DataFacts:
-    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    threshold = space.threshold()
     recipe, rows = space.recipe(), space.rows()
     return DataFacts(
         silo=space.name,
@@ -68,13 +69,11 @@ def _card(space: Workspace) -> DataFacts:
 
 def review(space: Workspace) -> Review:
     """Gather what the page shows."""
-    threshold = Threshold.from_json(json.loads((space.private / "threshold.json").read_text()))
+    threshold = space.threshold()
     table, recipe, rows = space.scores(), space.recipe(), space.rows()
     samples = rows.samples
     n, at = len(samples), table.row
     scored = in_units(space, table, threshold)
-    unscored = _unscored(space)
-    anchors, anchors_from = _anchors(space, threshold)
     labels = read_labels(rows, space.settings.labels)
     rulings, others = (f(space, recipe.hash) for f in (in_force, waiting))
     return Review(
@@ -85,8 +84,8 @@ def review(space: Workspace) -> Review:
         interval=threshold.interval,
         ratio=threshold.ratio,
         min_kept=space.settings.min_kept,
-        anchors=anchors,
-        anchors_from=anchors_from,
+        anchors=_anchors(space, threshold),
+        anchors_from=f"public anchors of {space.settings.domain}",
         ids=[sample.id for sample in samples],
         scores=_spread(scored, at, n),
         terms={k: _spread(v, at, n) for k, v in _terms(space, table, threshold, scored).items()},
@@ -94,7 +93,7 @@ def review(space: Workspace) -> Review:
         losses={k: _spread(v, at, n) for k, v in _losses(table).items()},
         n_tokens=_spread(table.n_tokens, at, n, fill=0).astype(np.int64),
         n_response_tokens=_spread(table.n_response_tokens, at, n, fill=0).astype(np.int64),
-        unscored=unscored,
+        unscored=space.unscored(),
         labels=labels,
         groupings=_groupings(space, table, labels, n),
         texts=[[(m.role, m.content) for m in sample.messages] for sample in samples],
@@ -130,27 +129,13 @@ def _score(recipe: Recipe, threshold: Threshold) -> str:
     return f"{score}, trajectory {recipe.score.trajectory}"
 
 
-def _unscored(space: Workspace) -> dict[int, str]:
-    path = space.private / "nonfinite.json"
-    lost = json.loads(path.read_text()) if path.exists() else {}
-    dropped = {row: str(why) for row, why in space.encoded().dropped.items()}
-    return {**dropped, **{int(row): "its score is not finite" for row in lost}}
-
-
-def _anchors(space: Workspace, threshold: Threshold) -> tuple[list[float], str]:
-    """Anchor scores of the silo's groups, in units; quantiles of all where an old run has none."""
-    path = space.private / "anchors.json"
-    stored: dict[str, dict[str, list[float]]] = (
-        json.loads(path.read_text()) if path.exists() else {}
-    )
-    if not set(space.groups()) <= set(stored):
-        quantiles = [score for _, score in threshold.anchor_quantiles]
-        return quantiles, "quantiles of the anchors of all domains"
+def _anchors(space: Workspace, threshold: Threshold) -> list[float]:
+    """Anchor scores of the silo's groups, in units."""
     found: list[float] = []
-    for group in space.groups():
-        raw = {name: np.array(values) for name, values in stored[group].items()}
+    for group, sets in space.anchor_scores().items():
+        raw = {name: np.array(values) for name, values in sets.items()}
         found += threshold.units[group].apply(raw).tolist()
-    return found, f"public anchors of {space.settings.domain}"
+    return found
 
 
 def _terms(
@@ -178,18 +163,24 @@ def _terms(
 
 def _traces(space: Workspace, table: ScoreTable, threshold: Threshold) -> dict[str, Floats]:
     """What every checkpoint adds, in units of the anchors: to the influence, or to a plain sum."""
-    numbers = {int(k) for part in table.parts if (k := part.split("/")[0]).isdigit()}
-    names = [str(number) for number in sorted(numbers)]
-    traces = {name: np.zeros(len(table.row)) for name in names}
+    numbers = _checkpoints(table)
+    traces = {number: np.zeros(len(table.row)) for number in numbers}
     score = space.recipe().score
     base_loss = score.method == "influence" and score.loss_under == "base"
     for members, units in _groups(space, table, threshold):
         part = units.parts.get(INFLUENCE)
         centre, width = (part.centre, part.width) if part else (units.location, units.spread)
-        for name in names:
-            found = _checkpoint_term(table, units, name, len(names), base_loss=base_loss)
-            traces[name][members] = (found[members] - centre / len(names)) / width
-    return {f"checkpoint {int(name) + 1}": trace for name, trace in traces.items()}
+        for number in numbers:
+            found = _checkpoint_term(table, units, number, len(numbers), base_loss=base_loss)
+            traces[number][members] = (found[members] - centre / len(numbers)) / width
+    return {f"checkpoint {number + 1}": trace for number, trace in traces.items()}
+
+
+def _checkpoints(table: ScoreTable) -> list[int]:
+    """Numbers of the checkpoints that the rows were scored on, in the order of training."""
+    of_losses = [p.checkpoint for p in table.parts if isinstance(p, Loss)]
+    of_terms = [term.checkpoint for term in terms(table.parts)]
+    return sorted({n for n in (*of_losses, *of_terms) if n is not None})
 
 
 def _groups(
@@ -201,7 +192,7 @@ def _groups(
 
 
 def _checkpoint_term(
-    table: ScoreTable, units: Units, checkpoint: str, n_checkpoints: int, *, base_loss: bool
+    table: ScoreTable, units: Units, checkpoint: int, n_checkpoints: int, *, base_loss: bool
 ) -> Floats:
     """A checkpoint's part of the weighted sum, before location and spread.
 
@@ -212,21 +203,18 @@ def _checkpoint_term(
         if units.parts and part_of(name) != INFLUENCE:
             continue
         if name == LOSS:
-            whose = "base" if base_loss else checkpoint
-            terms = [-table.parts[f"{whose}/{LOSS}"] / n_checkpoints]
+            shares = [-table.parts[BEFORE if base_loss else Loss(checkpoint)] / n_checkpoints]
         else:
-            start = f"{checkpoint}/{name}"
-            terms = [v for k, v in table.parts.items() if k == start or k.startswith(f"{start}/")]
-        total += weight * np.sum(terms, axis=0) / units.scales[name] if terms else 0.0
+            found = terms(table.parts).items()
+            shares = [v for t, v in found if t.checkpoint == checkpoint and t.set == name]
+        total += weight * np.sum(shares, axis=0) / units.scales[name] if shares else 0.0
     return total
 
 
 def _losses(table: ScoreTable) -> dict[str, Floats]:
-    last = max((int(k) for p in table.parts if (k := p.split("/")[0]).isdigit()), default=None)
-    found = {"before training": table.parts["base/loss"]}
-    if last is not None and f"{last}/{LOSS}" in table.parts:
-        found["at the last checkpoint"] = table.parts[f"{last}/{LOSS}"]
-    return found
+    losses = checkpoint_losses(table.parts)
+    last = {"at the last checkpoint": losses[-1]} if losses else {}
+    return {"before training": table.parts[BEFORE], **last}
 
 
 def _groupings(

@@ -1,17 +1,15 @@
 """A silo's answer to a score request: its rows, on the checkpoints or as training saw them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from clues.config import LOSS, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
-from clues.model.adapters import Checkpoint, check_state
-from clues.rundir import write_json
+from clues.model.adapters import AdapterState
 from clues.scoring.baselines import BASELINES
 from clues.scoring.compared import (
     Compared,
@@ -22,6 +20,8 @@ from clues.scoring.compared import (
 )
 from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
+from clues.scoring.parts import BEFORE, InRunLoss, InRunTerm, Loss, Parts
+from clues.scoring.parts import Compared as ComparedScore
 from clues.scoring.perplexity import losses_before, mean_losses
 from clues.scoring.rounds import read_scores
 from clues.scoring.table import ScoreTable
@@ -38,7 +38,8 @@ from clues.scoring.trajectory import (
 from clues.selection.threshold import mixture_cut
 from clues.selection.units import anchor_units, combine
 from clues.selection.weighing import replaced
-from clues.silo.workspace import Workspace
+from clues.silo.sent import check_sent, sent_scores, sent_trajectory
+from clues.silo.workspace import Workspace, as_lists
 from clues.wall.messages import ScoreReply, ScoreRequest
 
 
@@ -47,7 +48,16 @@ class _Scene:
     """What a group of rows is scored with."""
 
     place: Standpoint
-    directions: list[dict[str, Any]]
+    directions: Sequence[Mapping[str, AdapterState]]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of a group's rows, of the anchors on the same checkpoints, and of both beside them."""
+
+    scores: TrajectoryScores
+    anchors: dict[str, np.ndarray]
+    compared: dict[str, Compared]
 
 
 def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
@@ -55,88 +65,104 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
 
     Raises:
         DataError: a fold without rows, or a request whose parts do not fit together.
-        NonFiniteScoreError: a row scores NaN or infinity, and rows are not skipped for it.
+        NumericsError: a row scores NaN or infinity, and rows are not skipped for it.
     """
-    recipe, encoded = space.recipe(), space.encoded()
+    recipe, rows = space.recipe(), list(space.encoded().rows)
     groups = group_names(recipe, space.name, space.settings.domain)
-    model, rows = space.model(), list(encoded.rows)
-    frozen = recipe.score.shared and recipe.train.aggregation == "ffa"
-    weights = scored_weights(model, recipe.score, frozen_a=frozen)
-    raw: dict[str, np.ndarray] = {}
-    parts: dict[str, np.ndarray] = {
-        "base/loss": losses_before(model, rows, skip_nonfinite=space.skip_nonfinite)
-    }
+    before = losses_before(space.model(), rows, skip_nonfinite=space.skip_nonfinite)
     fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
-    anchors: dict[str, dict[str, list[float]]] = {}
-    compared: dict[str, dict[str, list[float]]] = {}
+    raw: dict[str, np.ndarray] = {}
+    parts: Parts = {BEFORE: before}
+    found: dict[str, _Scored] = {}
     for number, group in enumerate(groups):
         members = np.flatnonzero(fold == number)
         if not len(members):
             raise DataError(f"silo {space.name}: too few rows to cross-fit.")
-        scene = _scene(space, request, number, weights)
-        chosen = [rows[i] for i in members]
-        before = parts["base/loss"][members]
-        scored, anchor_scores = _score_group(space, chosen, before, scene, request)
-        finite = _finite([*scored.raw.values(), parts["base/loss"][members]])
-        chosen = [row for row, good in zip(chosen, finite, strict=True) if good]
-        if not anchors_at_coordinator(recipe):
-            anchors[group] = {k: [float(x) for x in v] for k, v in anchor_scores.items()}
-        found = compare(
-            scene.place,
-            chosen,
-            space.anchors() if recipe.score.compare else [],
-            known=_known(recipe, space.settings.domain, scored.raw, anchor_scores, finite),
-            sent=request.compared_anchors if anchors_at_coordinator(recipe) else None,
-        )
-        if "inrun" in recipe.score.compare:
-            found["inrun"] = _compared_in_run(space, rows, finite)
-        for name, other in found.items():
-            compared.setdefault(name, {})[group] = [float(x) for x in other.anchors]
-        beside = {f"compare/{n}": _spread(c.rows, finite) for n, c in found.items()}
-        for target, source in ((raw, scored.raw), (parts, scored.parts | beside)):
-            for name, values in source.items():
-                target.setdefault(name, np.zeros(len(rows)))[members] = values
-        space.memory.setdefault("anchor_scores", {})[group] = anchor_scores
-    write_json(space.private / "compared.json", compared)
-    groups_of = {
-        group: {part: [float(x) for x in values] for part, values in sets.items()}
-        for group, sets in space.memory["anchor_scores"].items()
-    }
-    write_json(space.private / "anchors.json", groups_of)
-    finite = _finite([*raw.values(), parts["base/loss"]])
-    lost = [row for row, good in zip(rows, finite, strict=True) if not good]
-    write_json(space.private / "nonfinite.json", {str(row.row): row.id for row in lost})
-    rows = [row for row, good in zip(rows, finite, strict=True) if good]
-    raw = {name: values[finite] for name, values in raw.items()}
-    fold = fold[finite]
-    ScoreTable(
+        scored = _score_group(space, request, number, [rows[i] for i in members], before[members])
+        for name, values in scored.scores.raw.items():
+            raw.setdefault(name, np.zeros(len(rows)))[members] = values
+        for part, values in scored.scores.parts.items():
+            parts.setdefault(part, np.zeros(len(rows)))[members] = values
+        found[group] = scored
+    finite = _finite([*raw.values(), before])
+    names = next(iter(found.values())).compared
+    space.write_side_files(
+        anchors={group: scored.anchors for group, scored in found.items()},
+        compared={n: {g: scored.compared[n].anchors for g, scored in found.items()} for n in names},
+        lost=[row for row, good in zip(rows, finite, strict=True) if not good],
+    )
+    table = _table(recipe, rows, fold, raw, parts, finite)
+    table.write(space.private / "scores.parquet")
+    anchors = {group: scored.anchors for group, scored in found.items()}
+    return ScoreReply(
+        recipe_hash=recipe.hash,
+        anchor_scores={} if anchors_at_coordinator(recipe) else as_lists(anchors),
+        proposal=_proposal(space, request, groups, table, anchors),
+    )
+
+
+def _table(
+    recipe: Recipe,
+    rows: Sequence[EncodedRow],
+    fold: np.ndarray,
+    raw: Mapping[str, np.ndarray],
+    parts: Parts,
+    finite: np.ndarray,
+) -> ScoreTable:
+    """The score table of the rows whose numbers are finite."""
+    kept = [row for row, good in zip(rows, finite, strict=True) if good]
+    return ScoreTable(
         recipe_hash=recipe.scoring_hash,
-        row=np.array([r.row for r in rows]),
-        id=tuple(r.id for r in rows),
-        fold=fold,
-        n_tokens=np.array([len(r.ids) for r in rows]),
-        n_response_tokens=np.array([r.n_response_tokens for r in rows]),
-        raw=raw,
-        parts={name: values[finite] for name, values in parts.items()},
-    ).write(space.private / "scores.parquet")
-    proposal = _proposal(space, request, groups, raw, fold)
-    return ScoreReply(recipe_hash=recipe.hash, anchor_scores=anchors, proposal=proposal)
+        row=np.array([r.row for r in kept]),
+        id=tuple(r.id for r in kept),
+        fold=fold[finite],
+        n_tokens=np.array([len(r.ids) for r in kept]),
+        n_response_tokens=np.array([r.n_response_tokens for r in kept]),
+        raw={name: values[finite] for name, values in raw.items()},
+        parts={part: values[finite] for part, values in parts.items()},
+    )
 
 
-def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[str]) -> _Scene:
+def _score_group(
+    space: Workspace,
+    request: ScoreRequest,
+    number: int,
+    rows: list[EncodedRow],
+    before: np.ndarray,
+) -> _Scored:
+    """Score one group's rows by the deciding score and by those beside it.
+
+    `before` are the rows' losses before the training.
+    """
+    recipe = space.recipe()
+    scene = _scene(space, request, number)
+    scored, anchors = _deciding_scores(space, rows, before, scene, request)
+    finite = _finite([*scored.raw.values(), before])
+    compared = compare(
+        scene.place,
+        [row for row, good in zip(rows, finite, strict=True) if good],
+        space.anchors() if recipe.score.compare else [],
+        known=_known(recipe, space.settings.domain, scored.raw, anchors, finite),
+        sent=sent_scores(request) if anchors_at_coordinator(recipe) else None,
+    )
+    if "inrun" in recipe.score.compare:
+        compared["inrun"] = _compared_in_run(space, rows, finite)
+    beside = {ComparedScore(name): _spread(c.rows, finite) for name, c in compared.items()}
+    return _Scored(TrajectoryScores(scored.raw, {**scored.parts, **beside}), anchors, compared)
+
+
+def _scene(space: Workspace, request: ScoreRequest, number: int) -> _Scene:
     """Checkpoints and directions of one group, sent by the coordinator or made here."""
-    recipe, domain = space.recipe(), space.settings.domain
-    validation = space.validation()
+    recipe, model, validation = space.recipe(), space.model(), space.validation()
+    frozen = recipe.score.shared and recipe.train.aggregation == "ffa"
+    weights = scored_weights(model, recipe.score, frozen_a=frozen)
     if recipe.score.shared:
-        n = {len(request.learning_rates), len(request.optimizer_steps)}
-        if n != {len(request.probe_losses)}:
-            raise DataError("the score request's checkpoints do not fit together.")
-        checkpoints, directions = _sent_trajectory(request)
+        checkpoints, directions = sent_trajectory(request, where=f"silo {space.name}")
         wanted = set(validation) if recipe.score.sends_directions else set[str]()
-        _check_sent(space, checkpoints, directions, wanted=wanted, weights=weights)
+        check_sent(space, checkpoints, directions, wanted=wanted, weights=weights)
         for checkpoint, expected in zip(checkpoints, request.probe_losses, strict=True):
             check_probe(
-                probe_loss(space.model(), validation, checkpoint),
+                probe_loss(model, validation, checkpoint),
                 expected,
                 recipe=recipe,
                 where=f"silo {space.name}",
@@ -146,14 +172,15 @@ def _scene(space: Workspace, request: ScoreRequest, number: int, weights: list[s
         # Other scores than influence need no direction.
         sets = validation if recipe.score.method == "influence" else {}
         directions = [
-            form_directions(space.model(), sets, c, form=recipe.score.form, weights=weights)
+            form_directions(model, sets, c, form=recipe.score.form, weights=weights)
             for c in checkpoints
         ]
-    place = Standpoint(space.model(), validation, checkpoints, recipe, domain, weights)
+    domain = space.settings.domain
+    place = Standpoint(model, validation, checkpoints, recipe, domain, weights)
     return _Scene(place, directions)
 
 
-def _score_group(
+def _deciding_scores(
     space: Workspace,
     rows: list[EncodedRow],
     before: np.ndarray,
@@ -170,8 +197,8 @@ def _score_group(
     if recipe.score.trajectory == "inrun":
         ours, theirs = _in_run_scores(space, rows)
         wanted = set_weights(recipe.score, recipe.public[space.settings.domain].validation)
-        parts = {f"inrun/{name}": values for name, values in ours.items() if name != LOSS}
-        parts["inrun/loss"] = -ours[LOSS]
+        parts: Parts = {InRunTerm(n): values for n, values in ours.items() if n != LOSS}
+        parts[InRunLoss()] = -ours[LOSS]
         if LOSS in wanted and recipe.score.loss_under == "base":
             ours, theirs = ours | {LOSS: -before}, theirs | {LOSS: -losses_before(model, anchors)}
         chosen = {name: ours[name] for name in wanted}
@@ -179,7 +206,7 @@ def _score_group(
     if method in BASELINES:
         found = score_by_baselines(scene.place, [method], rows, anchors)[method]
         last = mean_losses(model, rows, adapter=checkpoints[-1].adapter)
-        return TrajectoryScores({method: found.rows}, {"0/loss": last}), {method: found.anchors}
+        return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
         anchor_scores = {k: np.array(v) for k, v in request.anchor_scores.items()}
@@ -243,79 +270,23 @@ def _compared_in_run(space: Workspace, rows: list[EncodedRow], finite: np.ndarra
 def _proposal(
     space: Workspace,
     request: ScoreRequest,
-    groups: list[str],
-    raw: dict[str, np.ndarray],
-    fold: np.ndarray,
+    groups: Sequence[str],
+    table: ScoreTable,
+    anchors: Mapping[str, Mapping[str, np.ndarray]],
 ) -> float | None:
+    """The cut that the silo's own scores propose, for rule `mixture` alone."""
     recipe = space.recipe()
     if recipe.threshold.rule != "mixture":
         return None
     public = recipe.public[space.settings.domain]
     weights = replaced(set_weights(recipe.score, public.validation), request.weights)
-    scores = np.zeros(len(fold))
+    scores = np.zeros(len(table.fold))
     for number, group in enumerate(groups):
-        anchors = space.memory["anchor_scores"][group]
         rule = recipe.threshold
-        units = anchor_units(anchors, weights, kind=rule.units, combine=rule.combine)
-        members = fold == number
-        scores[members] = units.apply({k: v[members] for k, v in raw.items()})
+        units = anchor_units(anchors[group], weights, kind=rule.units, combine=rule.combine)
+        members = table.fold == number
+        scores[members] = units.apply({k: v[members] for k, v in table.raw.items()})
     return mixture_cut(scores, seed=derived_seed(recipe.seed, "mixture", space.name))
-
-
-def _sent_trajectory(
-    request: ScoreRequest,
-) -> tuple[list[Checkpoint], list[dict[str, Any]]]:
-    """Take the checkpoints and directions of the global trajectory out of their message."""
-    checkpoints: list[Checkpoint] = []
-    directions: list[dict[str, Any]] = []
-    for index, rate in enumerate(request.learning_rates):
-        adapter = _under(request.checkpoints, f"{index}|")
-        checkpoints.append(
-            Checkpoint(
-                step=index,
-                learning_rate=rate,
-                adapter=adapter,
-                second_moment=_under(request.moments, f"{index}/second|"),
-                first_moment=_under(request.moments, f"{index}/first|"),
-                optimizer_steps=request.optimizer_steps[index],
-            )
-        )
-        sets: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in request.directions.items():
-            where, _, weight = name.partition("|")
-            number, _, set_name = where.partition("/")
-            if number == str(index):
-                sets.setdefault(set_name, {})[weight] = tensor
-        directions.append(sets)
-    return checkpoints, directions
-
-
-def _check_sent(
-    space: Workspace,
-    checkpoints: list[Checkpoint],
-    directions: list[dict[str, Any]],
-    *,
-    wanted: set[str],
-    weights: list[str],
-) -> None:
-    """Compare what was sent with what the recipe says.
-
-    Raises:
-        DataError: another number of checkpoints, or a direction is missing, odd or of other shapes.
-    """
-    n, initial = space.recipe().train.checkpoints, space.model().initial
-    if len(checkpoints) != n:
-        raise DataError(
-            f"silo {space.name}: {len(checkpoints)} checkpoints came, the recipe has {n}."
-        )
-    for checkpoint, sets in zip(checkpoints, directions, strict=True):
-        check_state(checkpoint.adapter, like=initial)
-        if set(sets) != wanted:
-            raise DataError(
-                f"silo {space.name}: the directions are not those of the recipe's sets."
-            )
-        for direction in sets.values():
-            check_state(direction, like={name: initial[name] for name in weights})
 
 
 def _finite(values: list[np.ndarray]) -> np.ndarray:
@@ -328,7 +299,3 @@ def _spread(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     spread = np.full(len(where), np.nan)
     spread[where] = values
     return spread
-
-
-def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}

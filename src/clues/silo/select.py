@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -37,12 +36,9 @@ def decide(
         RecipeMismatchError: the scores come from another recipe.
         DegenerateSelectionError: nothing, everything or too few rows would be kept.
     """
-    table, encoded = space.scores(), space.encoded()
+    table = space.scores()
     samples = {s.row: s.id for s in space.rows().samples}
     recipe = space.recipe()
-    path = space.private / "nonfinite.json"
-    lost = json.loads(path.read_text()) if path.exists() else {}
-    dropped = {**encoded.dropped, **{int(row): "its score is not finite" for row in lost}}
     # Another rule for the threshold leaves the scores what they are.
     current = table.recipe_hash == recipe.scoring_hash
     return select(
@@ -50,7 +46,7 @@ def decide(
         in_units(space, table, threshold),
         threshold,
         recipe_hash=recipe.hash if current else table.recipe_hash,
-        dropped={row: (samples[row], why) for row, why in dropped.items()},
+        dropped={row: (samples[row], why) for row, why in space.unscored().items()},
         where=f"silo {space.name}",
         min_kept=space.settings.min_kept,
         allow_degenerate=allow_degenerate,

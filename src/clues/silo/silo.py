@@ -6,12 +6,12 @@ process for every message. An answered request is answered again from the outbox
 
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clues import __version__
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import (
     ARMS,
@@ -43,7 +43,7 @@ from clues.silo.score import score
 from clues.silo.select import decide, write_selection
 from clues.silo.train import fit, train
 from clues.silo.workspace import LoadModel, Workspace
-from clues.wall.container import identity_of, sealed
+from clues.wall.container import checksum_of
 from clues.wall.messages import (
     REQUESTS,
     Envelope,
@@ -61,8 +61,6 @@ from clues.wall.messages import (
     round_count,
     token_of,
 )
-
-PACKAGES = ("torch", "transformers", "peft")
 
 
 class Silo:
@@ -121,17 +119,15 @@ class Silo:
             )
         # Where the rows lie does not count, what the silo agreed to share does.
         ours_alone = {"data", "model_path", "max_selections", "approval"}
-        # Answers from before this setting existed still count where it is not in use.
-        ours_alone |= set() if self.settings.privacy else {"privacy"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.skip_nonfinite]
         overruled = overrides_token(self.space, request.recipe_hash)
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):
             ours.append(overruled)
-        stored = self.outbox / f"{request.kind}-{hash_of([identity_of(data), ours])[:24]}.clues"
+        stored = self.outbox / f"{request.kind}-{hash_of([checksum_of(data), ours])[:24]}.clues"
         if stored.exists():
-            return sealed(stored.read_bytes())
+            return stored.read_bytes()
         if isinstance(request, TrainRequest | ScoreRequest | SelectRequest):
             admit(self.space, request.recipe_hash)
         if isinstance(request, SelectRequest):
@@ -161,6 +157,11 @@ class Silo:
     # --- the six answers
 
     def _hello(self, request: HelloRequest) -> HelloReply:
+        if request.version != __version__:
+            raise RecipeMismatchError(
+                f"silo {self.settings.name}: the coordinator runs clues {request.version[:20]}, and "
+                f"here is {__version__}. Install the same version on both sides."
+            )
         recipe = validate(Recipe, request.recipe, where="the coordinator's recipe")
         if recipe.hash != request.recipe_hash:
             raise RecipeMismatchError("the coordinator's recipe does not have the hash it claims.")
@@ -200,7 +201,7 @@ class Silo:
             domain=self.settings.domain,
             n_rows=round_count(n_rows),
             data_token=self.space.data_token(),
-            versions={name: version(name) for name in PACKAGES},
+            version=__version__,
             overrides_token=overrides_token(self.space, recipe.hash),
         )
 

@@ -16,12 +16,13 @@ from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import save_checkpoint
 from clues.model.training import Schedule, Trained
-from clues.scoring.rounds import read_reference, watch_round, write_round
+from clues.scoring.inrun import Reference
+from clues.scoring.rounds import checked_reference, watch_round, write_round
 from clues.scoring.trajectory import checkpoint_steps, fold_of, n_train_steps
 from clues.silo.budget import Budget
 from clues.silo.permission import check_crowd
 from clues.silo.workspace import Workspace
-from clues.wall.container import identity_of
+from clues.wall.container import checksum_of
 from clues.wall.messages import (
     FitReply,
     FitRequest,
@@ -59,7 +60,9 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
     if recipe.score.inrun:
         seen = watch_round(
             model,
-            read_reference(request.directions, request.validation),
+            checked_reference(
+                Reference(request.directions, request.validation, request.validation_loss)
+            ),
             space.anchors(),
             n_rows=len(rows),
             first_step=first,
@@ -176,7 +179,7 @@ def _booked(space: Workspace, phase: str, request: TrainRequest | FitRequest) ->
     """What a training is booked as, where the silo has a privacy budget."""
     if space.settings.privacy is None:
         return ""
-    return f"{phase} {request.round} {identity_of(request.to_bytes())}"
+    return f"{phase} {request.round} {checksum_of(request.to_bytes())}"
 
 
 def _check_round(space: Workspace, number: int, n_rounds: int) -> None:

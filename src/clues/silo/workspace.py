@@ -4,9 +4,11 @@ import hmac
 import json
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clues.atomic import atomic_write_bytes
 from clues.config import PublicFile, Recipe, SiloSettings, validate
@@ -16,9 +18,11 @@ from clues.errors import DataError, RecipeMismatchError
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.training import Trained, train
 from clues.progress import Progress
+from clues.rundir import write_json
 from clues.scoring.shards import Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
+from clues.selection.threshold import Threshold
 
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
 
@@ -134,6 +138,55 @@ class Workspace:
         """The table of private scores."""
         return ScoreTable.read(self.private / "scores.parquet")
 
+    def threshold(self) -> Threshold:
+        """The threshold of the selection that is in force.
+
+        Raises:
+            DataError: nothing is selected yet.
+        """
+        path = self.private / "threshold.json"
+        if not path.exists():
+            raise DataError(f"silo {self.name}: nothing is selected yet. Run clues select.")
+        return Threshold.from_json(json.loads(path.read_text()))
+
+    def unscored(self) -> dict[int, str]:
+        """Rows without a score, by position, and why."""
+        lost = self._side("nonfinite.json")
+        dropped = {row: str(why) for row, why in self.encoded().dropped.items()}
+        return {**dropped, **{int(row): "its score is not finite" for row in lost}}
+
+    def compared_anchors(self) -> dict[str, dict[str, list[float]]]:
+        """Anchor scores under every score beside the deciding one, by its name and group."""
+        return self._side("compared.json")
+
+    def anchor_scores(self) -> dict[str, dict[str, list[float]]]:
+        """Raw anchor scores of the silo's groups, by group and name."""
+        return self._side("anchors.json")
+
+    def write_side_files(
+        self,
+        *,
+        anchors: Mapping[str, Mapping[str, np.ndarray]],
+        compared: Mapping[str, Mapping[str, np.ndarray]],
+        lost: Sequence[EncodedRow],
+    ) -> None:
+        """Keep what belongs to the score table and is no column of it.
+
+        Args:
+            anchors: raw anchor scores by group and name.
+            compared: anchor scores by name of a score beside the deciding one, and by group.
+            lost: rows whose score is not finite.
+        """
+        write_json(self.private / "compared.json", as_lists(compared))
+        write_json(self.private / "anchors.json", as_lists(anchors))
+        write_json(self.private / "nonfinite.json", {str(row.row): row.id for row in lost})
+
+    def _side(self, name: str) -> dict[str, Any]:
+        path = self.private / name
+        if not path.exists():
+            raise DataError(f"silo {self.name}: private/{name} is missing. Score the silo again.")
+        return json.loads(path.read_text())
+
     def groups(self) -> list[str]:
         """Names of the groups that the silo's scores are put into units by."""
         return group_names(self.recipe(), self.name, self.settings.domain)
@@ -176,3 +229,13 @@ class Workspace:
     def clean_scratch(self) -> None:
         """Remove what the Trainer left."""
         shutil.rmtree(self.private / "scratch", ignore_errors=True)
+
+
+def as_lists(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, dict[str, list[float]]]:
+    """Plain JSON of scores by two names."""
+    return {
+        outer: {name: [float(x) for x in values] for name, values in inner.items()}
+        for outer, inner in scores.items()
+    }

@@ -1,17 +1,17 @@
-"""The bytes of a message: one safetensors file, whose header begins with a seal over all of it.
+"""The bytes of a message: one plain safetensors file, with a checksum in its metadata.
 
     8 bytes          length of the header
-    {"__metadata__":{"sha256-sum":"SEAL","clues":"TEXT"},"NAME":{"dtype":"F32",...},...}
+    {"__metadata__":{"sha256":"CHECKSUM","clues":"TEXT"},"0":{"dtype":"F32",...},...}
     the tensors
 
-The seal is the SHA-256 of the same file without the seal. It finds what was changed by accident or
-cut; who changes a message on purpose can seal it anew, and shows in the two sides' ledgers. The file
-without its seal is what earlier versions wrote, so a stored reply keeps its name.
+The checksum is the SHA-256 of the whole file with 64 zeros in its own place. It finds what was
+changed by accident or cut. Who changes a message on purpose can make a new one, and shows in the
+two sides' ledgers.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,18 +20,15 @@ from clues.model.tensorfile import DTYPES as KNOWN
 from clues.model.tensorfile import parts_of
 
 # What messages may hold, by safetensors' names.
-DTYPES = {name: KNOWN[name] for name in ("F16", "F32", "F64", "U8")}
+DTYPES = {name: KNOWN[name] for name in ("F32", "F64", "U8")}
 MAX_HEADER_BYTES = 64_000_000
-START = b'{"__metadata__":{'
-BEFORE, AFTER = b'"sha256-sum":"', b'",'
-N_HEX = 64
-# Of the seal in the header; a multiple of eight, so that the tensors stay aligned without it too.
-N_SEAL = len(BEFORE) + N_HEX + len(AFTER)
-PLACE = 8 + len(START)
+START = b'{"__metadata__":{"sha256":"'
+UNSET = "0" * 64
+PLACE = slice(8 + len(START), 8 + len(START) + len(UNSET))
 
 
 def write(text: str, tensors: Mapping[str, Tensor]) -> bytes:
-    """Write a sealed message.
+    """Write a message.
 
     Args:
         text: the message's own header, JSON.
@@ -40,46 +37,29 @@ def write(text: str, tensors: Mapping[str, Tensor]) -> bytes:
     Returns:
         The file. Equal contents give equal bytes, and it is the only copy that is made.
     """
-    return _with_seal(parts_of(tensors, {"clues": text}))
+    first, *others = parts_of(tensors, {"sha256": UNSET, "clues": text})
+    checksum = _sha256([first, *others]).encode()
+    return b"".join([first[: PLACE.start], checksum, first[PLACE.stop :], *others])
 
 
-def sealed(data: bytes) -> bytes:
-    """Seal what an earlier version wrote without a seal; anything else stays as it is."""
-    if is_sealed(data) or data[8:PLACE] != START:
-        return data
-    return _with_seal([data[:PLACE], memoryview(data)[PLACE:]])
+def checksum_of(data: bytes) -> str:
+    """What the checksum of these bytes must be: equal for equal messages."""
+    view = memoryview(data)
+    return _sha256([view[: PLACE.start], UNSET.encode(), view[PLACE.stop :]])
 
 
-def is_sealed(data: bytes) -> bool:
-    """Whether there is a seal, whole or broken."""
-    end = PLACE + N_SEAL
-    return (
-        data[8 : PLACE + len(BEFORE)] == START + BEFORE
-        and data[end - len(AFTER) : end] == AFTER
-        and int.from_bytes(data[:8], "little") >= N_SEAL
-    )
+def is_container(data: bytes) -> bool:
+    """Whether this is meant to be a message, whole or not."""
+    return data[8 : PLACE.start] == START
 
 
 def is_whole(data: bytes) -> bool:
-    """Whether a sealed message is what its sender has sealed."""
-    begin = PLACE + len(BEFORE)
-    return data[begin : begin + N_HEX] == identity_of(data).encode()
-
-
-def identity_of(data: bytes) -> str:
-    """SHA-256 of a message without its seal: the same in every version of this program."""
-    view = memoryview(data)
-    if not is_sealed(data):
-        return hashlib.sha256(view).hexdigest()
-    n_header = int.from_bytes(view[:8], "little") - N_SEAL
-    digest = hashlib.sha256(n_header.to_bytes(8, "little"))
-    digest.update(view[8:PLACE])
-    digest.update(view[PLACE + N_SEAL :])
-    return digest.hexdigest()
+    """Whether a message is what its sender has written."""
+    return is_container(data) and data[PLACE] == checksum_of(data).encode()
 
 
 def read_header(data: bytes) -> dict[str, Any]:
-    """The file's header; whatever is wrong with it is one of many exceptions.
+    """The file's header, from its first bytes; whatever is wrong with it is one of many exceptions.
 
     Raises:
         ValueError: it is no JSON, or claims to be giant.
@@ -90,13 +70,13 @@ def read_header(data: bytes) -> dict[str, Any]:
     return json.loads(data[8 : 8 + n_header])
 
 
-def _with_seal(parts: list[Any]) -> bytes:
-    """Put the seal into a file given in parts, of which the first reaches into the header."""
+def read_text(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The message's own header; whatever is wrong with it is one of many exceptions."""
+    return json.loads(header["__metadata__"]["clues"])
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
-    first, *others = parts
-    n_header = int.from_bytes(first[:8], "little") + N_SEAL
-    seal = BEFORE + digest.hexdigest().encode() + AFTER
-    start = n_header.to_bytes(8, "little") + first[8:PLACE] + seal
-    return b"".join([start, first[PLACE:], *others])
+    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Everything that may cross the wall, and nothing else.
 
-A message is one sealed safetensors file (`container`): tensors, and a JSON header in its metadata.
+A message is one safetensors file (`container`): its tensors by number, and in the metadata a JSON
+header with the other fields and, for every field that holds tensors, which number stands where.
 No pickle. Each type says in `reveals` what the receiver learns about a silo's rows.
 """
 
@@ -8,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from types import UnionType
 from typing import Any, ClassVar, get_args, get_origin
 
@@ -18,8 +19,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from clues.errors import DataError, NumericsError
-from clues.wall.container import is_sealed, is_whole, read_header, write
+from clues.model.tensorfile import pack, unpack
+from clues.wall.container import is_container, is_whole, read_header, read_text, write
 
+# Of the messages and what they mean; another number on the other side is refused.
+PROTOCOL = 1
 TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
 Tensors = dict[str, Tensor]
 # RecursionError: brackets nested thousands deep.
@@ -28,37 +32,38 @@ NOT_A_MESSAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeErro
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """What every message carries."""
+    """What every message carries, beside the number of the protocol."""
 
     kind: ClassVar[str]
     reveals: ClassVar[str]
-    tensor_fields: ClassVar[tuple[str, ...]] = ()
 
     recipe_hash: str
 
+    @classmethod
+    def tensor_fields(cls) -> tuple[str, ...]:
+        """Names of the fields that hold tensors, in dictionaries and lists of any depth."""
+        return tuple(spec.name for spec in fields(cls) if _holds_tensors(spec.type))
+
     def to_bytes(self) -> bytes:
-        """Return the message as sealed safetensors bytes; equal messages give equal bytes."""
-        header: dict[str, Any] = {"kind": self.kind}
-        tensors: Tensors = {}
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            if spec.name in self.tensor_fields:
-                for name, tensor in value.items():
-                    tensors[f"{spec.name}|{name}"] = tensor
-            # A later field stays out where it is not in use: older programs read the message.
-            elif spec.default is MISSING or value != spec.default:
-                header[spec.name] = value
+        """Return the message as bytes; equal messages give equal bytes."""
+        nested = self.tensor_fields()
+        plan, tensors = pack({name: getattr(self, name) for name in nested})
+        plain = {s.name: getattr(self, s.name) for s in fields(self) if s.name not in nested}
+        header = {"kind": self.kind, "protocol": PROTOCOL, **plain, **plan}
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return write(text, tensors or {"empty": torch.zeros(0)})
+        return write(text, tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HelloRequest(Envelope):
-    """The recipe and the public rows, from the coordinator to every silo."""
+    """The recipe and the public rows, from the coordinator to every silo.
+
+    `version` is the program's; a silo whose version is another refuses.
+    """
 
     kind: ClassVar[str] = "hello"
     reveals: ClassVar[str] = "nothing: recipe and public rows, from the coordinator"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("public_files",)
+    version: str
     recipe: dict[str, Any]
     public_files: Tensors = field(repr=False)
 
@@ -69,32 +74,32 @@ class HelloReply(Envelope):
 
     kind: ClassVar[str] = "hello-reply"
     reveals: ClassVar[str] = (
-        "number of rows rounded to tens, domain, versions, a keyed data token, and by another "
+        "number of rows rounded to tens, domain, version of the program, a keyed data token, and by another "
         "that a person's overrides have changed"
     )
     silo: str
     domain: str
     n_rows: int
     data_token: str
-    versions: dict[str, str]
-    overrides_token: str = ""
+    version: str
+    overrides_token: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest(Envelope):
     """Train on all rows: a round of the joint trajectory, or the silo's own trajectory.
 
-    For in-run scores `directions`, keyed `set|weight`, and what a mean validation row scores with
-    each of them, with the validation loss under `loss`; else both are empty.
+    For in-run scores `directions` by validation set, what a mean validation row scores with each
+    (`validation`), and the mean validation loss; else empty, and zero.
     """
 
     kind: ClassVar[str] = "train"
     reveals: ClassVar[str] = "nothing: a joint adapter and public directions"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "directions")
     round: int
     validation: dict[str, float]
+    validation_loss: float
     adapter: Tensors = field(repr=False)
-    directions: Tensors = field(repr=False)
+    directions: dict[str, Tensors] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +110,6 @@ class TrainReply(Envelope):
     reveals: ClassVar[str] = (
         "adapter weights and means of gradients and squared gradients of one round"
     )
-    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter", "second_moment", "first_moment")
     weight: int
     learning_rate: float
     adapter: Tensors = field(repr=False)
@@ -115,27 +119,29 @@ class TrainReply(Envelope):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest(Envelope):
-    """Score all rows; on the global trajectory, at these checkpoints with these directions.
+    """Score all rows; on the joint trajectory, at these checkpoints with these directions.
 
-    `checkpoints`, `directions` and `moments` are keyed `index|weight`, `index/set|weight` and
-    `index/first|weight` or `index/second|weight`. `probe_losses` are mean losses of a few public
-    rows at the checkpoints: a silo with another base model refuses to score. `weights` are those
-    of the parts of a score that the coordinator has weighed. `compared_anchors` are the anchors'
-    scores under `recipe.score.compare`, keyed `form/set` or by baseline.
+    The lists have one entry per checkpoint: an adapter, its directions by validation set, and the
+    optimiser's means (empty where no form needs them at the rows). `probe_losses` are mean losses
+    of a few public rows at the checkpoints: a silo with another base model refuses to score.
+    `weights` are those of the parts of a score that the coordinator has weighed. `compared_forms`
+    (by form and validation set) and `compared_baselines` are the anchors' scores beside the one
+    that decides.
     """
 
     kind: ClassVar[str] = "score"
     reveals: ClassVar[str] = "nothing: joint checkpoints and public directions"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("checkpoints", "directions", "moments")
     learning_rates: list[float]
     optimizer_steps: list[int]
     probe_losses: list[float]
     anchor_scores: dict[str, list[float]]
-    compared_anchors: dict[str, list[float]]
+    compared_forms: dict[str, dict[str, list[float]]]
+    compared_baselines: dict[str, list[float]]
     weights: dict[str, float]
-    checkpoints: Tensors = field(repr=False)
-    directions: Tensors = field(repr=False)
-    moments: Tensors = field(repr=False)
+    checkpoints: list[Tensors] = field(repr=False)
+    directions: list[dict[str, Tensors]] = field(repr=False)
+    first_moments: list[Tensors] = field(repr=False)
+    second_moments: list[Tensors] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +180,6 @@ class FitRequest(Envelope):
 
     kind: ClassVar[str] = "fit"
     reveals: ClassVar[str] = "nothing: a joint adapter, from the coordinator"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
     arm: str
     round: int
     combine: dict[str, Any]
@@ -188,7 +193,6 @@ class FitReply(Envelope):
 
     kind: ClassVar[str] = "fit-reply"
     reveals: ClassVar[str] = "adapter weights of one round, number of rows rounded to tens"
-    tensor_fields: ClassVar[tuple[str, ...]] = ("adapter",)
     weight: int
     adapter: Tensors = field(repr=False)
 
@@ -269,68 +273,65 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
     """Read and validate a message before anything uses it.
 
     Raises:
-        DataError: not a message, not what was sealed, of a kind that may not come here, or a
-            field is missing, odd or of another type.
+        DataError: not a message, not what was sent, of another protocol, of a kind that may not
+            come here, or a field is missing, odd or of another type.
         NumericsError: a tensor or a number is not finite.
     """
-    _check_seal(data, sender)
+    if is_container(data) and not is_whole(data):
+        raise DataError(
+            f"{sender}: what arrived is not what was sent: its checksum does not fit. Run again; "
+            "if it happens again, look for what changes messages on the way."
+        )
     try:
-        header = _header(data)
-        tensors = {name: tensor for name, tensor in load(data).items() if name != "empty"}
-        kind = str(header.pop("kind"))
+        header = read_text(read_header(data)) if is_whole(data) else {}
+        protocol, kind = header.pop("protocol"), str(header.pop("kind"))
+        tensors = load(data) if protocol == PROTOCOL else {}
     except NOT_A_MESSAGE:
         raise DataError(f"{sender}: what arrived is not a message of this program.") from None
+    if protocol != PROTOCOL:
+        raise DataError(
+            f"{sender}: it speaks another protocol ({str(protocol)[:20]}, here {PROTOCOL}). Install "
+            "the same version of clues on both sides."
+        )
     if kind not in allowed:
         raise DataError(f"{sender}: a message of kind {kind[:40]!r} may not come here.")
     cls = allowed[kind]
-    content: dict[str, Any] = {name: {} for name in cls.tensor_fields}
-    for full, tensor in tensors.items():
-        owner, _, name = full.partition("|")
-        if owner not in content:
-            raise DataError(f"{sender}: {kind} carries an unexpected tensor.")
-        if tensor.dtype not in TENSOR_TYPES:
-            raise DataError(f"{sender}: {kind} carries a tensor of type {tensor.dtype}.")
-        if not torch.isfinite(tensor).all():
-            raise NumericsError(f"{sender}: {kind} carries a tensor that is not finite: {name}.")
-        content[owner][name] = tensor
-    specs = {s.name: s for s in fields(cls) if s.name not in cls.tensor_fields}
-    needed = {name for name, spec in specs.items() if spec.default is MISSING}
-    if not needed <= set(header) <= set(specs):
-        odd = sorted((needed - set(header)) | (set(header) - set(specs)))
-        raise DataError(f"{sender}: {kind} lacks or adds field {odd[0][:40]!r}.")
+    where = f"{sender}: {kind}"
+    specs = {spec.name: spec for spec in fields(cls)}
+    if set(header) != set(specs):
+        raise DataError(f"{where} lacks or adds field {min(set(header) ^ set(specs))[:40]!r}.")
     for name, spec in specs.items():
-        if name not in header:
-            continue
         if not _fits(header[name], spec.type):
-            raise DataError(f"{sender}: {kind}.{name} has the wrong type.")
-        _check_finite(header[name], f"{sender}: {kind}.{name}")
+            raise DataError(f"{where}.{name} has the wrong type.")
+        _check_finite(header[name], f"{where}.{name}")
+    _check_tensors(tensors, where)
+    nested = {name: header.pop(name) for name in cls.tensor_fields()}
+    try:
+        # Each is taken once: two names for one tensor would be no message of ours.
+        content = unpack(nested, tensors.pop)
+    except KeyError:
+        raise DataError(f"{where} names a tensor that is not there.") from None
+    if tensors:
+        raise DataError(f"{where} carries an unexpected tensor.")
     return cls(**header, **content)
 
 
 def kind_of(data: bytes) -> str:
     """What a message says it is, for the ledger; bytes that are no message are `unreadable`."""
     try:
-        return str(_header(data)["kind"])[:40]
+        return str(read_text(read_header(data))["kind"])[:40]
     except NOT_A_MESSAGE:
         return "unreadable"
 
 
-def _check_seal(data: bytes, sender: str) -> None:
-    if is_sealed(data):
-        if not is_whole(data):
-            raise DataError(
-                f"{sender}: what arrived is not what was sent: its checksum does not fit. Run "
-                "again; if it happens again, look for what changes messages on the way."
-            )
-    elif kind_of(data) != "unreadable":
-        raise DataError(
-            f"{sender}: its message has no checksum, as in earlier versions of this program. "
-            "Install the same version on both sides."
-        )
+def stored_names(text: Mapping[str, Any], name: str) -> dict[str, str]:
+    """By weight, the tensor's name in the file of a field that holds one adapter.
 
-
-def _header(data: bytes) -> dict[str, Any]:
-    return json.loads(read_header(data)["__metadata__"]["clues"])
+    Args:
+        text: header of a message that `from_bytes` has accepted.
+        name: of the field.
+    """
+    return {weight: str(number) for weight, number in sorted(text[name].items())}
 
 
 def token_of(data: bytes) -> str:
@@ -341,6 +342,10 @@ def token_of(data: bytes) -> str:
 def round_count(n: int) -> int:
     """Number of rows as it may leave a silo: to the nearest ten, at least ten if not zero."""
     return 0 if n == 0 else max(10, 10 * round(n / 10))
+
+
+def _holds_tensors(wanted: Any) -> bool:
+    return wanted is Tensor or any(_holds_tensors(part) for part in get_args(wanted))
 
 
 def _fits(value: Any, wanted: Any) -> bool:
@@ -354,8 +359,16 @@ def _fits(value: Any, wanted: Any) -> bool:
         return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
-    # The very type: True is an int to isinstance.
-    return type(value) is wanted
+    # The very type: True is an int to isinstance. A tensor's number stands in its place.
+    return type(value) is (int if wanted is Tensor else wanted)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
+    for tensor in tensors.values():
+        if tensor.dtype not in TENSOR_TYPES:
+            raise DataError(f"{where} carries a tensor of type {tensor.dtype}.")
+        if not torch.isfinite(tensor).all():
+            raise NumericsError(f"{where} carries a tensor that is not finite.")
 
 
 def _check_finite(value: Any, where: str) -> None:
