@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clues.config import BUILT_IN
-from clues.experiment.figure import write_figure
-from clues.experiment.spec import known_experiments, load_experiment
-from clues.experiment.statistics import over_seeds, share_of_gain, shown, silo_means
-from clues.experiment.tables import experiment_tables, score_in_words
+from experiments.figure import write_figure
 from experiments.goals import goals
+from experiments.paper import experiment_tables, score_in_words
+from experiments.spec import known_experiments, load_experiment
+from experiments.statistics import over_seeds, share_of_gain, shown, silo_means
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "results.md"

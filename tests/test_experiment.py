@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from clues.cli.program import app
 from clues.config import load_config
 from clues.errors import ConfigError, DataError, UsageError
-from clues.experiment.rows import with_choices, write_config, write_inputs
-from clues.experiment.run import Plan, is_stored, settings_hash
-from clues.experiment.spec import Experiment, Scale, load_experiment, merged
-from clues.experiment.statistics import over_seeds, paired_bootstrap, share_of_gain
-from clues.experiment.tables import experiment_tables
 from clues.prepare.facts import make_questions
+from experiments.paper import experiment_tables
+from experiments.rows import with_choices, write_config, write_inputs
+from experiments.run import Plan, is_stored, settings_hash
+from experiments.spec import Experiment, Scale, load_experiment, merged
+from experiments.statistics import over_seeds, paired_bootstrap, share_of_gain
 
 ROOT = Path(__file__).parent.parent / "experiments"
 NAMES = (

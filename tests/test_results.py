@@ -5,12 +5,12 @@ import re
 import pytest
 
 from clues.config import load_config
-from clues.experiment.spec import known_experiments
 from clues.prepare.demo import EVERY_ROW, Sizes, write_demo
 from clues.scoring.trajectory import n_train_steps
 from experiments import tables
 from experiments.goals import goals
 from experiments.scores import ALL_SCORES, compare_all
+from experiments.spec import known_experiments
 
 
 def run(mixed: float, clues: float, oracle: float) -> dict:

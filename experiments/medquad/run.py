@@ -3,7 +3,7 @@
     python -m experiments.medquad.run --data ../shared/data/medical_medquad_en.jsonl.gz \
         --model built-in --model runs/tinystories/model --seeds 0 1 2
 
-Uses only questions that no base model of this project has read (src/clues/experiment/reserved.py).
+Uses only questions that no base model of this project has read (experiments/reserved.py).
 Every run resumes; finished ones are kept as experiments/medquad/results/MODEL-SEED.json.
 """
 
@@ -20,9 +20,9 @@ from rich.console import Console
 from clues.config import derived_seed, load_config
 from clues.data.damage import damage_rows
 from clues.data.partition import take_disjoint
-from clues.experiment.reserved import is_reserved
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
+from experiments.reserved import is_reserved
 from experiments.scores import ALL_SCORES, compare_all, write_scores
 
 SHARES = {"site-a": 0.8, "site-b": 0.5, "site-c": 0.4, "site-d": 0.2, "site-e": 0.1}

@@ -229,7 +229,7 @@ def experiment(
     NAME is one that --list shows. Figures go to the folder results of the experiment; make results
     puts them on the page of results.
     """
-    from clues.experiment.spec import known_experiments, load_experiment
+    from experiments.spec import known_experiments, load_experiment
 
     if show_list or not name:
         for known in known_experiments(recipes):
@@ -241,9 +241,9 @@ def experiment(
         known = ", ".join(spec.scales)
         raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
     calm_libraries()
-    from clues.experiment.run import Plan, is_stored, run_seed
-    from clues.experiment.tables import experiment_tables
     from clues.progress import Silent, Terminal
+    from experiments.paper import experiment_tables
+    from experiments.run import Plan, is_stored, run_seed
 
     runs = work / (spec.with_runs_of or name)
     plan = Plan(name, chosen, scale, model, data, runs, recipes / name / "results")

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from clues.atomic import atomic_write_bytes
-from clues.experiment.statistics import over_seeds, paired_bootstrap
+from experiments.statistics import over_seeds, paired_bootstrap
 
 # Okabe and Ito's colours tell apart for all common kinds of colour blindness.
 OURS, OTHERS, CEILING = "#0072B2", "#8a8a8a", "#009E73"
