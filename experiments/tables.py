@@ -166,7 +166,7 @@ def section(name: str) -> list[str]:
     lines = ["", f"## {spec.title}", "", f"{spec.asks} {spec.repeats.strip()}"]
     groups = stored(name)
     if not groups:
-        return [*lines, "", f"Not run yet: `clues experiment {name}`."]
+        return [*lines, "", f"Not run yet: `python -m experiments {name}`."]
     for (scale, model), seeds in groups.items():
         lines += ["", f"### {scale} scale, {model}", "", *experiment_tables(seeds)]
         picture = figure_path(name, scale, model)
@@ -176,7 +176,7 @@ def section(name: str) -> list[str]:
     most = max(groups.values(), key=len)
     first = min(seed["seed"] for seed in most)
     start = f" --first-seed {first}" if first else ""
-    return [*lines, "", f"Again: `clues experiment {name} --seeds {len(most)}{start}`."]
+    return [*lines, "", f"Again: `python -m experiments {name} --seeds {len(most)}{start}`."]
 
 
 def figure_path(name: str, scale: str, model: str) -> Path:

@@ -193,6 +193,15 @@ def test_the_wall_holds_in_every_file(module):
     assert not breaches(arrows(), module), f"{module} reaches through the wall"
 
 
+@pytest.mark.parametrize("module", modules())
+def test_nothing_in_the_package_needs_what_stays_in_the_checkout(module):
+    beside = {"experiments", "benchmarks", "deploy", "docs", "examples", "tests"}
+    for node in ast.walk(tree(module)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not {name.split(".")[0] for name in names} & beside, f"{module}: not in the wheel"
+
+
 PLANTED = (
     ("coordinator", "from clues.silo.workspace import Workspace"),
     ("coordinator", "import clues.silo.permission"),
