@@ -47,7 +47,7 @@ results: $(READY)
 	$(BIN)/python -m experiments.tables
 
 reference: $(READY)
-	$(BIN)/python -m clues.reference docs/configuration.md
+	$(BIN)/python docs/reference.py docs/configuration.md
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

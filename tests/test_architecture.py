@@ -32,7 +32,6 @@ LAYERS = (
     ("carriers",),
     ("results", "pipeline", "whatif", "prepare"),
     ("network",),
-    ("reference",),
     ("cli", "__main__"),
 )
 # What a room may never reach, however many imports away. Planted breaches are found below.
