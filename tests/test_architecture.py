@@ -59,8 +59,6 @@ WITHOUT_TORCH = (
     "wall.ledger",
     "data.formats",
     "data.damage",
-    "data.controls",
-    "data.partition",
     "prepare.checklist",
     "prepare.scaffold",
     "prepare.interview",
@@ -70,7 +68,7 @@ WITHOUT_TORCH = (
     "network.edge",
     "cli.program",
 )
-EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "statistics", "paper")
+EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "statistics", "paper")
 
 
 def modules() -> list[str]:

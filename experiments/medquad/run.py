@@ -19,9 +19,9 @@ from rich.console import Console
 
 from clues.config import derived_seed, load_config
 from clues.data.damage import damage_rows
-from clues.data.partition import take_disjoint
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
+from experiments.partition import take_disjoint
 from experiments.reserved import is_reserved
 from experiments.scores import ALL_SCORES, compare_all, write_scores
 
