@@ -3,6 +3,7 @@
 Reads the private score tables, which the experimenter owns all of, and labels. Aggregates only.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -243,8 +244,6 @@ def agreement(first: Run, second: Run) -> float | None:
 
 
 def _alone(run: Run, view: SiloView) -> dict[str, Any]:
-    import json
-
     compared = json.loads((view.space.private / "compared.json").read_text())
     return {
         name: select_alone(
