@@ -179,8 +179,12 @@ def _asks_agreement(run: Run, first: Run) -> bool:
     )
 
 
-def _base_name(plan: Plan) -> str:
-    name = plan.model or plan.scale.config.get("recipe", {}).get("model", {}).get("name", BUILT_IN)
-    path = Path(name)
-    # A folder `NAME/model` is known by NAME.
+def name_of(model: str) -> str:
+    """What a base model is called in names of files; a folder `NAME/model` is known by NAME."""
+    path = Path(model)
     return path.parent.name if path.name == "model" else path.name
+
+
+def _base_name(plan: Plan) -> str:
+    model = plan.scale.config.get("recipe", {}).get("model", {})
+    return name_of(plan.model or model.get("name", BUILT_IN))
