@@ -1,6 +1,7 @@
 # make demo   the whole method on five generated silos (about five minutes on two cores)
 # make test   all tests
 # make check  lint, format, types
+# make experiment NAME=fiqa ARGS="--seeds 3"   one of the paper's tables; without NAME their list
 # make results     docs/results.md from the stored results
 # make docs        the documentation as a site, in site/, built strictly and without a network
 # make reference   docs/configuration.md from the settings themselves
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark results reference docs picture federation federation-tests clean
+.PHONY: demo test fast check benchmark experiment results reference docs picture federation federation-tests clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -39,11 +40,14 @@ federation-tests: $(READY)
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.scoring --large --write
 
+experiment: $(READY)
+	$(BIN)/python -m experiments $(NAME) $(ARGS)
+
 results: $(READY)
 	$(BIN)/python -m experiments.tables
 
 reference: $(READY)
-	$(BIN)/python -m clues.reference docs/configuration.md
+	$(BIN)/python docs/reference.py docs/configuration.md
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

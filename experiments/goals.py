@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clues.experiment.statistics import share_of_gain, silo_means
+from experiments.statistics import share_of_gain, silo_means
 
 Seeds = Sequence[Mapping[str, Any]]  # of one experiment, scale and base model
 AUC = ("medicalqa", "fiqa", "mmedbench")

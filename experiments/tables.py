@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clues.config import BUILT_IN
-from clues.experiment.figure import write_figure
-from clues.experiment.spec import known_experiments, load_experiment
-from clues.experiment.statistics import over_seeds, share_of_gain, shown, silo_means
-from clues.experiment.tables import experiment_tables, score_in_words
+from experiments.figure import write_figure
 from experiments.goals import goals
+from experiments.paper import experiment_tables, score_in_words
+from experiments.spec import known_experiments, load_experiment
+from experiments.statistics import over_seeds, share_of_gain, shown, silo_means
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "results.md"
@@ -166,7 +166,7 @@ def section(name: str) -> list[str]:
     lines = ["", f"## {spec.title}", "", f"{spec.asks} {spec.repeats.strip()}"]
     groups = stored(name)
     if not groups:
-        return [*lines, "", f"Not run yet: `clues experiment {name}`."]
+        return [*lines, "", f"Not run yet: `python -m experiments {name}`."]
     for (scale, model), seeds in groups.items():
         lines += ["", f"### {scale} scale, {model}", "", *experiment_tables(seeds)]
         picture = figure_path(name, scale, model)
@@ -176,7 +176,7 @@ def section(name: str) -> list[str]:
     most = max(groups.values(), key=len)
     first = min(seed["seed"] for seed in most)
     start = f" --first-seed {first}" if first else ""
-    return [*lines, "", f"Again: `clues experiment {name} --seeds {len(most)}{start}`."]
+    return [*lines, "", f"Again: `python -m experiments {name} --seeds {len(most)}{start}`."]
 
 
 def figure_path(name: str, scale: str, model: str) -> Path:

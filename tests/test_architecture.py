@@ -32,8 +32,6 @@ LAYERS = (
     ("carriers",),
     ("results", "pipeline", "whatif", "prepare"),
     ("network",),
-    ("reference",),
-    ("experiment",),
     ("cli", "__main__"),
 )
 # What a room may never reach, however many imports away. Planted breaches are found below.
@@ -61,8 +59,6 @@ WITHOUT_TORCH = (
     "wall.ledger",
     "data.formats",
     "data.damage",
-    "data.controls",
-    "data.partition",
     "prepare.checklist",
     "prepare.scaffold",
     "prepare.interview",
@@ -70,12 +66,9 @@ WITHOUT_TORCH = (
     "network.settings",
     "network.keys",
     "network.edge",
-    "experiment.spec",
-    "experiment.rows",
-    "experiment.statistics",
-    "experiment.tables",
     "cli.program",
 )
+EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "statistics", "paper")
 
 
 def modules() -> list[str]:
@@ -197,6 +190,15 @@ def test_the_wall_holds_in_every_file(module):
     assert not breaches(arrows(), module), f"{module} reaches through the wall"
 
 
+@pytest.mark.parametrize("module", modules())
+def test_nothing_in_the_package_needs_what_stays_in_the_checkout(module):
+    beside = {"experiments", "benchmarks", "deploy", "docs", "examples", "tests"}
+    for node in ast.walk(tree(module)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+        assert not {name.split(".")[0] for name in names} & beside, f"{module}: not in the wheel"
+
+
 PLANTED = (
     ("coordinator", "from clues.silo.workspace import Workspace"),
     ("coordinator", "import clues.silo.permission"),
@@ -224,12 +226,7 @@ def test_a_planted_import_through_the_wall_is_found(room, line):
 def test_only_the_silo_looks_at_labels():
     judges_of_labels = {"evaluation.detection", "evaluation.compare"}
     readers = {m for m in modules() if judges_of_labels & imports(m)}
-    assert readers - judges_of_labels == {
-        "silo.silo",
-        "silo.evaluate",
-        "silo.review",
-        "experiment.analysis",
-    }
+    assert readers - judges_of_labels == {"silo.silo", "silo.evaluate", "silo.review"}
     judges = ("scoring.", "model.", "selection.", "coordinator.", "wall.")
     judges += ("silo.train", "silo.score", "silo.select")
     for module in (m for m in modules() if m.startswith(judges)):
@@ -244,9 +241,11 @@ def test_only_the_silo_looks_at_labels():
 @pytest.mark.slow
 def test_the_reading_half_works_without_torch():
     code = "import sys; {}; sys.exit('torch' in sys.modules)"
-    for module in WITHOUT_TORCH:
-        done = subprocess.run([sys.executable, "-c", code.format(f"import clues.{module}")])
-        assert done.returncode == 0, f"clues.{module} imports torch"
+    names = [f"clues.{module}" for module in WITHOUT_TORCH]
+    names += [f"experiments.{module}" for module in EXPERIMENTS_WITHOUT_TORCH]
+    for name in names:
+        done = subprocess.run([sys.executable, "-c", code.format(f"import {name}")], cwd=ROOT)
+        assert done.returncode == 0, f"{name} imports torch"
 
 
 @pytest.mark.parametrize("module", modules())

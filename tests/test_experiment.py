@@ -1,6 +1,8 @@
 """Experiments: rows are dealt without overlap, runs go on, figures say what they mean."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,15 @@ import yaml
 from federation_helpers import tiny_model
 from typer.testing import CliRunner
 
-from clues.cli.program import app
 from clues.config import load_config
 from clues.errors import ConfigError, DataError, UsageError
-from clues.experiment.rows import with_choices, write_config, write_inputs
-from clues.experiment.run import Plan, is_stored, settings_hash
-from clues.experiment.spec import Experiment, Scale, load_experiment, merged
-from clues.experiment.statistics import over_seeds, paired_bootstrap, share_of_gain
-from clues.experiment.tables import experiment_tables
 from clues.prepare.facts import make_questions
+from experiments.__main__ import app
+from experiments.paper import experiment_tables
+from experiments.rows import with_choices, write_config, write_inputs
+from experiments.run import Plan, is_stored, settings_hash
+from experiments.spec import Experiment, Scale, load_experiment, merged
+from experiments.statistics import over_seeds, paired_bootstrap, share_of_gain
 
 ROOT = Path(__file__).parent.parent / "experiments"
 NAMES = (
@@ -175,6 +177,28 @@ def test_an_unknown_experiment_lists_the_known_ones() -> None:
         load_experiment("mergin", ROOT)
 
 
+def test_a_place_without_experiments_says_so_and_lists_nothing(tmp_path) -> None:
+    for words in (["--list"], [], ["fiqa"]):
+        with pytest.raises(UsageError, match=r"holds no NAME/experiment\.yaml.*--recipes"):
+            CliRunner().invoke(app, [*words, "--recipes", str(tmp_path)], catch_exceptions=False)
+
+
+def test_the_list_has_every_experiment_and_an_error_is_one_line_and_a_code() -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "experiments", *words]
+        return subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True)
+
+    listed = call("--list")
+    assert listed.returncode == 0
+    assert tuple(line.split()[0] for line in listed.stdout.splitlines()) == NAMES
+    wrong = call("fiqua")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith(
+        "python -m experiments: there is no experiment 'fiqua'. Did you mean 'fiqa'?"
+    )
+    assert wrong.stderr.count("\n") == 1
+
+
 def test_a_wrong_key_is_named_with_what_was_meant(tmp_path) -> None:
     broken = merged(content(), {"scales": {"small": {"sillos": {}}}})
     (tmp_path / "x").mkdir()
@@ -315,7 +339,7 @@ def test_an_experiment_runs_stores_shows_and_goes_on(data, tmp_path) -> None:
     exam = {"file": "exam.jsonl", "fetch": "it", "ask": {"name": "exam", "limit": 7}}
     settings = merged(content(model), {"scales": {"small": {"questions": [exam]}}})
     recipe.write_text(yaml.safe_dump(settings, sort_keys=False))
-    call = ["experiment", "tiny", "--seeds", "2", "--data", str(data), "--quiet"]
+    call = ["tiny", "--seeds", "2", "--data", str(data), "--quiet"]
     call += ["--recipes", str(tmp_path / "recipes"), "--work", str(tmp_path / "work")]
     runner = CliRunner()
     first = runner.invoke(app, call, catch_exceptions=False)
@@ -348,7 +372,7 @@ def test_an_experiment_runs_stores_shows_and_goes_on(data, tmp_path) -> None:
         ]
         assert f"| default: exam | {arm} | 7 | {sum(values) / 2:.3f} " in page
     files[1].unlink()
-    alone = ["experiment", "tiny", "--seeds", "1", "--first-seed", "1", *call[4:], "--json"]
+    alone = ["tiny", "--seeds", "1", "--first-seed", "1", *call[3:], "--json"]
     second = runner.invoke(app, alone, catch_exceptions=False)
     assert json.loads(files[1].read_text()) == seeds[1], "a run that was done was done again"
     assert [s["seed"] for s in json.loads(second.stdout)] == [1]

@@ -26,7 +26,7 @@ from clues.scoring.datainf import datainf_direction
 from clues.scoring.direction import mean_gradient, scored_weights
 from clues.scoring.finite import difference_scores
 from clues.scoring.forms import by_block, form_directions, form_scores, way_of
-from clues.scoring.gradients import each_gradient, gradient_products
+from clues.scoring.gradients import Products, each_gradient, transformed_products
 from clues.scoring.influence import influence_scores
 from clues.scoring.perplexity import alignments, mean_losses
 
@@ -39,6 +39,12 @@ def with_moments(model, *, seed=5):
         for n, t in model.state().items()
     }
     return replace(checkpoint, first_moment=first, optimizer_steps=7)
+
+
+def gradient_products(model, rows, *, adapter, directions) -> Products:
+    """Of the rows' gradients as they are."""
+    how = {"adapter": adapter, "directions": directions, "transforms": {"": None}}
+    return transformed_products(model, rows, **how)[""]
 
 
 def flat(state, names):

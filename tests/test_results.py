@@ -5,12 +5,12 @@ import re
 import pytest
 
 from clues.config import load_config
-from clues.experiment.spec import known_experiments
 from clues.prepare.demo import EVERY_ROW, Sizes, write_demo
 from clues.scoring.trajectory import n_train_steps
 from experiments import tables
 from experiments.goals import goals
 from experiments.scores import ALL_SCORES, compare_all
+from experiments.spec import known_experiments
 
 
 def run(mixed: float, clues: float, oracle: float) -> dict:
@@ -28,7 +28,7 @@ def test_every_figure_on_the_page_is_there_and_every_experiment_is_named() -> No
     for name in re.findall(r"\(images/([^)]+)\)", page):
         assert (tables.IMAGES / name).stat().st_size > 0
     for name in known_experiments(tables.HERE):
-        assert f"clues experiment {name}" in page
+        assert f"python -m experiments {name}" in page
         for scale, model in tables.stored(name):
             assert tables.figure_path(name, scale, model).name in page, "make results"
 

@@ -1,6 +1,7 @@
 """Training can be repeated bit by bit, and what it records is what the optimiser did."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from clues.model.adapters import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
-    without_optimizer,
     write_tensors,
 )
 from clues.model.loss import make_batch, row_losses
@@ -299,7 +299,7 @@ def test_a_checkpoint_comes_back_from_disk_as_it_was(make_lora, run, tmp_path):
         assert all(
             torch.equal(read[n], t) and read[n].dtype == t.dtype for n, t in expected.items()
         )
-    save_checkpoint(without_optimizer(checkpoint), tmp_path / "bare")
+    save_checkpoint(replace(checkpoint, second_moment={}, first_moment={}), tmp_path / "bare")
     assert load_checkpoint(tmp_path / "bare").second_moment == {}
 
 

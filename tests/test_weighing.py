@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from clues.data.controls import N_COPIES, damaged_copies
-from clues.data.damage import DAMAGE_KINDS
+from clues.data.damage import DAMAGE_KINDS, N_COPIES, damaged_copies
 from clues.data.samples import Message, Sample
 from clues.errors import DataError
 from clues.selection.units import Units

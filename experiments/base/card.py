@@ -88,12 +88,14 @@ def measure(
         if document.held_out and len(by_source[document.source]) < most:
             by_source[document.source].append(document)
     table: dict[str, dict[str, float]] = {}
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int)
     for source, held_out in sorted(by_source.items()):
         n_bytes, own, unigram, trigram = 0, 0.0, 0.0, np.zeros(len(MIXES))
         for document in held_out:
             ids = encode(document)
             n_bytes += len(document.text.encode())
-            own += model_loss(model, ids, end=tokenizer.eos_token_id)
+            own += model_loss(model, ids, end=end)
             one, three = ngram.losses(ids)
             unigram, trigram = unigram + one, trigram + three
         # The best mix on the held-out text itself: the baseline gets the benefit.

@@ -88,6 +88,9 @@ def encode_stream(documents: list[Document], tokenizer: PreTrainedTokenizerBase)
 
 def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """Build the 3.6 M parameter Llama of the repository, untrained."""
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert isinstance(end, int)
+    assert isinstance(pad, int)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=256,
@@ -98,8 +101,8 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=end,
+        pad_token_id=pad,
     )
     return LlamaForCausalLM(config)
 
@@ -162,7 +165,7 @@ def main() -> None:
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(args.out / "trainer")))
     # bf16 halves the file; loading as float32 gives these rounded values back exactly.
-    model.to(torch.bfloat16).save_pretrained(args.out / "model")
+    model.bfloat16().save_pretrained(args.out / "model")
     tokenizer.save_pretrained(args.out / "model")
     record = {k: str(v) for k, v in vars(args).items() if k not in {"corpus", "out"}}
     record["training_tokens_in_corpus"] = str(len(stream))

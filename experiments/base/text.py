@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from clues.experiment.reserved import is_reserved
 from clues.prepare.facts import DOMAINS, make_entries, make_prose
+from experiments.reserved import is_reserved
 
 HELD_OUT_EVERY = 100
 CORPORA = {

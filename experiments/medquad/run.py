@@ -3,7 +3,7 @@
     python -m experiments.medquad.run --data ../shared/data/medical_medquad_en.jsonl.gz \
         --model built-in --model runs/tinystories/model --seeds 0 1 2
 
-Uses only questions that no base model of this project has read (src/clues/experiment/reserved.py).
+Uses only questions that no base model of this project has read (experiments/reserved.py).
 Every run resumes; finished ones are kept as experiments/medquad/results/MODEL-SEED.json.
 """
 
@@ -19,10 +19,12 @@ from rich.console import Console
 
 from clues.config import derived_seed, load_config
 from clues.data.damage import damage_rows
-from clues.data.partition import take_disjoint
-from clues.experiment.reserved import is_reserved
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
+from experiments.partition import take_disjoint
+from experiments.reserved import is_reserved
+from experiments.rows import write_jsonl
+from experiments.run import name_of
 from experiments.scores import ALL_SCORES, compare_all, write_scores
 
 SHARES = {"site-a": 0.8, "site-b": 0.5, "site-c": 0.4, "site-d": 0.2, "site-e": 0.1}
@@ -53,8 +55,10 @@ def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: 
     sizes = {**dict.fromkeys(SHARES, ROWS), "validation": VALIDATION, "anchor": ANCHORS}
     parts = take_disjoint(len(rows), {**sizes, "heldout": HELD_OUT}, seed=seed)
     for name in ("validation", "anchor"):
-        _write(folder / f"{name}.jsonl", [rows[i] for i in parts[name]])
-    _write(folder / "heldout.jsonl", _with_choices([rows[i] for i in parts["heldout"]], seed=seed))
+        write_jsonl(folder / f"{name}.jsonl", [rows[i] for i in parts[name]])
+    write_jsonl(
+        folder / "heldout.jsonl", _with_choices([rows[i] for i in parts["heldout"]], seed=seed)
+    )
     for silo, share in SHARES.items():
         damaged, labels = damage_rows(
             [rows[i] for i in parts[silo]],
@@ -63,7 +67,7 @@ def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: 
             seed=derived_seed(seed, "damage", silo),
         )
         private = [{**r, "damage": x or ""} for r, x in zip(damaged, labels, strict=True)]
-        _write(folder / f"{silo}.jsonl", private)
+        write_jsonl(folder / f"{silo}.jsonl", private)
     recipe = {
         "seed": seed,
         "model": {"name": model, "dtype": "bfloat16"},
@@ -115,11 +119,6 @@ def _with_choices(rows: list[dict[str, Any]], *, seed: int) -> list[dict[str, An
     return with_choices
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
-
-
 def main() -> None:
     """Run every model with every seed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -135,14 +134,12 @@ def main() -> None:
     print(f"{len(rows):,} unread questions")
     for model in args.model:
         for seed in args.seeds:
-            path = Path(model)
-            # runs/tinystories/model is named after its folder, not after `model`.
-            label = path.parent.name if path.name == "model" else path.name
+            label = name_of(model)
             stored = RESULTS / f"{'scores-' if args.scores else ''}{label}-{seed}.json"
             if stored.exists():
                 continue
             folder = args.work / f"{label}-{seed}"
-            name = model if model == "built-in" else str(path.resolve())
+            name = model if model == "built-in" else str(Path(model).resolve())
             if args.scores:
                 config = write_inputs(folder / "scores-input", rows, model=name, seed=seed)
                 compare_all(config)

@@ -62,10 +62,6 @@ class Stages:
         write_json(marker, {"stage": name, "inputs": key, "result": result})
         return result
 
-    def finished(self) -> tuple[str, ...]:
-        """Names of stages that have a marker."""
-        return tuple(sorted(p.stem for p in self.folder.glob("*.json")))
-
     @staticmethod
     def _read(marker: Path) -> dict[str, Any] | None:
         if not marker.exists():

@@ -27,9 +27,7 @@ for panel, verbs in (
     (STAGE, (stages.train, stages.score, stages.threshold, stages.select)),
     (STAGE, (stages.merge, stages.evaluate, stages.judge)),
     (WHOLE, (whole.report,)),
-    (AUDIT, (audit.ledger, audit.approve)),
-    (WHOLE, (whole.experiment,)),
-    (AUDIT, (audit.version,)),
+    (AUDIT, (audit.ledger, audit.approve, audit.version)),
     (network.PANEL, (network.serve, network.join, network.edge)),
 ):
     for verb in verbs:
@@ -37,13 +35,18 @@ for panel, verbs in (
 app.add_typer(network.keys, name="keys", rich_help_panel=network.PANEL)
 
 
-def main() -> None:
-    """Run a verb; a user's error becomes one message and an exit code."""
+def run_to_exit(program: typer.Typer, *, name: str) -> None:
+    """Run a program; a user's error becomes one message and an exit code."""
     try:
-        app(prog_name="clues")
+        program(prog_name=name)
     except CluesError as error:
-        err.print(f"clues: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
+        err.print(f"{name}: {error}", markup=False, highlight=False, style="red", soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("Interrupted. The same command goes on where it stopped.", highlight=False)
         sys.exit(130)
+
+
+def main() -> None:
+    """Run a verb of `clues`."""
+    run_to_exit(app, name="clues")

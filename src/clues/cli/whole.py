@@ -1,4 +1,4 @@
-"""Verbs of whole runs: demo, init, run, check, report, experiment."""
+"""Verbs of whole runs: demo, init, run, check, report."""
 
 import json
 import sys
@@ -201,62 +201,3 @@ def report(config: Config, folder: Out = None, as_json: Json = False, quiet: Qui
     for silo in opened.silos.values():
         silo.write_review()
     show_path(opened.run_dir.root / "report.html", "report", as_json=as_json)
-
-
-def experiment(
-    name: Annotated[str, typer.Argument(help="Its name; --list shows all.")] = "",
-    scale: Annotated[
-        str, typer.Option(help="small (two cores) or real (GPUs and a hub).")
-    ] = "small",
-    seeds: Annotated[int, typer.Option(min=1, help="How many; 0, 1, 2 and so on.")] = 3,
-    first_seed: Annotated[
-        int, typer.Option(min=0, help="The first; others than those a choice was made on.")
-    ] = 0,
-    model: Annotated[
-        str | None, typer.Option(help="Another base model: a folder or a hub name.")
-    ] = None,
-    data: Annotated[Path, typer.Option(help="Folder of the data files.")] = Path("data"),
-    recipes: Annotated[Path, typer.Option(help="Folder of the experiments.")] = Path("experiments"),
-    work: Annotated[Path, typer.Option(help="Where runs go, so that they can go on.")] = Path(
-        "runs/experiments"
-    ),
-    show_list: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Repeat one of the paper's tables, all arms and seeds; goes on where it stopped.
-
-    NAME is one that --list shows. Figures go to the folder results of the experiment; make results
-    puts them on the page of results.
-    """
-    from clues.experiment.spec import known_experiments, load_experiment
-
-    if show_list or not name:
-        for known in known_experiments(recipes):
-            out.print(f"{known:<12} {load_experiment(known, recipes).title}", highlight=False)
-        return
-    spec = load_experiment(name, recipes)
-    chosen = spec.scales.get(scale)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if chosen is None:
-        known = ", ".join(spec.scales)
-        raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
-    calm_libraries()
-    from clues.experiment.run import Plan, is_stored, run_seed
-    from clues.experiment.tables import experiment_tables
-    from clues.progress import Silent, Terminal
-
-    runs = work / (spec.with_runs_of or name)
-    plan = Plan(name, chosen, scale, model, data, runs, recipes / name / "results")
-    err.print(f"{spec.title}. Cost: {chosen.cost}.", highlight=False)
-    chosen_seeds = range(first_seed, first_seed + seeds)
-    for seed in chosen_seeds:
-        is_stored(plan, seed)  # of other settings: better said before the first hour than after it
-    files = [
-        run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in chosen_seeds
-    ]
-    stored = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    if as_json:
-        out.print_json(json.dumps(stored))
-        return
-    out.print("\n".join(experiment_tables(stored)), markup=False, highlight=False, soft_wrap=True)
-    out.print(f"\nStored: {', '.join(str(f) for f in files)}", highlight=False, soft_wrap=True)

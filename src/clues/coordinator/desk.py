@@ -10,7 +10,7 @@ from clues.config import FederationSettings, Recipe, derived_seed
 from clues.coordinator.attendance import Attendance
 from clues.coordinator.curve import Watch, watched_loss, watched_rows
 from clues.coordinator.exchange import Exchange
-from clues.data.controls import damaged_copies
+from clues.data.damage import damaged_copies
 from clues.data.formats import read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
 from clues.model.adapters import AdapterState, LoraModel

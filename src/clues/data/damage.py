@@ -1,15 +1,22 @@
-"""Known, labelled dirt for experiments: answers that are cut, thinned, swapped or mixed."""
+"""Known, labelled dirt: answers that are cut, thinned, swapped or mixed.
+
+Experiments put it into silos' rows. Anchors have damaged copies: what a score is held against
+where nobody knows what is bad.
+"""
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from clues.data.samples import Sample
 from clues.errors import ConfigError, DataError
 
 DAMAGE_KINDS = ("cut", "delete", "swap", "mix")
+ANSWER = "output"
+N_COPIES = 2  # of every anchor, each damaged in one way
 
 MAX_KEPT_BY_CUT = 0.2  # of the characters
 SHARE_OF_WORDS = 0.5  # that `delete` takes away and `mix` replaces
@@ -33,7 +40,7 @@ def damage_rows(
     share: float,
     kinds: Sequence[str],
     seed: int,
-    response_key: str = "output",
+    response_key: str = ANSWER,
     foreign: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], list[str | None]]:
     """Damage the answers of exactly `round(share * n)` rows and say which and how.
@@ -84,6 +91,42 @@ def damage_rows(
                 "Leave the row out or allow more kinds."
             )
     return damaged, labels
+
+
+def damaged_copies(
+    samples: Sequence[Sample], *, seed: int, foreign: Sequence[str]
+) -> tuple[list[Sample], list[str]]:
+    """Copies of rows of known quality whose last answers are damaged, and how each is.
+
+    Args:
+        samples: the rows.
+        seed: fixes kinds and texts.
+        foreign: answers in another language or domain, to mix in.
+
+    Raises:
+        DataError: an answer that no damage can change.
+    """
+    records = [{ANSWER: sample.response} for sample in samples]
+    copies: list[Sample] = []
+    kinds: list[str] = []
+    for n in range(N_COPIES):
+        try:
+            damaged, labels = damage_rows(
+                records, share=1.0, kinds=DAMAGE_KINDS, seed=seed + n, foreign=foreign
+            )
+        except DataError as error:
+            raise DataError(
+                f"anchors cannot be damaged to weigh the parts of a score: {error} Or give "
+                "score.loss_weight and score.alignment_weight as numbers."
+            ) from None
+        for sample, record, kind in zip(samples, damaged, labels, strict=True):
+            assert kind is not None
+            last = replace(sample.messages[-1], content=record[ANSWER])
+            copies.append(replace(sample, messages=(*sample.messages[:-1], last), choices=()))
+            kinds.append(kind)
+    # Positions are a file's; copies come after one another.
+    numbered = [replace(copy, row=n, answer=None) for n, copy in enumerate(copies)]
+    return numbered, kinds
 
 
 def _check(share: float, kinds: Sequence[str], foreign: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -313,11 +313,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise DataError(
             f"{folder}: unreadable checkpoint ({_first_line(error)}). Train again."
         ) from None
-
-
-def without_optimizer(checkpoint: Checkpoint) -> Checkpoint:
-    """Drop the optimiser state, for forms that do not use it."""
-    return replace(checkpoint, second_moment={}, first_moment={})
 
 
 def _sha256(path: Path) -> str:

@@ -106,38 +106,6 @@ class Products:
         )
 
 
-def gradient_products(
-    model: LoraModel,
-    rows: Sequence[EncodedRow],
-    *,
-    adapter: AdapterState,
-    directions: Sequence[AdapterState],
-    transform: Transform | None = None,
-    on_rows: Callable[[int], None] | None = None,
-    token_budget: int | None = None,
-) -> Products:
-    """Inner products and norms from explicit per-sample gradients.
-
-    products[n, k] = < u(g_n), directions[k] >,    norms[n] = | u(g_n) |
-
-    with u = `transform`, the identity by default. Where u is the identity the side branch of
-    `influence.py` gives the same products for less.
-
-    Raises:
-        NumericsError: a product or a loss is not finite.
-    """
-    found = transformed_products(
-        model,
-        rows,
-        adapter=adapter,
-        directions=directions,
-        transforms={"": transform},
-        on_rows=on_rows,
-        token_budget=token_budget,
-    )
-    return found[""]
-
-
 def transformed_products(
     model: LoraModel,
     rows: Sequence[EncodedRow],
@@ -149,7 +117,12 @@ def transformed_products(
     token_budget: int | None = None,
     skip_nonfinite: bool = False,
 ) -> dict[str, Products]:
-    """`gradient_products` under several transforms of the same gradients, for one backward pass.
+    """Inner products and norms from explicit per-sample gradients, under several transforms.
+
+    products[n, k] = < u(g_n), directions[k] >,    norms[n] = | u(g_n) |
+
+    with u one of `transforms`, the identity for None; one backward pass serves them all. Where u is
+    the identity, the side branch of `influence.py` gives the same products for less.
 
     Raises:
         NumericsError: a product or a loss is not finite.

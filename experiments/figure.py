@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from clues.atomic import atomic_write_bytes
-from clues.experiment.statistics import over_seeds, paired_bootstrap
+from experiments.statistics import over_seeds, paired_bootstrap, silo_means
 
 # Okabe and Ito's colours tell apart for all common kinds of colour blindness.
 OURS, OTHERS, CEILING = "#0072B2", "#8a8a8a", "#009E73"
@@ -69,12 +69,7 @@ def _ranks(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, f
     rows: list[tuple[str, float, float, float]] = []
     names = {n for run in runs for s in run["silos"].values() for n in s.get("detection", {})}
     for name in names:
-        per_seed: list[float] = []
-        for run in runs:
-            found = [s["detection"][name]["auc"] for s in run["silos"].values()]
-            known = [x for x in found if x is not None]
-            per_seed += [sum(known) / len(known)] if known else []
-        if per_seed:
+        if per_seed := silo_means(runs, name):
             mean = over_seeds(per_seed).mean
             rows.append((name, mean, min(per_seed), max(per_seed)))
     return sorted(rows, key=lambda row: (-row[1], row[0]))

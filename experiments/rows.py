@@ -18,8 +18,8 @@ from clues.config import derived_seed
 from clues.data.damage import damage_rows
 from clues.data.formats import RowFile, read_rows
 from clues.errors import DataError
-from clues.experiment.reserved import is_reserved
-from clues.experiment.spec import Questions, Scale, Source, merged
+from experiments.reserved import is_reserved
+from experiments.spec import Questions, Scale, Source, merged
 
 LABELS = "damage"
 N_WRONG = 3  # wrong choices beside the right one

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from clues.config import BUILT_IN, load_config
 from clues.errors import DataError
-from clues.experiment.analysis import agreement, analyse
-from clues.experiment.rows import write_config, write_inputs
-from clues.experiment.spec import Scale, merged
 from clues.pipeline import Run, open_run, run_until
 from clues.progress import Progress
 from clues.results import arms_of
 from clues.rundir import Stages, hash_of, write_json
 from clues.scoring.perplexity import mean_losses
+from experiments.analysis import agreement, analyse
+from experiments.rows import write_config, write_inputs
+from experiments.spec import Scale, merged
 
 DIGITS = 4  # of stored held-out losses
 
@@ -179,8 +179,12 @@ def _asks_agreement(run: Run, first: Run) -> bool:
     )
 
 
-def _base_name(plan: Plan) -> str:
-    name = plan.model or plan.scale.config.get("recipe", {}).get("model", {}).get("name", BUILT_IN)
-    path = Path(name)
-    # A folder `NAME/model` is known by NAME.
+def name_of(model: str) -> str:
+    """What a base model is called in names of files; a folder `NAME/model` is known by NAME."""
+    path = Path(model)
     return path.parent.name if path.name == "model" else path.name
+
+
+def _base_name(plan: Plan) -> str:
+    model = plan.scale.config.get("recipe", {}).get("model", {})
+    return name_of(plan.model or model.get("name", BUILT_IN))

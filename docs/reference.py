@@ -1,4 +1,4 @@
-"""docs/configuration.md, made of the settings themselves: python -m clues.reference > FILE."""
+"""docs/configuration.md, made of the settings themselves: python docs/reference.py > FILE."""
 
 import inspect
 import re

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clues.experiment.statistics import (
+from experiments.statistics import (
     over_seeds,
     paired_bootstrap,
     share_of_gain,

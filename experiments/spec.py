@@ -147,15 +147,22 @@ class Experiment(Settings):
 
 
 def known_experiments(root: Path) -> list[str]:
-    """Names of the experiments under a folder."""
-    return sorted(path.parent.name for path in root.glob(f"*/{FILE}"))
+    """Names of the experiments under a folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    known = sorted(path.parent.name for path in root.glob(f"*/{FILE}"))
+    if not known:
+        raise UsageError(f"{root} holds no NAME/{FILE}. Name the folder that does: --recipes")
+    return known
 
 
 def load_experiment(name: str, root: Path) -> Experiment:
     """Read an experiment by name.
 
     Raises:
-        UsageError: there is none of this name; the known ones are listed.
+        UsageError: there is none of this name; the known ones are listed. Or there is none at all.
         ConfigError: its file cannot be read, or a key in it is wrong.
     """
     path = root / name / FILE
@@ -163,8 +170,7 @@ def load_experiment(name: str, root: Path) -> Experiment:
     if name not in known:
         close = get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        found = ", ".join(known) or f"none; {root} holds no NAME/{FILE}. Name the folder: --recipes"
-        raise UsageError(f"there is no experiment {name!r}.{hint} Known: {found}.")
+        raise UsageError(f"there is no experiment {name!r}.{hint} Known: {', '.join(known)}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
