@@ -231,6 +231,9 @@ def test_another_threshold_needs_no_training(scored, data, model):
             clues.select(scored, threshold=again.threshold)
     with pytest.raises(UsageError, match="rule ratio has no quantile"):
         clues.select(tried, quantile=0.1)
+    for odd in ("0.5", float("nan")):
+        with pytest.raises(UsageError, match="give a finite number"):
+            clues.select(scored, threshold=odd)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UsageError, match="one of"):
         clues.select(scored)
     with pytest.raises(ConfigError, match=r"threshold: quantile: .* less than 1"):
@@ -248,7 +251,7 @@ def test_keeping_everything_or_nothing_is_said_aloud(scored):
 
 
 def test_settings_come_as_a_dict_or_as_a_recipe(scored, data, model):
-    as_recipe = small_score(data, model=model, recipe=scored.recipe)
+    as_recipe = small_score(data, model=model, recipe=scored.recipe, name="rows")
     assert np.array_equal(as_recipe.scores, scored.scores)
     assert as_recipe.recipe.hash == scored.recipe.hash
     own = small_score(data, recipe=scored.recipe)
@@ -258,7 +261,7 @@ def test_settings_come_as_a_dict_or_as_a_recipe(scored, data, model):
         "score": SMALL["score"] | {"form": "adam"},
         "train": SMALL["train"] | {"steps": np.int64(2)},
     }
-    other = small_score(data, model=model, recipe=changed, seed=4)
+    other = small_score(data, model=model, recipe=changed, seed=4, name="clues", domain="heart")
     assert (other.recipe.score.form, other.recipe.train.steps, other.recipe.seed) == ("adam", 2, 4)
     for recipe, message in (
         ({"score": {"fomr": "adam"}}, "^unknown key recipe.score.fomr. Did you mean 'form'"),

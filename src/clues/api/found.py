@@ -1,7 +1,7 @@
 """What scoring found: a score and a decision for every row, and the rows that are kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Evidence:
     anchors: Mapping[str, Mapping[str, Floats]]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Found:
     """A scored set of rows. What `clues.score` and `clues.select` return.
 
@@ -50,9 +50,9 @@ class Found:
     threshold: Threshold
     decisions: tuple[Decision, ...]
     recipe: Recipe
-    given: Given = field(compare=False)
-    evidence: Evidence = field(compare=False)
-    page: str | None = field(compare=False)
+    given: Given
+    evidence: Evidence
+    page: str | None
 
     def __repr__(self) -> str:
         cut = self.threshold.value

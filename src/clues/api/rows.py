@@ -22,6 +22,7 @@ from clues.data.schemas import KNOWN_COLUMNS, layouts_of
 from clues.errors import CluesError, DataError, UsageError
 
 TYPES = "a list of dicts, a datasets.Dataset, a pandas DataFrame, or a path"
+CONFIG = "_clues.yaml"  # a name that no silo's file has
 _TEXT_COLUMNS = KNOWN_COLUMNS | {"answer"}
 Record = dict[str, Any]
 
@@ -220,7 +221,7 @@ def _translated(text: str, folder: Path, *, silo: str, domain: str) -> str:
     if found := ours.match(text):
         text = re.sub(r"\bline (\d+)", lambda m: f"{found[1]}[{int(m[1]) - 1}]", text)
     text = ours.sub(lambda m: m[1], text)
-    text = text.replace(f"{folder}/", "").replace("clues.yaml: ", "")
+    text = text.replace(f"{folder}/", "").replace(f"{CONFIG}: ", "")
     places = {
         rf"silo {re.escape(silo)}": "rows",
         r"(?:validation|public) set validation": "validation",

@@ -5,9 +5,11 @@ what it leaves is read back.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -133,7 +135,9 @@ def select(
         raise UsageError("give one of threshold, quantile and ratio.")
     recipe, rule = found.recipe, found.recipe.threshold
     new = threshold
-    if isinstance(threshold, int | float):
+    if threshold is not None and not isinstance(threshold, Threshold):
+        if not isinstance(threshold, Real) or not math.isfinite(threshold):
+            raise UsageError("threshold: give a finite number, or the threshold of another call.")
         new = replace(found.threshold, value=float(threshold), ratio=None, interval=None)
     if not isinstance(new, Threshold):
         if quantile is not None and rule.rule not in WITH_QUANTILE:

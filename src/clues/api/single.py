@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from clues.api.rows import Given, plain_value, take_rows
+from clues.api.rows import CONFIG, Given, plain_value, take_rows
 from clues.atomic import atomic_write_bytes
 from clues.config import BUILT_IN, Recipe, RunConfig, load_config, read_yaml
 from clues.errors import ConfigError, DataError, UsageError
@@ -43,7 +43,7 @@ def take_all(
     first, *second = (Path(taken.file) for taken in sets.values())
     answer = PublicAnswer(domain, first, second[0] if second else None)
     silos = (SiloAnswer(name, given.file, domain),)
-    return given, Answers(folder / "clues.yaml", "all", "score", silos, (answer,))
+    return given, Answers(folder / CONFIG, "all", "score", silos, (answer,))
 
 
 def _check_sets(given: Given, sets: Mapping[str, Given]) -> None:
