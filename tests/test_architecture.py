@@ -31,6 +31,7 @@ LAYERS = (
     ("silo", "coordinator"),
     ("carriers",),
     ("results", "pipeline", "whatif", "prepare"),
+    ("api",),
     ("network",),
     ("cli", "__main__"),
 )

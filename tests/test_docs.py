@@ -1,6 +1,7 @@
 """The documentation: it builds strictly, asks nobody for anything, and its tutorials run."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from federation_helpers import edit_config, tiny_model
 from test_cli import call
 from typer.main import get_command
 
+import clues
 from clues import errors
 from clues.cli import program as cli
-from clues.config import SiloSettings, load_silo, validate
+from clues.config import LoraSettings, ModelSettings, SiloSettings, load_silo, validate
+from clues.model.adapters import LoraModel
 from clues.network.settings import load_coordinator, load_join
 from clues.prepare import demo
 
@@ -112,6 +115,24 @@ def test_a_tutorial_runs_as_it_stands(desk, page) -> None:
         assert set(kept.read_text().splitlines()) < set(rows), "lines keep their bytes"
     if page == "three-machines.md":
         assert load_silo(desk / "hospital/north.yaml").domain == "medicine-en"
+
+
+@pytest.mark.filterwarnings("ignore:the threshold keeps")
+def test_the_page_of_the_library_runs_as_it_stands(desk) -> None:
+    base = shutil.copytree(desk.parent / "model", desk / "base-model")
+    for seed, site in enumerate(("site-a", "site-b")):
+        lora = LoraModel.load(ModelSettings(name=str(base)), LoraSettings(), seed=seed)
+        lora.save(lora.initial, desk / site)
+    space: dict = {}
+    for language, block in blocks("../library.md"):
+        if language == "bash":
+            run_bash(block)
+        else:
+            exec(compile(block, "library.md", "exec"), space)
+    assert (desk / "report.html").exists()
+    assert (desk / "joint" / "adapter_config.json").exists()
+    text = (DOCS / "library.md").read_text(encoding="utf-8")
+    assert [n for n in clues.__all__ if n[0] != "_" and f"`clues.{n}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in (DOCS / "tutorials").glob("*.md")))

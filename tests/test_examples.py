@@ -65,14 +65,19 @@ def test_all_take_as_many_steps_as_a_run_does_and_talk_to_nobody(folder) -> None
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("demo", ("north-clinic", "kept.jsonl", "select-reply")),
+        ("score", ("rows kept, threshold", "is below", "report.html")),
+    ],
+)
+def test_a_notebook_runs(monkeypatch, name, shown) -> None:
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     nbformat = pytest.importorskip("nbformat")
-    notebook = nbformat.read(EXAMPLES / "demo.ipynb", as_version=4)
+    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "store it without outputs"
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     text = json.dumps([cell.get("outputs") for cell in notebook.cells])
-    assert "north-clinic" in text
-    assert "kept.jsonl" in text
-    assert "select-reply" in text
+    assert [word for word in shown if word not in text] == []

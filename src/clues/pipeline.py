@@ -43,6 +43,7 @@ def open_run(
     allow_degenerate: bool = False,
     skip_nonfinite: bool = False,
     team: Team | None = None,
+    cache: ModelCache | None = None,
 ) -> Run:
     """Create or continue a run's folder and set up both sides.
 
@@ -52,7 +53,7 @@ def open_run(
     run_dir = RunDir(root)
     for settings in config.silos:
         make_folder(run_dir.silo(settings.name))
-    cache = ModelCache()
+    cache = cache or ModelCache()
     silos = {
         settings.name: Silo(
             settings,

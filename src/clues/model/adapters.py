@@ -227,16 +227,29 @@ class LoraModel:
 
     def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write an adapter folder that plain PEFT opens, whatever the rank of `state`."""
-        make_folder(folder)
-        ranks = {t.shape[0] for name, t in state.items() if ".lora_A." in name}
-        assert len(ranks) == 1, "one rank for every module"
-        rank = ranks.pop()
         config = self.peft.peft_config["default"].to_dict()
-        # Our states hold B and A for the recipe's scaling; alpha keeps it at another rank.
-        config.update(r=rank, lora_alpha=self.scaling * rank, inference_mode=True)
-        text = json.dumps(config, indent=2, default=_as_list, sort_keys=True)
-        atomic_write_bytes(folder / "adapter_config.json", text.encode())
-        write_tensors(folder / "adapter_model.safetensors", state)
+        write_adapter(folder, state, config, scaling=self.scaling)
+
+
+def write_adapter(
+    folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], *, scaling: float
+) -> None:
+    """Write an adapter folder that plain PEFT opens.
+
+    Args:
+        folder: is made where it is not there.
+        state: of any rank, the same in every module.
+        config: of an adapter of the same model.
+        scaling: factor in front of B A that the state was made for; alpha keeps it at this rank.
+    """
+    make_folder(folder)
+    ranks = {t.shape[0] for name, t in state.items() if ".lora_A." in name}
+    assert len(ranks) == 1, "one rank for every module"
+    rank = ranks.pop()
+    content = {**config, "r": rank, "lora_alpha": scaling * rank, "inference_mode": True}
+    text = json.dumps(content, indent=2, default=_as_list, sort_keys=True)
+    atomic_write_bytes(folder / "adapter_config.json", text.encode())
+    write_tensors(folder / "adapter_model.safetensors", state)
 
 
 def check_state(state: Mapping[str, Tensor], *, like: Mapping[str, Tensor]) -> None:

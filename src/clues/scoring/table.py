@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clues.atomic import atomic_write_bytes
-from clues.errors import DataError
+from clues.errors import DataError, RecipeMismatchError
 from clues.scoring.parts import Parts, part_from_json, part_to_json
+from clues.selection.threshold import Threshold
 
 VERSION = 1
 FIXED = ("row", "id", "fold", "n_tokens", "n_response_tokens")
@@ -40,6 +42,26 @@ class ScoreTable:
     n_response_tokens: np.ndarray
     raw: dict[str, np.ndarray]
     parts: Parts
+
+    def in_units(self, threshold: Threshold, groups: Sequence[str], *, where: str) -> np.ndarray:
+        """Scores in the units that make the threshold's one number mean the same everywhere.
+
+        Args:
+            threshold: with the units of every group.
+            groups: that the rows fall into, by fold.
+            where: whose table it is, for messages.
+
+        Raises:
+            RecipeMismatchError: the threshold has no units for one of the groups.
+        """
+        scores = np.zeros(len(self.row))
+        for number, group in enumerate(groups):
+            if group not in threshold.units:
+                raise RecipeMismatchError(f"{where}: the threshold has no units for group {group}.")
+            members = self.fold == number
+            raw = {k: v[members] for k, v in self.raw.items()}
+            scores[members] = threshold.units[group].apply(raw)
+        return scores
 
     def write(self, path: Path) -> None:
         """Write parquet beside and rename."""

@@ -198,8 +198,9 @@ def _tail_units(units: Units, raw: Mapping[str, Array], *, rank: int) -> Units:
     """Units in which the group's cut is -1 and its anchors' median 0, so groups share one cut."""
     combined = units.combined(raw)
     cut, median = float(np.sort(combined)[rank - 1]), float(np.median(combined))
-    # Anchors that mostly score the same: the median is the cut, and the spread stays what it was.
-    spread = median - cut or units.spread
+    # Anchors that mostly score the same, or a quantile above a half: the median is not above the
+    # cut, and the spread stays what it was. A negative one would turn the order of rows round.
+    spread = median - cut if median > cut else units.spread
     return replace(units, location=cut + spread, spread=spread)
 
 

@@ -8,11 +8,9 @@ import numpy as np
 
 from clues.atomic import atomic_write_bytes
 from clues.data.formats import write_rows
-from clues.errors import RecipeMismatchError
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
 from clues.selection.threshold import Ruling, Selection, Threshold, select
-from clues.selection.units import Units
 from clues.silo.overrides import in_force
 from clues.silo.workspace import Workspace
 
@@ -76,13 +74,4 @@ def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.nd
     Raises:
         RecipeMismatchError: the threshold has no units for one of the silo's groups.
     """
-    scores = np.zeros(len(table.row))
-    for number, group in enumerate(space.groups()):
-        units: Units | None = threshold.units.get(group)
-        if units is None:
-            raise RecipeMismatchError(
-                f"silo {space.name}: the threshold has no units for group {group}."
-            )
-        members = table.fold == number
-        scores[members] = units.apply({k: v[members] for k, v in table.raw.items()})
-    return scores
+    return table.in_units(threshold, space.groups(), where=f"silo {space.name}")

@@ -1,0 +1,103 @@
+"""What scoring found: a score and a decision for every row, and the rows that are kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clues.api.rows import Given
+from clues.atomic import atomic_write_bytes, make_folder
+from clues.config import Recipe
+from clues.errors import UsageError
+from clues.scoring.table import ScoreTable
+from clues.selection.threshold import Decision, Threshold
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What another threshold needs, so that nothing is trained again.
+
+    Attributes:
+        table: raw scores of the rows.
+        groups: that they fall into, by fold.
+        anchors: raw scores of the anchors, by group and part.
+    """
+
+    table: ScoreTable
+    groups: tuple[str, ...]
+    anchors: Mapping[str, Mapping[str, Floats]]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Found:
+    """A scored set of rows. What `clues.score` and `clues.select` return.
+
+    Attributes:
+        scores: one a row, in the units of the threshold; higher is better. NaN where a row could
+            not be scored; its decision says why.
+        threshold: the number that scores are compared with, and how it came about.
+        decisions: one a row, in order: `row` (its position, from 0 on), `id`, `score`, `kept` and
+            `reason`.
+        recipe: all settings that made the scores and the threshold.
+    """
+
+    scores: Floats
+    threshold: Threshold
+    decisions: tuple[Decision, ...]
+    recipe: Recipe
+    given: Given
+    evidence: Evidence
+    page: str | None
+
+    def __repr__(self) -> str:
+        cut = self.threshold.value
+        rule = f"the best {self.threshold.ratio:.0%}" if cut is None else f"threshold {cut:.4g}"
+        return f"Found({len(self.positions)} of {len(self.decisions)} rows kept, {rule})"
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions of the kept rows, from 0 on."""
+        return tuple(d.row for d in self.decisions if d.kept)
+
+    def kept(self) -> Any:
+        """The kept rows, in the type that went in, in their order, every column untouched.
+
+        A list gives a list of the same dicts, a Dataset a Dataset, a DataFrame a DataFrame with its
+        index. A path gives a list of dicts; `clues.write_rows(clues.read_rows(path),
+        found.positions, Path("kept.jsonl"))` writes them in the file's own format.
+        """
+        return self.given.at(self.positions)
+
+    def dropped(self) -> Any:
+        """The other rows, likewise."""
+        return self.given.at([d.row for d in self.decisions if not d.kept])
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with one line a row: row, id, score, kept, reason. No row's text."""
+        import pandas as pd  # half a second, for one method
+
+        names = ("row", "id", "score", "kept", "reason")
+        table = {name: [getattr(d, name) for d in self.decisions] for name in names}
+        return pd.DataFrame(table | {"score": self.scores})
+
+    def report(self, path: str | Path) -> Path:
+        """Write the page that shows every row with its score, and a slider for the threshold.
+
+        It is one HTML file that needs no network. It holds the rows' text: keep it where the rows
+        may lie.
+
+        Raises:
+            UsageError: this is what another threshold would keep; the page is the first one's.
+        """
+        if self.page is None:
+            raise UsageError(
+                "the page belongs to what clues.score returned; its slider shows other thresholds."
+            )
+        make_folder(Path(path).parent)
+        atomic_write_bytes(Path(path), self.page.encode())
+        return Path(path)

@@ -1,0 +1,216 @@
+"""Score rows in memory: the run of one silo in a private folder that is gone afterwards.
+
+No step is made here. `clues init` writes the configuration, a run trains, scores and selects, and
+what it leaves is read back.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from numbers import Real
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from clues.api.found import Evidence, Floats, Found
+from clues.api.manners import bars, left_as_found
+from clues.api.rows import Given, callers_words
+from clues.api.single import configure, take_all
+from clues.config import Recipe, ThresholdSettings, derived_seed
+from clues.config import validate as validated
+from clues.errors import DataError, UsageError
+from clues.model.borrowed import BorrowedModel
+from clues.pipeline import Run, open_run, run_until
+from clues.prepare.scaffold import ONE_DOMAIN, check_name
+from clues.progress import Progress
+from clues.selection.threshold import Decision, Threshold, fit_threshold
+from clues.selection.threshold import select as decide
+
+WITH_QUANTILE = ("anchor_tolerance", "anchor_quantile")
+
+
+def score(
+    rows: Any,
+    *,
+    validation: Any = None,
+    anchors: Any = None,
+    checked: Any = None,
+    model: Any = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    domain: str = ONE_DOMAIN,
+    name: str = "rows",
+    schema: str | None = None,
+    skip_nonfinite: bool = False,
+    progress: bool | Progress = True,
+) -> Found:
+    """Score rows against a few that are known to be good, and decide which to keep.
+
+    The same as `clues init` and `clues run` with one silo, to the last digit.
+
+    Args:
+        rows: to clean: a list of dicts, a `datasets.Dataset`, a pandas DataFrame, or a path. Any
+            schema that `clues.read_rows` knows.
+        validation: good rows of the same subject, whose mean gradient says what helps; likewise.
+        anchors: other good rows, whose scores give the threshold; 60 or more are better than 5.
+        checked: instead of both: good rows that are dealt at random into the two.
+        model: `built-in`, a folder, a hub name, or `(model, tokenizer)` as loaded, with or without
+            adapters of PEFT. A loaded model counts as it stands, and is left as it is. None is the
+            recipe's own, or `built-in`.
+        recipe: settings that differ from what `clues init` writes, such as
+            `{"score": {"form": "adam"}}`; or a whole `Recipe`, whose public rows do not count.
+        seed: of everything random; None is the recipe's.
+        domain: the subject, as a run names it. It is part of the recipe.
+        name: of the silo in that run. It seeds the order in which rows are trained on.
+        schema: which columns of `rows` hold prompt and answer, where several schemas fit.
+        skip_nonfinite: drop rows whose score is NaN or infinite, instead of stopping.
+        progress: bars on the error stream; False for none, or an object of your own.
+
+    Returns:
+        Scores, threshold and a decision for every row. A threshold that keeps every row or none
+        gives a warning.
+
+    Raises:
+        UsageError: an argument is of a type that cannot be used.
+        DataError: rows, anchors or model cannot be used; rows are named by position.
+        ConfigError: a setting is not known or out of range.
+    """
+    borrowed = BorrowedModel(*model) if _is_pair(model) else None
+    if not (model is None or isinstance(model, str | Path) or borrowed):
+        raise UsageError(
+            f"model: type {type(model).__name__}. Give (model, tokenizer), a name or a folder."
+        )
+    check_name(name, what="a silo")
+    check_name(domain, what="a domain")
+    with TemporaryDirectory(prefix="clues-") as made:
+        folder = Path(made).resolve()
+        with callers_words(folder, silo=name, domain=domain), left_as_found():
+            public = {"validation": validation, "anchors": anchors, "checked": checked}
+            given, answers = take_all(rows, public, folder, name=name, domain=domain, schema=schema)
+            model = borrowed or model
+            config = configure(answers, model=model, recipe=recipe, seed=seed, schema=schema)
+            run = open_run(
+                config,
+                folder / "run",
+                progress=bars(progress),
+                allow_degenerate=True,
+                skip_nonfinite=skip_nonfinite,
+                cache=borrowed,
+            )
+            _check_tokenizer(run)
+            run_until(run, "select")
+            found = _read(run, given)
+    return _warned(found)
+
+
+def select(
+    found: Found,
+    *,
+    threshold: float | Threshold | None = None,
+    quantile: float | None = None,
+    ratio: float | None = None,
+) -> Found:
+    """What another threshold would keep. Nothing is trained or scored again.
+
+    Args:
+        found: what `score` returned.
+        threshold: this number, in the units of `found.scores`; or the threshold of another call
+            under the same recipe.
+        quantile: the recipe's rule with this share of the clean rows that may go.
+        ratio: the best rows, this share of them.
+
+    Returns:
+        The same rows with other decisions. Under `quantile` and `ratio` the scores are in the units
+        of the new threshold; their order is the same.
+
+    Raises:
+        UsageError: none or several of the three, or the recipe's rule has no quantile.
+        RecipeMismatchError: a threshold of another recipe.
+    """
+    if sum(value is not None for value in (threshold, quantile, ratio)) != 1:
+        raise UsageError("give one of threshold, quantile and ratio.")
+    recipe, rule = found.recipe, found.recipe.threshold
+    new = threshold
+    if threshold is not None and not isinstance(threshold, Threshold):
+        if not isinstance(threshold, Real) or not math.isfinite(threshold):
+            raise UsageError("threshold: give a finite number, or the threshold of another call.")
+        new = replace(found.threshold, value=float(threshold), ratio=None, interval=None)
+    if not isinstance(new, Threshold):
+        if quantile is not None and rule.rule not in WITH_QUANTILE:
+            raise UsageError(
+                f"rule {rule.rule} has no quantile. Give threshold or ratio, or score with a rule "
+                f"of {', '.join(WITH_QUANTILE)}."
+            )
+        changes = {"quantile": quantile} if ratio is None else {"rule": "ratio", "ratio": ratio}
+        settings = validated(ThresholdSettings, {**rule.model_dump(), **changes}, where="threshold")
+        recipe = recipe.model_copy(update={"threshold": settings})
+        new = fit_threshold(
+            found.evidence.anchors,
+            {group: units.weights for group, units in found.threshold.units.items()},
+            settings,
+            recipe_hash=recipe.hash,
+            seed=derived_seed(recipe.seed, "bootstrap"),
+        )
+    table = found.evidence.table
+    selection = decide(
+        list(zip(table.row.tolist(), table.id, strict=True)),
+        table.in_units(new, found.evidence.groups, where="rows"),
+        new,
+        recipe_hash=recipe.hash,
+        dropped={d.row: (d.id, d.reason) for d in found.decisions if d.score is None},
+        where="rows",
+        allow_degenerate=True,
+    )
+    changed = {"scores": _scores(selection.decisions), "decisions": selection.decisions}
+    return _warned(replace(found, threshold=new, recipe=recipe, page=None, **changed))
+
+
+def _is_pair(model: Any) -> bool:
+    return isinstance(model, tuple | list) and len(model) == 2
+
+
+def _check_tokenizer(run: Run) -> None:
+    """Without an end token a model is never taught to stop, and no score says whether it should.
+
+    Raises:
+        DataError: the tokenizer has none.
+    """
+    if run.coordinator.desk.encoder.tokenizer.eos_token_id is None:
+        raise DataError("model: its tokenizer has no end token. Set tokenizer.eos_token.")
+
+
+def _read(run: Run, given: Given) -> Found:
+    """What a run of one silo left, before its folder goes."""
+    (silo,) = run.silos.values()
+    threshold = run.coordinator.threshold()
+    decisions = silo.select(threshold).decisions
+    stored = json.loads((silo.private / "anchors.json").read_text())
+    anchors = {g: {k: np.array(v) for k, v in sets.items()} for g, sets in stored.items()}
+    return Found(
+        scores=_scores(decisions),
+        threshold=threshold,
+        decisions=decisions,
+        recipe=run.config.recipe,
+        given=given,
+        evidence=Evidence(silo.space.scores(), tuple(silo.space.groups()), anchors),
+        page=(silo.private / "report.html").read_text(encoding="utf-8"),
+    )
+
+
+def _scores(decisions: Sequence[Decision]) -> Floats:
+    return np.array([np.nan if d.score is None else d.score for d in decisions])
+
+
+def _warned(found: Found) -> Found:
+    n_kept, n_rows = len(found.positions), len(found.decisions)
+    if n_kept in (0, n_rows):
+        what = "every row" if n_kept else "no row"
+        warnings.warn(
+            f"the threshold keeps {what} of {n_rows}. Are the anchors of the rows' own subject?",
+            stacklevel=3,
+        )
+    return found
