@@ -131,7 +131,7 @@ def figures() -> str:
     graph, kinds, order = arrows(), loose(), list(PLACES)
     rows = []
     for room, names in sorted(rooms().items(), key=lambda entry: order.index(entry[0])):
-        title = f"`{room}/`" if room != RUN else ", ".join(f"`{name}`" for name in names)
+        title = f"`{room}/`" if room != RUN else "run: " + ", ".join(f"`{n}`" for n in names)
         below = ", ".join(sorted(graph[room])) or "none"
         rows.append((title, str(len(names)), _purpose(room), below))
     n_modules = len(imports())
