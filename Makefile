@@ -5,6 +5,8 @@
 # make results     docs/results.md from the stored results
 # make docs        the documentation as a site, in site/, built strictly and without a network
 # make reference   docs/configuration.md from the settings themselves
+# make leaves      the table of what leaves a silo, in README.md and docs/privacy.md, from the messages
+# make architecture  the picture and the figures of docs/architecture.md from the code's imports
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
@@ -15,7 +17,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark experiment results reference docs picture federation federation-tests clean
+.PHONY: demo test fast check benchmark experiment results reference leaves architecture docs picture \
+	federation federation-tests clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -48,6 +51,12 @@ results: $(READY)
 
 reference: $(READY)
 	$(BIN)/python docs/reference.py docs/configuration.md
+
+leaves: $(READY)
+	$(BIN)/python -m docs.leaves
+
+architecture: $(READY)
+	$(BIN)/python -m docs.architecture
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -16,14 +16,17 @@ from clues.network.settings import CoordinatorSettings, JoinSettings
 
 _OPENING = """# Configuration
 
-Two kinds of file. `clues.yaml` holds what all silos share, and a run's other settings; a silo's own
-file holds what never leaves it. Whatever can change a score or the threshold is in `recipe`, public
-rows included (by the hash of their bytes), and the recipe's hash travels with every message. On separate
-machines two short files more say who talks to whom ([deployment.md](deployment.md)).
+There are two kinds of file. `clues.yaml` holds what all silos share, and the other settings of a run. A silo's
+own file holds what never leaves it. Whatever can change a score or the threshold is in `recipe`; the public rows
+are in it by the hash of their bytes. The recipe's hash travels with every message. On separate machines two
+short files more say who talks to whom ([deployment.md](deployment.md)).
 
 `clues init` writes a first pair of files. An unknown key is an error and comes with a suggestion;
 `null` means off; paths start at the file that names them; every run writes
 `config.resolved.yaml`, which can be run again.
+
+A meaning with the word *Experimental* is that of a setting that no experiment here has shown to help. It may
+change, or go.
 
 This page is made of the settings' own explanations by `make reference`.
 """
@@ -37,7 +40,7 @@ FILES: dict[str, type[Settings]] = {
 
 
 def reference() -> str:
-    """Return the page: one table a group of settings, in the order of the file."""
+    """Return the page: one table per group of settings, in the order of the file."""
     parts = [_OPENING]
     for title, model in FILES.items():
         parts.append(f"## {title}\n")

@@ -8,13 +8,13 @@ from clues.config.base import Settings
 
 
 class ServerSettings(Settings):
-    """An optimiser of the coordinator, whose gradient is minus a round's joint update.
+    """Experimental: an optimiser at the coordinator; its gradient is minus a round's joint update.
 
     Attributes:
-        optimizer: which one.
-        learning_rate: null is 1 for fedavgm and 0.01 for the others.
-        beta_1: decay of the mean; of fedavgm, its momentum.
-        beta_2: decay of the squares; fedavgm has none.
+        optimizer: name of the optimiser.
+        learning_rate: its learning rate; null is 1 for fedavgm and 0.01 for the others.
+        beta_1: decay of the running mean; for fedavgm, its momentum.
+        beta_2: decay of the running mean of squares; fedavgm has none.
         tau: keeps small squares from making large steps; fedavgm has none.
     """
 
@@ -33,22 +33,24 @@ class ServerSettings(Settings):
 class CombineSettings(Settings):
     """How the kept rows become one adapter.
 
-    Every arm and every silo takes `rounds * local_steps` steps, whatever the method;
+    Every silo takes `rounds * local_steps` steps for each joint model, whatever the method.
     docs/strategies.md says which settings go together.
 
     Attributes:
-        method: `fedavg` joins after every round; the others merge once, at the end.
-        aggregation: in which form adapters are joined. `fedavg` is another name of `factors`.
+        method: `fedavg` joins the silos' adapters after every round; the others merge them once,
+            at the end.
+        aggregation: the form in which adapters are joined. `fedavg` is another name of `factors`.
         rounds: how often adapters are joined.
         local_steps: optimiser steps of a silo between two rounds.
-        learning_rate: of the fit; null for that of `recipe.train`.
+        learning_rate: the highest learning rate of this training; null for that of `recipe.train`.
         density: share of an update's entries that `ties` and `dare` keep.
         scale: factor of the merged update (`task_arithmetic`, `ties`, `dare`).
-        rule: what joins the silos' adapters of a round; all but `mean` withstand hostile silos.
-        trim: share of the silos cut off at either end by `trimmed_mean`.
-        n_hostile: hostile silos that `krum` withstands.
-        proximal: the mu of FedProx; 0 is off.
-        server: an optimiser of the coordinator on top of the joined update; null is off.
+        rule: how the adapters of a round are joined; all rules but `mean` withstand hostile silos.
+        trim: Experimental: share of the silos that `trimmed_mean` cuts off at either end.
+        n_hostile: Experimental: number of hostile silos that `krum` withstands.
+        proximal: Experimental: the mu of FedProx; 0 is off.
+        server: Experimental: an optimiser at the coordinator on top of the joined update; null is
+            off.
     """
 
     method: Literal["fedavg", "average", "task_arithmetic", "ties", "dare", "adaptive"] = "fedavg"
@@ -109,13 +111,13 @@ class FederationSettings(Settings):
     """What the coordinator accepts from silos, and how long it waits for them.
 
     Attributes:
-        quorum: silos without which a run stops; null for all of them.
-        norm_bound: an update may be so many times longer than the median of the silos' updates.
+        quorum: number of silos below which a run stops; null for all of them.
+        norm_bound: how many times longer an update may be than the median of the silos' updates.
         max_rows: the largest number of rows that a silo may say it has.
-        max_message_mb: the largest answer, in MB of 10^6 bytes; null for the adapters that the
-            request lets expect, and 16 MB.
+        max_message_mb: the largest answer, in MB of 10^6 bytes; null for the size of the adapters
+            that the request asks for, plus 16 MB.
         wait_s: seconds that a silo on another machine may be out of reach.
-        timeouts: seconds from a message to its answer, by kind of message.
+        timeouts: seconds to wait for the answer to a message, per kind of message.
     """
 
     quorum: PositiveInt | None = None

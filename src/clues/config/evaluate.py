@@ -20,12 +20,12 @@ class TaskSettings(Settings):
 
     Attributes:
         path: any file of rows; each has choices and an answer, or lists its choices in the prompt.
-        name: of the task; null makes one task of every value of the column `source`, or one
+        name: name of the task; null makes one task per value of the column `source`, or one task
             with the name of the file.
         style: `as_written` leaves prompt and choices as they stand in the file; `cloze` takes a
             listing of the choices out of the prompt, and the marks off the choices.
         where: only rows whose columns have these values, such as `split: test`.
-        limit: at most so many questions a task, the same ones in every run.
+        limit: the most questions per task, drawn at random, the same ones in every run.
     """
 
     path: Path
@@ -39,9 +39,10 @@ class LmEvalSettings(Settings):
     """A task of lm-eval (extra `clues[eval]`).
 
     Attributes:
-        task: its name, or a YAML file that describes it; `pubmedqa` is ours and needs `data`.
+        task: name of the task, or a YAML file that describes it; `pubmedqa` is ours and needs
+            `data`.
         data: a local file for the task's split `test`, instead of the task's own data.
-        limit: at most so many questions, the first ones.
+        limit: the most questions; the first ones of the task are taken.
         num_fewshot: examples in front of each question; null leaves it to the task.
     """
 
@@ -62,23 +63,24 @@ class JudgeSettings(Settings):
     """A model behind an OpenAI-compatible endpoint that judges answers (extra `clues[judge]`).
 
     Attributes:
-        base_url: of the endpoint, such as `https://host/v1`; plain http only on this machine.
-        model: its name there.
+        base_url: address of the endpoint, such as `https://host/v1`; plain http only on this
+            machine.
+        model: name of the model there.
         api_key_env: environment variable that holds the key; null where none is needed.
-        mode: `reference` scores an answer from 0 to 1 against the row's own; `pairwise` asks which
+        mode: `reference` scores an answer from 0 to 1 against the row's own. `pairwise` asks which
             of two arms' answers is better, in both orders.
-        arms: whose answers are judged; those that the run has.
+        arms: the arms whose answers are judged; those that the run does not have are left out.
         against: the arm that every other is compared with in pairs.
-        n_prompts: how many held-out prompts, drawn at random, the same ones in every run.
+        n_prompts: number of held-out prompts, drawn at random, the same ones in every run.
         prompts: another file of rows than `evaluate.heldout`; needs `--allow-private-prompts`.
-        max_calls: most requests of one `clues judge`, repairs and retries included.
+        max_calls: the most requests per `clues judge`, repairs and retries included.
         concurrency: requests under way at a time.
-        timeout_s: of one request, from its start to its last byte.
-        retries: of a request that got no answer.
-        retry_wait_s: before the first retry; it doubles, to at most a minute.
-        max_answer_tokens: of an answer of ours.
-        max_reply_tokens: of a reply of the judge.
-        allow_http: send key and rows unencrypted to another machine.
+        timeout_s: seconds for one request, from its start to its last byte.
+        retries: how often a request that got no answer is made again.
+        retry_wait_s: seconds before the first retry; the wait doubles, to at most a minute.
+        max_answer_tokens: the most tokens of an answer of ours.
+        max_reply_tokens: the most tokens of a reply of the judge.
+        allow_http: allow key and rows to go unencrypted to another machine.
     """
 
     base_url: str
@@ -129,11 +131,12 @@ class EvaluateSettings(Settings):
         heldout: file of rows for the held-out loss; those with choices are also asked.
         tasks: files of multiple-choice questions; a bare path will do.
         lm_eval: tasks of lm-eval; a bare name will do.
-        arms: whose rows models are trained on: `mixed` (all), `random` (as many as selected),
-            `clues`, `oracle` (those known clean), or a score of `recipe.score.compare`, whose own
-            anchors and the recipe's rule select then. The last kind is for experiments: every silo
-            must share diagnostics, since each such arm tells how many rows another threshold
-            keeps. An empty list stops after the selection.
+        arms: the joint models to train and compare, named after their rows: `mixed` (all),
+            `random` (as many as selected), `clues` (the selection), `oracle` (those known clean).
+            The name of a score in `recipe.score.compare` trains on what that score would select,
+            with its own anchors and the recipe's rule. This is for experiments: every silo must
+            share diagnostics, since each such arm tells how many rows another threshold keeps. An
+            empty list stops after the selection.
         judge: a model that judges answers; null is off.
     """
 

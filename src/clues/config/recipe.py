@@ -22,10 +22,11 @@ class ModelSettings(Settings):
 
     Attributes:
         name: `built-in`, a folder with a causal model and its tokenizer, or a hub name.
-        weights_sha256: hash of weights on disk, filled in by itself, so that the recipe's hash
-            speaks of them and not of where they lie. Given by hand, other weights are refused.
-        revision: commit or tag of a hub model; weights on a hub may change under a name.
-        dtype: of the base weights. The adapter and every sum are float32 or wider.
+        weights_sha256: hash of the weights on disk, so that the recipe's hash depends on them and
+            not on where they lie. It is filled in for you. If you give it, other weights are
+            refused.
+        revision: commit or tag of a hub model, because weights on a hub may change under a name.
+        dtype: number type of the base weights. The adapter and every sum are float32 or wider.
         trust_remote_code: let a hub model run code of its own.
     """
 
@@ -40,10 +41,10 @@ class LoraSettings(Settings):
     """Adapter shape, as in PEFT.
 
     Attributes:
-        rank: of the two factors of every adapted matrix.
+        rank: length of the thin side of the two factors that adapt a matrix.
         alpha: the update is alpha / rank times the product of the factors.
-        dropout: share of an adapter's inputs set to zero in training; none in scoring.
-        target_modules: which linear layers get an adapter: their names, or `all-linear`.
+        dropout: share of an adapter's inputs that is set to zero in training; scoring has none.
+        target_modules: the linear layers that get an adapter: their names, or `all-linear`.
     """
 
     rank: PositiveInt = 16
@@ -56,13 +57,13 @@ class TokenSettings(Settings):
     """From text to token ids and loss mask.
 
     Attributes:
-        template: `chat` is the tokenizer's own, `alpaca` is plain text with headings; `auto` takes
-            the tokenizer's where it has one.
-        max_length: tokens of a row, prompt and response together.
-        overlong: what happens to a longer row: `drop` leaves it out and counts it, `truncate` cuts
+        template: how a row's messages become text. `chat` is the tokenizer's own template,
+            `alpaca` is plain text with headings. `auto` takes the tokenizer's where it has one.
+        max_length: the most tokens of a row, prompt and response together.
+        overlong: what happens to a longer row. `drop` leaves it out and counts it, `truncate` cuts
             its end, `error` stops.
-        loss_on: tokens that are trained and scored: every turn of the `assistant`, or the `last`
-            one alone. Never the prompt.
+        loss_on: the tokens that are trained and scored: those of every turn of the `assistant`, or
+            of the `last` turn alone. The prompt never counts.
     """
 
     template: Literal["auto", "chat", "alpaca"] = "auto"
@@ -72,19 +73,21 @@ class TokenSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The training whose dynamics are scored; it makes no model for use.
+    """The short training whose checkpoints score the rows; it makes no model for use.
 
     Attributes:
-        epochs: passes over a silo's rows, where `steps` is null; at least 1 for in-run scores.
-        steps: optimiser steps of each silo; wins over `epochs`.
+        epochs: passes over a silo's rows, if `steps` is null; at least 1 for in-run scores.
+        steps: optimiser steps of each silo; if given, `epochs` does not count.
         rounds: how often the silos' adapters are joined, on trajectories `global` and `inrun`.
-        aggregation: how they are joined: `ffa` trains B alone, so that averages are exact; `svd`
-            averages the products; `factors` averages A and B apart.
-        checkpoints: how many adapters along the training are scored with, the last one included.
-        learning_rate: the highest, after the warm-up; it falls linearly to zero.
+        aggregation: how the adapters are joined. `ffa` trains the factor B alone, so that averages
+            are exact. `svd` averages the products of the factors. `factors` averages A and B
+            apart.
+        checkpoints: how many adapters along the training are used to score, the last one included.
+        learning_rate: the highest learning rate. It is reached after `warmup` and falls linearly
+            to zero.
         warmup: share of the steps in which the learning rate rises.
-        batch_size: rows of an optimiser step.
-        weight_decay: of AdamW.
+        batch_size: rows per optimiser step.
+        weight_decay: weight decay of the optimiser AdamW.
     """
 
     epochs: PositiveFloat = 0.6
@@ -108,9 +111,10 @@ class PublicFile(Settings):
     """A public file and the hash of its bytes.
 
     Attributes:
-        path: of one file of rows, from the configuration's folder.
-        weight: of a validation set beside the others of its domain.
-        sha256: filled in by itself; given by hand, a file with other bytes is refused.
+        path: one file of rows; a relative path starts at the configuration's folder.
+        weight: weight of a validation set beside the others of its domain.
+        sha256: hash of the file's bytes. It is filled in for you. If you give it, a file with
+            other bytes is refused.
     """
 
     path: Path
@@ -123,8 +127,8 @@ class PublicSet(Settings):
 
     Attributes:
         validation: rows whose mean gradient is the direction. A path, or several sets by name:
-            `{en: en.jsonl, es: {path: es.jsonl, weight: 0.5}}`; each is put into units of the
-            anchors before they are added.
+            `{en: en.jsonl, es: {path: es.jsonl, weight: 0.5}}`. The scores by each set are put
+            into units of the anchors before they are added.
         anchor: rows of known quality whose scores give the threshold. A path.
     """
 
@@ -154,12 +158,12 @@ class Recipe(Settings):
     """All settings that can change a score or the threshold.
 
     Attributes:
-        seed: of everything random that can change a score.
+        seed: number from which every random choice follows that can change a score.
         model: base model.
         lora: shape of the adapter.
         tokens: from text to tokens.
-        train: the short training whose checkpoints are scored.
-        public: public rows, one entry a domain; a silo names its own.
+        train: the short training whose checkpoints score the rows.
+        public: public rows, one entry per domain; a silo names its own domain.
         score: how a row is scored.
         threshold: how the anchors' scores become one threshold.
     """

@@ -9,12 +9,13 @@ from clues.config.recipe import Recipe
 
 
 class PrivacySettings(Settings):
-    """Per-example differential privacy of a silo's trainings, warm-up and one fit together.
+    """Differential privacy per row, for a silo's warm-up and one training on kept rows together.
 
     Attributes:
-        epsilon: half for the warm-up and half for the fit of one arm.
-        delta: probability that epsilon does not hold; well below 1 / rows.
-        max_grad_norm: length to which every row's gradient is cut.
+        epsilon: how much the outcome may depend on any single row. Half of it sets the noise of
+            the warm-up, the other half that of the training on the kept rows.
+        delta: probability that epsilon does not hold; choose it well below 1 / rows.
+        max_grad_norm: the length to which every longer gradient of a row is cut.
     """
 
     epsilon: PositiveFloat
@@ -26,20 +27,20 @@ class SiloSettings(Settings):
     """One owner of private rows. Never leaves the silo.
 
     Attributes:
-        name: of the silo, for folders, messages and reports.
+        name: name of the silo, for folders, messages and reports.
         data: a file, a folder, or a hub data set as `owner/name` or `owner/name:split`.
-        domain: a key of `recipe.public`.
+        domain: the domain of the rows, a key of `recipe.public`.
         schema_name: which columns hold prompt and response, where several schemas fit: alpaca,
             sharegpt, messages, prompt_completion, multiple_choice.
-        labels: column that is empty where a row is good, for experiments.
-        share_diagnostics: tell the coordinator exact counts and detection figures.
-        min_kept: how many rows a selection keeps at least, and how many an update is made of.
-        max_selections: how many recipes may ever come to the rows in one folder, each with one
+        labels: a column that is empty where a row is good; for experiments.
+        share_diagnostics: tell the coordinator exact counts and how well damage was found.
+        min_kept: the fewest rows that a selection may keep, and that an update may be made of.
+        max_selections: how many recipes may be used on the rows in one folder, each with one
             threshold.
-        approval: a selection waits for `clues approve`.
+        approval: whether every selection waits for `clues approve`.
         privacy: train with differential privacy; null is off.
-        model_path: where the recipe's base model lies on this machine, if elsewhere.
-        license: of the rows, for the card beside those kept.
+        model_path: where the recipe's base model lies on this machine, if it is another place.
+        license: license of the rows, for the card beside those kept.
     """
 
     name: Name
@@ -60,8 +61,8 @@ class SharedConfig(Settings):
     """A run without its silos, as the coordinator of separate machines reads it.
 
     Attributes:
-        name: of the run, and of its folder in `runs/`.
-        license: of the joint adapter, for its card.
+        name: name of the run, and of its folder in `runs/`.
+        license: license of the joint adapter, for its card.
         recipe: what every silo shares; its hash travels with every message.
         combine: how the kept rows become one adapter.
         evaluate: what the joint models are measured on.
@@ -85,7 +86,7 @@ class RunConfig(SharedConfig):
     """A whole run, as `clues run` reads it.
 
     Attributes:
-        silos: the owners of private rows: each a file of its own, or its settings.
+        silos: the owners of private rows; each entry is a file, or the settings themselves.
     """
 
     silos: tuple[SiloSettings, ...] = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""A silo's privacy budget: what its trainings have cost, on its own disk, and what they may."""
+"""A silo's privacy budget: the epsilon that its trainings have spent, kept on its own disk."""
 
 import hmac
 import json
@@ -15,11 +15,12 @@ from clues.silo.workspace import Workspace
 
 
 class Budget:
-    """Trains with noise, and refuses what would cost more than the silo allows.
+    """Trains with noise, and refuses a training that would cost more than the silo allows.
 
-    Half of epsilon is for the warm-up, half for the fit of an arm; by the accountant both together
-    cost no more than the whole, often less, and then another arm may fit too. The same request
-    again is the same training with the same noise and costs nothing.
+    Half of epsilon sets the noise of the warm-up, the other half that of the training of one arm.
+    Together they cost no more than the whole epsilon. Often they cost less, and then another arm
+    may be possible too. The same request again is the same training with the same noise, and
+    costs nothing.
     """
 
     def __init__(self, space: Workspace) -> None:
@@ -56,16 +57,16 @@ class Budget:
 
         Args:
             rows: all rows of the silo, or the kept ones.
-            what: for the progress bar.
-            booked: phase, round and hash of the request.
-            schedule: its steps are what the noise is set for.
-            n_steps: of this part.
-            proximal: not possible here.
-            how: as `train_privately`; seed, order and observer are not taken.
+            what: name of the training, for the progress bar.
+            booked: name of the entry in the budget: phase, round and hash of the request.
+            schedule: the noise is set for all of its steps.
+            n_steps: steps of this part of the schedule.
+            proximal: must be 0, because FedProx has no accounting here.
+            how: further arguments of `train_privately`; seed, order and observer are not taken.
 
         Raises:
-            ConfigError: a way of training that has no accounting, or Opacus is missing.
-            DataError: the budget does not suffice.
+            ConfigError: this way of training has no accounting, or Opacus is missing.
+            DataError: the training would spend more epsilon than the silo allows.
         """
         require_opacus()
         if not booked or proximal or how.get("observer"):
@@ -78,12 +79,12 @@ class Budget:
         noise = noise_for(
             wanted.epsilon / 2, wanted.delta, sample_rate=rate, n_steps=schedule.total_steps
         )
-        # The whole phase must fit, or its first rounds would be paid for nothing.
+        # The whole phase must fit into the budget, or its first rounds would be spent for nothing.
         phase = booked.split()[0]
         others = [spent for key, spent in self.booked.items() if key.split()[0] != phase]
         whole = [*others, (noise, rate, schedule.total_steps)]
         after: dict[str, Spent] = {**self.booked, booked: (noise, rate, n_steps)}
-        # What is booked of this phase can exceed the phase, if a coordinator repeats its rounds.
+        # More than the phase can be booked, if a coordinator repeats its rounds.
         total = max(
             epsilon_of(spent, delta=wanted.delta) for spent in (whole, list(after.values()))
         )
@@ -93,7 +94,7 @@ class Budget:
                 f"privacy.epsilon is {wanted.epsilon:g}. What is spent is spent; one warm-up and "
                 "one arm always fit into it (evaluate.arms: [clues])."
             )
-        # Before the training: a killed one may have sent nothing, but it is not for us to know.
+        # Before the training: whether a killed training has sent anything cannot be known.
         write_json(self.path, after)
         with self.space.progress.task(f"{self.space.name}: {what}", n_steps) as advance:
             return train_privately(
@@ -112,7 +113,7 @@ class Budget:
             )
 
     def _secret_seed(self, booked: str) -> int:
-        """From the silo's own key: the recipe's seed is public, and noise from it could go."""
+        """A seed from the silo's own key: noise from the public seed could be computed and removed."""
         self.space.data_token()
         key = (self.space.private / "data.key").read_bytes()
         return int.from_bytes(hmac.new(key, booked.encode(), "sha256").digest()[:6], "big")

@@ -1,8 +1,9 @@
-"""When a silo lets a coordinator at its rows: few recipes in all, one threshold each, maybe a person.
+"""What a silo permits a coordinator: a bounded number of recipes, and one threshold per recipe.
 
-A coordinator that may try threshold after threshold, or direction after direction, can find single
-rows' scores by bisection, and one that asks for an update of few rows can read them out of it.
-What was asked stays on the silo's disk, whoever asks.
+A coordinator that tries threshold after threshold, or direction after direction, can find the
+score of a single row by bisection. A coordinator that asks for an update of few rows can read the
+rows out of the update. So the silo counts what was asked, on its own disk and whoever asks. It can
+also make every selection wait for a person.
 """
 
 import hashlib
@@ -22,10 +23,10 @@ PROPOSAL = " proposal"
 
 
 def admit(space: Workspace, recipe_hash: str) -> None:
-    """Count a recipe that comes to the rows; refuse more of them than the silo allows.
+    """Count the recipes that are used on the rows; refuse more than the silo allows.
 
     Raises:
-        DataError: the rows have met as many recipes as they may.
+        DataError: as many recipes as the silo allows have been used on the rows.
     """
     met = _met(space)
     known = {key.removesuffix(PROPOSAL) for key in met}
@@ -36,17 +37,17 @@ def admit(space: Workspace, recipe_hash: str) -> None:
             f"is {limit}. Raise it in the silo file if you trust the coordinator."
         )
     if recipe_hash not in known:
-        # Before the work: what is refused half-way has told something too.
+        # Before the work: a request that is refused half-way has told something too.
         _remember(space, {recipe_hash: ""})
 
 
 def admit_threshold(space: Workspace, request: SelectRequest) -> None:
-    """Refuse a second threshold under one recipe, and the first one on other scores.
+    """Refuse a second threshold per recipe, and the first threshold once the scores are others.
 
     Raises:
         DataError: nothing is scored yet.
-        RecipeMismatchError: another threshold has come under this recipe, or the same one when
-            the rows had other scores.
+        RecipeMismatchError: under this recipe another threshold has already decided, or the same
+            threshold has decided about other scores.
     """
     space.scores()
     earlier = _met(space).get(request.recipe_hash)
@@ -59,15 +60,15 @@ def admit_threshold(space: Workspace, request: SelectRequest) -> None:
 
 
 def remember_threshold(space: Workspace, request: SelectRequest) -> None:
-    """Note that a threshold comes to the rows; before it decides, as a refusal tells something."""
+    """Note a threshold before it decides about the rows, because a refusal tells something too."""
     _remember(space, {request.recipe_hash: _decision(space, request)})
 
 
 def admit_proposal(space: Workspace, reply: ScoreReply) -> ScoreReply:
-    """Let one proposed cut a recipe out: it is made of private scores.
+    """Let one proposed threshold per recipe leave the silo, because it is made of private scores.
 
     Raises:
-        RecipeMismatchError: scored again, the rows propose another one.
+        RecipeMismatchError: the rows were scored again and now propose another threshold.
     """
     if space.recipe().threshold.rule != "mixture":
         return reply
@@ -82,16 +83,16 @@ def admit_proposal(space: Workspace, reply: ScoreReply) -> ScoreReply:
 
 
 def check_crowd(space: Workspace, n_rows: int, *, n_steps: int, what: str) -> None:
-    """Refuse an update that fewer rows would make than the silo keeps at least.
+    """Refuse an update that would be made of fewer rows than `min_kept`.
 
     Args:
         space: the silo.
-        n_rows: rows that could be trained on.
-        n_steps: steps until the update leaves.
-        what: for the error.
+        n_rows: number of rows that could be trained on.
+        n_steps: training steps until the update leaves the silo.
+        what: name of the training, for the error.
 
     Raises:
-        DataError: rows, steps or batches are too few.
+        DataError: there are too few rows or steps, or the batches are too small.
     """
     n_seen = min(n_rows, n_steps * space.recipe().train.batch_size)
     if n_seen < space.settings.min_kept:
@@ -103,7 +104,7 @@ def check_crowd(space: Workspace, n_rows: int, *, n_steps: int, what: str) -> No
 
 
 def approve(folder: Path) -> list[str]:
-    """Let the next selection go on, for the scores as they are now.
+    """Record a person's approval of the scores and overrides as they are now.
 
     Args:
         folder: of a run or of one silo.
@@ -132,7 +133,7 @@ def is_approved(private: Path) -> bool:
 
 
 def _met(space: Workspace) -> dict[str, str]:
-    """Recipes that these rows have met, and what each has decided; empty before a threshold."""
+    """Recipes used on these rows, each with its decision; that is empty before its threshold."""
     return _stored(space).get(space.data_token(), {})
 
 
@@ -160,7 +161,7 @@ def _decision(space: Workspace, request: SelectRequest) -> str:
 
 
 def _seen_hash(private: Path) -> str | None:
-    """Of the scores, and of the overrides where there are some: both decide what is kept."""
+    """Hash of the scores and, if there are any, of the overrides: both decide what is kept."""
     path, overrides = private / "scores.parquet", private / FILE
     if not path.exists():
         return None

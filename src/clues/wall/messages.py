@@ -74,8 +74,10 @@ class HelloReply(Envelope):
 
     kind: ClassVar[str] = "hello-reply"
     reveals: ClassVar[str] = (
-        "number of rows rounded to tens, domain, version of the program, a keyed data token, and by another "
-        "that a person's overrides have changed"
+        "the silo's name and domain; how many rows it has, rounded to tens; its version of "
+        "clues; a token that changes when the rows change, and another "
+        "that changes when a person overrules rows. Without the silo's key a token tells "
+        "nothing else"
     )
     silo: str
     domain: str
@@ -108,7 +110,10 @@ class TrainReply(Envelope):
 
     kind: ClassVar[str] = "train-reply"
     reveals: ClassVar[str] = (
-        "adapter weights and means of gradients and squared gradients of one round"
+        "an adapter trained on all rows for one round of the warm-up, and, with the default "
+        "score, the running means of the rows' gradients and of their squares; how many rows, "
+        "rounded to tens. Weights and means can give text away. Empty where the warm-up stays "
+        "inside the silo (`local`, `crossfit`)"
     )
     weight: int
     learning_rate: float
@@ -150,7 +155,10 @@ class ScoreReply(Envelope):
 
     kind: ClassVar[str] = "score-reply"
     reveals: ClassVar[str] = (
-        "scores of public anchor rows on the silo's checkpoints; for rule mixture one cut"
+        "by default only that the silo has scored. On trajectories `local`, `crossfit` and "
+        "`inrun`: what the public anchor rows score on the silo's own training, which can tell "
+        "whether it trained on one of them. With rule `mixture`: one proposed threshold, made "
+        "of private scores"
     )
     anchor_scores: dict[str, dict[str, list[float]]]
     proposal: float | None
@@ -170,7 +178,7 @@ class SelectReply(Envelope):
     """How many rows are above the threshold."""
 
     kind: ClassVar[str] = "select-reply"
-    reveals: ClassVar[str] = "number of kept rows rounded to tens"
+    reveals: ClassVar[str] = "how many rows the silo keeps, rounded to tens"
     n_kept: int
 
 
@@ -192,7 +200,11 @@ class FitReply(Envelope):
     """The silo's adapter after the round; a silo without rows for the arm sends none."""
 
     kind: ClassVar[str] = "fit-reply"
-    reveals: ClassVar[str] = "adapter weights of one round, number of rows rounded to tens"
+    reveals: ClassVar[str] = (
+        "an adapter trained for one round on the rows of one joint model: the kept rows or, to "
+        "compare, all, random or known clean ones; how many rows, rounded to tens. Weights can "
+        "give text away"
+    )
     weight: int
     adapter: Tensors = field(repr=False)
 
@@ -212,8 +224,10 @@ class EvaluateReply(Envelope):
 
     kind: ClassVar[str] = "evaluate-reply"
     reveals: ClassVar[str] = (
-        "exact counts, the scores under which 10 to 90 % of the rows lie, and detection figures, "
-        "only if share_diagnostics is on; epsilon and delta if the silo trains with differential privacy"
+        "by default nothing. With `share_diagnostics: true` in the silo's file: exact numbers of "
+        "rows, kept rows and overruled rows; the scores below which 10, 25, 50, 75 and 90 % of "
+        "the rows lie; how well labelled damage was found. With differential privacy: the "
+        "epsilon spent, and delta"
     )
     diagnostics: dict[str, Any]
 
@@ -223,7 +237,7 @@ class Refusal(Envelope):
     """A silo does not go on before a person there has approved."""
 
     kind: ClassVar[str] = "refusal"
-    reveals: ClassVar[str] = "that nobody has approved yet"
+    reveals: ClassVar[str] = "that no person at the silo has approved the selection yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +245,9 @@ class Failure(Envelope):
     """A silo could not answer; the reason stays in its own log, under this reference."""
 
     kind: ClassVar[str] = "failure"
-    reveals: ClassVar[str] = "that something went wrong there, and a random number"
+    reveals: ClassVar[str] = (
+        "that something went wrong, and a random reference; the reason stays in the silo's log"
+    )
     reference: str
 
 
@@ -248,7 +264,7 @@ class WhoReply(Envelope):
     """The silo's name."""
 
     kind: ClassVar[str] = "who-reply"
-    reveals: ClassVar[str] = "the silo's name"
+    reveals: ClassVar[str] = "the silo's name; asked only without keys, on one machine"
     silo: str
 
 
