@@ -147,7 +147,7 @@ def _directions(
             desk.model,
             desk.validation(domain),
             before,
-            recipe=desk.recipe,
+            form=desk.recipe.score.inrun_form,
             weights=desk.scored_weights(),
         )
         tensors = {
