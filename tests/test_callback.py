@@ -1,6 +1,8 @@
 """A plain Trainer's rows get the inner products of its own steps, and it trains as without us."""
 
 import functools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +23,7 @@ from clues.errors import ConfigError, DataError
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.callback import InRunScorer
 
+PAGE = Path(__file__).parent.parent / "docs/tutorials/trainers.md"
 ACCUMULATION = "gradient_accumulation_steps"
 
 
@@ -73,7 +76,7 @@ def trained(tmp_path, make_lora, encoded_rows, tokenizer):
         rows = encoded_rows[:4] if rows is None else rows
         scorer = InRunScorer(encoded_rows[4:], refresh=refresh, form=form)
         diary = Diary(model)
-        settings = {"per_device_train_batch_size": 2, "max_steps": 5, "learning_rate": 1e-2, **args}
+        settings = {"per_device_train_batch_size": 2, "max_steps": 3, "learning_rate": 1e-2, **args}
         started = trainer(
             model=model.peft,
             args=TrainingArguments(
@@ -139,7 +142,7 @@ def test_a_score_is_the_inner_product_with_the_weights_before_its_step(
     weights = torch.float32 if dtype == torch.bfloat16 else dtype
     model, rows, scorer, diary = trained(dtype=weights, form=form, **args)
     batch, n_batches = args.get("per_device_train_batch_size", 2), args.get(ACCUMULATION, 1)
-    assert len(scorer._visits) == 5 * batch * n_batches
+    assert len(scorer._visits) == 3 * batch * n_batches
     expected = [[] for _ in rows]
     for n, (index, score) in enumerate(scorer._visits):
         step = n // (batch * n_batches)
@@ -280,3 +283,21 @@ def test_validation_rows_may_be_columns_of_a_tokenised_data_set(encoded_rows) ->
     assert found == [(row.ids, row.mask) for row in encoded_rows]
     with pytest.raises(DataError, match="row 1: no label"):
         InRunScorer([{"input_ids": [3, 4], "labels": [3, -100]}])
+
+
+def test_the_example_of_the_tutorial_runs_as_it_stands(
+    make_lora, encoded_rows, tokenizer, tmp_path, monkeypatch
+) -> None:
+    if not PAGE.exists():
+        pytest.skip("the documentation is not here")
+    (example,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rows = [as_columns(row) for row in encoded_rows]
+    space = {
+        "peft_model": make_lora().peft,
+        "train_rows": rows[:4],
+        "validation_rows": rows[4:],
+        "tokenizer": tokenizer,
+    }
+    exec(compile(example, PAGE.name, "exec"), space)
+    assert np.isfinite(space["scores"]).tolist() == [True] * 4

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
 from clues.data.tokens import EncodedRow, as_encoded
@@ -115,16 +115,15 @@ class InRunScorer(TrainerCallback):
         """Look up the rows and hang the hooks."""
         self.close()
         found = [name for name in REFUSED if getattr(args, name, None)]
-        if found or args.world_size > 1 or args.n_gpu > 1:
-            what = found[0] if found else "several devices: start one process that sees one"
-            raise ConfigError(f"in-run scores do not go with {what}.")
-        model = kwargs["model"]
-        self._lora, self._direction = LoraModel.around(model), AdapterState()
+        found += ["several devices"] * (max(args.world_size, args.n_gpu) > 1)
+        if found:
+            raise ConfigError(f"in-run scores do not go with {found[0]}. Train without.")
+        self._lora, self._direction = LoraModel.around(kwargs["model"]), AdapterState()
         self._trains = {n: p for n, p in self._lora.parameters().items() if p.requires_grad}
         self._rows, self._visits = _positions(kwargs["train_dataloader"].dataset), []
         hooks = [p.register_hook(partial(self._add, n)) for n, p in self._trains.items()]
-        hooks.append(model.register_forward_pre_hook(self._before, with_kwargs=True))
-        hooks.append(model.register_forward_hook(self._after, with_kwargs=True))
+        hooks.append(kwargs["model"].register_forward_pre_hook(self._before, with_kwargs=True))
+        hooks.append(kwargs["model"].register_forward_hook(self._after, with_kwargs=True))
         for hook in hooks:
             self._hooks.callback(hook.remove)
 
@@ -175,17 +174,13 @@ class InRunScorer(TrainerCallback):
         masks_NT = inputs.get("attention_mask", torch.ones_like(ids_NT)).bool()
         keys = [_key(ids[mask].tolist()) for ids, mask in zip(ids_NT, masks_NT, strict=True)]
         if not self._rows.keys() >= set(keys):
-            raise DataError(
-                "a sequence that trains is no row of train_dataset. Tokenise and cut the rows "
-                "before training, and pack none together."
-            )
-        hung = side_branches(self._lora, [self._direction], n_rows=len(keys))
-        alpha_NK = self._branches.enter_context(hung)
+            raise DataError("a sequence is no row of train_dataset. Do not pack or cut rows.")
+        branches = side_branches(self._lora, [self._direction], n_rows=len(keys))
+        alpha_NK = self._branches.enter_context(branches)
         self._batch = _Batch(alpha_NK, [self._rows[key] for key in keys], targets_NT)
 
     def _after(self, model: Any, args: Any, inputs: Mapping[str, Any], output: Any) -> None:
-        batch = self._batch
-        if batch is None or not model.training:
+        if (batch := self._batch) is None or not model.training:
             return
         # TRL takes its loss from these and leaves the model's own aside.
         log_probs_NT = getattr(output, "log_probs", None)
@@ -197,7 +192,7 @@ class InRunScorer(TrainerCallback):
         if not self._visits:
             targets_S = inputs["labels"][:, 1:][batch.targets_NT]
             logits_SV = output["logits"].detach()[:, :-1][batch.targets_NT].float()
-            plain = F.cross_entropy(logits_SV, targets_S, reduction="sum") / n_tokens
+            plain = cross_entropy(logits_SV, targets_S, reduction="sum") / n_tokens
             if not torch.isclose(plain, loss.detach().float(), rtol=ROUNDING):
                 raise ConfigError(OWN_LOSS)
 
