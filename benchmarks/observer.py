@@ -37,7 +37,11 @@ def observer_rows(scene: Scene, owner: Owner, *, n_rounds: int, n_turns: int) ->
 
     def reference() -> Reference:
         return make_reference(
-            scene.model, owner.validation, scene.checkpoint, recipe=owner.recipe, weights=weights
+            scene.model,
+            owner.validation,
+            scene.checkpoint,
+            form=owner.recipe.score.inrun_form,
+            weights=weights,
         )
 
     given = reference()

@@ -1,6 +1,6 @@
 """How a row is scored and where the threshold lies, as settings."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -137,9 +137,9 @@ class ScoreSettings(Settings):
         }
 
     @property
-    def inrun_form(self) -> str:
+    def inrun_form(self) -> Literal["sgd", "adam", "adam_two_sided"]:
         """The form of in-run scores, which are inner products."""
-        return self.form if self.form in LINEAR_FORMS else "adam"
+        return cast(Any, self.form) if self.form in LINEAR_FORMS else "adam"
 
     @property
     def forms(self) -> set[str]:

@@ -148,7 +148,7 @@ def _reference(
             desk.model,
             desk.validation(domain),
             before,
-            recipe=desk.recipe,
+            form=desk.recipe.score.inrun_form,
             weights=desk.scored_weights(),
         )
         plan, tensors = pack(made.directions)

@@ -3,7 +3,7 @@
 T tokens of a row. `mask_T` is True where the token belongs to a response and is predicted.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,22 @@ class EncodedRow:
     def n_response_tokens(self) -> int:
         """Number of tokens that carry loss."""
         return sum(self.mask)
+
+
+def as_encoded(row: EncodedRow | Mapping[str, Any], number: int) -> EncodedRow:
+    """A row of a tokenised data set: `input_ids`, and `labels` that are -100 where no loss falls.
+
+    Raises:
+        DataError: no label from the second token on.
+    """
+    if isinstance(row, EncodedRow):
+        return row
+    ids = tuple(int(i) for i in row["input_ids"])
+    # The first token has nothing before it that could predict it.
+    mask = (False, *(int(label) != -100 for label in row.get("labels", ids)[1:]))
+    if not any(mask):
+        raise DataError(f"row {number + 1}: no label from the second token on.")
+    return EncodedRow(number, f"row-{number}", ids, mask)
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,26 @@ class LoraModel:
             ) from error
         return cls(base, lora, seed=seed, device=device)
 
+    @classmethod
+    def around(cls, peft: Any) -> "LoraModel":
+        """Take a model that got its adapter elsewhere, and is trained elsewhere.
+
+        How it was set up stays with it: `save`, `on_top_of` and `scaling` are not for it.
+
+        Raises:
+            ConfigError: it is no PEFT model, or its adapter has another name or is no plain LoRA.
+        """
+        if not isinstance(peft, PeftModel) or list(peft.peft_config) != ["default"]:
+            raise ConfigError("a PEFT model with one adapter, named default, is needed.")
+        known = tuple(f".lora_{ab}.default.weight" for ab in "AB")
+        odd = [n for n, _ in peft.named_parameters() if ".lora_" in n and not n.endswith(known)]
+        if odd:
+            raise ConfigError(f"the adapter has more than A and B of linear layers: {odd[0]}.")
+        model = cls.__new__(cls)
+        model.peft, model.device = peft, peft.device
+        model.initial = model.state()
+        return model
+
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Adapter weights by their saved names, in the model's order."""
         return {

@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from clues.config import TrainSettings
 from clues.data.tokens import EncodedRow
-from clues.errors import NumericsError
+from clues.errors import ConfigError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
 
@@ -257,17 +257,35 @@ class _Recorder(TrainerCallback):
             )
 
     def _moment(self, key: str, beta: int) -> AdapterState:
-        """A running mean of the optimiser, by weight name, corrected for its start at zero."""
         assert self.trainer is not None
-        optimizer: Any = self.trainer.optimizer
-        while hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
-        decay = optimizer.param_groups[0]["betas"][beta]
-        moments: AdapterState = {}
-        for name, parameter in self.model.parameters().items():
-            if not parameter.requires_grad:
-                continue
-            state = optimizer.state[parameter]
-            correction = 1 - decay ** int(state["step"])
-            moments[name] = (state[key].detach().cpu() / correction).contiguous()
-        return moments
+        return running_mean(self.trainer.optimizer, self.model.parameters(), key, beta=beta)
+
+
+def running_mean(
+    optimizer: Any, parameters: Mapping[str, torch.nn.Parameter], key: str, *, beta: int
+) -> AdapterState:
+    """A running mean of Adam, by weight name, corrected for its start at zero.
+
+    Args:
+        optimizer: Adam or AdamW after a step or more, as it is or wrapped.
+        parameters: LoRA weights; those that do not train have no mean.
+        key: `exp_avg` or `exp_avg_sq`.
+        beta: which of the optimiser's two decay rates is the mean's.
+
+    Raises:
+        ConfigError: the optimiser keeps no such mean.
+    """
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    moments: AdapterState = {}
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad:
+            continue
+        state = optimizer.state[parameter]
+        if key not in state:
+            raise ConfigError(
+                f"{type(optimizer).__name__} keeps no {key}. Use AdamW, or scores of form sgd."
+            )
+        correction = 1 - optimizer.param_groups[0]["betas"][beta] ** int(state["step"])
+        moments[name] = (state[key].detach().cpu() / correction).contiguous()
+    return moments

@@ -198,8 +198,9 @@ class _Down(torch.autograd.Function):
         x_NTI, a_RI = ctx.saved_tensors
         g_NTR = gradients[0]
         needs_x, needs_a, _ = ctx.needs_input_grad
-        g_a = g_NTR.flatten(0, -2).T @ x_NTI.flatten(0, -2) if needs_a else None
-        return g_NTR @ a_RI if needs_x else None, g_a, None
+        # Under autocast the passes run in bfloat16 while weights and inputs are float32.
+        g_a = g_NTR.flatten(0, -2).T @ x_NTI.to(g_NTR).flatten(0, -2) if needs_a else None
+        return g_NTR @ a_RI.to(g_NTR) if needs_x else None, g_a, None
 
 
 class _Up(torch.autograd.Function):
@@ -223,7 +224,9 @@ class _Up(torch.autograd.Function):
         (g_NTO,) = gradients
         down_NTR, b_OR, va_down = ctx.saved_tensors
         branch, rank = ctx.branch, b_OR.shape[1]
-        vb, split = branch.vb, (branch.alpha_NK.shape[1], rank)
+        b_OR = b_OR.to(g_NTO)
+        vb = None if branch.vb is None else branch.vb.to(g_NTO)
+        split = (branch.alpha_NK.shape[1], rank)
         if vb is not None and branch.fused:
             back = g_NTO @ torch.cat([b_OR, vb], dim=1)
             g_NTR, up = back[..., :rank], back[..., rank:]

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from clues.config import Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
-from clues.scoring.direction import mean_gradient, precondition
+from clues.scoring.direction import LinearForm, mean_gradient, precondition
 from clues.scoring.inrun import (
     InRun,
     Reference,
@@ -27,14 +26,14 @@ def make_reference(
     validation: Mapping[str, Sequence[EncodedRow]],
     checkpoint: Checkpoint,
     *,
-    recipe: Recipe,
+    form: LinearForm,
     weights: Sequence[str],
 ) -> Reference:
     """Directions at a round's start, and what a mean validation row scores with them.
 
     The first round has no optimiser state yet; its direction is the plain gradient.
     """
-    form = cast(Any, recipe.score.inrun_form if checkpoint.second_moment else "sgd")
+    form = form if checkpoint.second_moment else "sgd"
     directions: dict[str, AdapterState] = {}
     products: dict[str, float] = {}
     losses: list[float] = []
