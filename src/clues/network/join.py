@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
-from flwr.app import Context
-from flwr.clientapp import ClientApp
-
 from clues.atomic import make_folder
 from clues.carriers.flower import make_client_app
 from clues.errors import NetworkError
+from clues.extras import needs
 from clues.model.cache import ModelCache
+from clues.network import flower_inside
 from clues.network.children import FLOWER_ENVIRONMENT, Child, free_port
 from clues.network.keys import check_private_key
 from clues.network.secret import write_secret
@@ -23,6 +21,10 @@ from clues.network.worker import Worker
 from clues.progress import Progress
 from clues.silo.gate import Answer, Gate
 from clues.silo.silo import Silo
+
+with needs("flwr", what=flower_inside.WHAT):
+    from flwr.app import Context
+    from flwr.clientapp import ClientApp
 
 REFUSED, AGAIN_S = "[code: 2004]", 5.0
 # The last: from a port that answers to a connection that stands.
@@ -179,7 +181,7 @@ def _work(
 
     try:
         worker.run(go_on)
-    except httpx.HTTPError:
+    except flower_inside.CallError:
         # It ended under our hands; its log says why, and it is started again.
         node.stop()
 

@@ -9,15 +9,20 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.errors import KeyFileError
+from clues.extras import needs
+
+with needs("cryptography", what="keys and certificates"):
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import (
+        load_ssh_private_key,
+        load_ssh_public_key,
+    )
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS, SERVER_DAYS = 3650, 397
 CURVE = ec.SECP384R1

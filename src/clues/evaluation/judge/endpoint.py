@@ -3,14 +3,14 @@
 import asyncio
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import JudgeSettings
-from clues.errors import ConfigError, DataError, UsageError
+from clues.errors import ConfigError, DataError
 from clues.evaluation.judge.prompts import Messages, schema
+from clues.extras import require
 from clues.rundir import hash_of
 
 _LONGEST_WAIT_S = 60.0
@@ -34,14 +34,10 @@ def check_endpoint(settings: JudgeSettings) -> None:
     """Refuse before anything heavy what would fail after it.
 
     Raises:
-        UsageError: the client is not installed.
+        ExtraError: the client is not installed.
         ConfigError: the key is not in the environment.
     """
-    if find_spec("openai") is None:
-        raise UsageError(
-            "evaluate.judge needs the openai client, which is not installed. Install it with: "
-            "pip install 'clues[judge]'"
-        )
+    require("openai", what="evaluate.judge")
     if settings.api_key_env and not os.environ.get(settings.api_key_env):
         raise ConfigError(
             f"evaluate.judge.api_key_env: there is no {settings.api_key_env} in the environment. "
@@ -56,7 +52,7 @@ class Endpoint:
         """Open the cache.
 
         Raises:
-            UsageError, ConfigError: as `check_endpoint`.
+            ExtraError, ConfigError: as `check_endpoint`.
         """
         check_endpoint(settings)
         make_folder(folder)
