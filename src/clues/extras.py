@@ -12,6 +12,7 @@ EXTRA_OF = {
     "flwr": "flower",
     "google.protobuf": "flower",
     "httpx": "flower",
+    "httpx2": "judge",
     "lm_eval": "eval",
     "opacus": "dp",
     "openai": "judge",

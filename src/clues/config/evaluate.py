@@ -74,8 +74,8 @@ class JudgeSettings(Settings):
         max_calls: most requests of one `clues judge`, repairs and retries included.
         concurrency: requests under way at a time.
         timeout_s: of one request, from its start to its last byte.
-        retries: of a request that got no answer.
-        retry_wait_s: before the first retry; it doubles, to at most a minute.
+        retries: of a request that got no answer, by the openai client: after half a second, then
+            twice as long each time up to eight; or when the endpoint says, up to two minutes.
         max_answer_tokens: of an answer of ours.
         max_reply_tokens: of a reply of the judge.
         allow_http: send key and rows unencrypted to another machine.
@@ -92,8 +92,7 @@ class JudgeSettings(Settings):
     max_calls: PositiveInt = 2000
     concurrency: int = Field(default=4, ge=1, le=64)
     timeout_s: PositiveFloat = 60.0
-    retries: int = Field(default=3, ge=0, le=10)
-    retry_wait_s: PositiveFloat = 1.0
+    retries: int = Field(default=4, ge=0, le=10)
     max_answer_tokens: PositiveInt = 256
     max_reply_tokens: PositiveInt = 300
     allow_http: bool = False
