@@ -10,6 +10,7 @@ from typing import Any
 from clues.errors import NetworkError, UsageError
 from clues.extras import needs
 from clues.network import flower_inside
+from clues.network.keys import trusting
 from clues.network.settings import load_coordinator, split_address
 
 with needs("httpx", what=flower_inside.WHAT):
@@ -95,9 +96,13 @@ def probe(address: str, *, ca: Path | None) -> Probe:
     Args:
         address: host and port.
         ca: of the coordinator's authority; None for those that this machine trusts.
+
+    Raises:
+        KeyFileError: the authority's certificate cannot be used.
+        NetworkError: nobody listens, or the certificate is of another authority.
     """
     encrypted = _speaks_tls(address)
-    verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca)) if ca else True
+    verify: ssl.SSLContext | bool = trusting(ca) if ca else True
     scheme = "https" if encrypted else "http"
     with httpx.Client(
         base_url=f"{scheme}://{address}", verify=verify, timeout=WAIT_S, trust_env=False
@@ -112,7 +117,10 @@ def probe(address: str, *, ca: Path | None) -> Probe:
                 "--ca ca.crt."
             ) from None
         except httpx.HTTPError as error:
-            raise NetworkError(f"{address}: {type(error).__name__} while it was asked.") from None
+            raise NetworkError(
+                f"{address}: {type(error).__name__} while it was asked. Call the same command again; "
+                "if it stays so, the coordinator's network/edge.log may say why."
+            ) from None
     return Probe(address, encrypted, fleet, doors)
 
 
@@ -138,5 +146,8 @@ def _speaks_tls(address: str) -> bool:
         ):
             return True
     except OSError as error:
-        raise NetworkError(f"{address}: nobody answers ({error.strerror or error}).") from None
+        raise NetworkError(
+            f"{address}: nobody answers ({error.strerror or error}). Compare the address, and ask "
+            "whether `clues serve` runs there."
+        ) from None
     return False

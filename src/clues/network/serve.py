@@ -93,5 +93,7 @@ def serve(coordinator: Coordinator, *, progress: Progress, say: Say) -> dict[str
     except flower_inside.CallError as error:
         raise explain(error) from None
     if results is None:
-        raise NetworkError("the run ended before its report.")
+        raise NetworkError(
+            "the run ended before its report. The same command goes on where it stopped."
+        )
     return results

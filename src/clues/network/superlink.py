@@ -111,7 +111,8 @@ class SuperLink:
         finally:
             client.close()
         raise NetworkError(
-            f"the SuperLink gave no task within {TASK_WAIT_S:.0f} s. Its log: {self.child.log}"
+            f"the SuperLink gave no task within {TASK_WAIT_S:.0f} s. The end of its log may say why: "
+            f"{self.child.log}. The same command goes on where it stopped."
         )
 
 
@@ -167,8 +168,9 @@ def explain(error: httpx.HTTPError) -> NetworkError:
     """What a failed call to the SuperLink on this machine means."""
     if isinstance(error, httpx.HTTPStatusError):
         return NetworkError(
-            f"the SuperLink refused {error.request.url.path} ({error.response.status_code}). "
-            "Its log is in the run's folder, network/superlink.log."
+            f"the SuperLink refused {error.request.url.path} ({error.response.status_code}). The end "
+            "of its log says why: network/superlink.log in the run's folder. The same command goes "
+            "on where it stopped."
         )
     return NetworkError(
         "the SuperLink on this machine does not answer any more. Its log is in the run's folder, "
