@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 
 from clues.carriers.flower import GridTransport, make_client_app
 from clues.config import load_config, load_shared
 from clues.model.cache import ModelCache
+from clues.network import flower_inside
 from clues.pipeline import Run, open_coordinator
 from clues.progress import Silent
 from clues.silo.gate import Gate
@@ -21,12 +21,19 @@ from clues.wall.messages import token_of
 App = Callable[[Message, Context], Message]
 
 
+class Node(NamedTuple):
+    """What the transport reads of Flower's own record of a machine."""
+
+    node_id: int
+    last_activated_at: str
+
+
 class LocalGrid(Grid):
     """Answers at once. `lose` may turn an answer into a Flower error: code by (node, kind)."""
 
     def __init__(self, apps: dict[int, App], *, lose=lambda node, kind: 0) -> None:
         # The engine sets these before an app makes a message.
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        flower_inside.identify(task_id=1, run_id=1, node_id=1)
         self.apps, self.lose = apps, lose
         self.offline: set[int] = set()
         self.activated = dict.fromkeys(apps, "once")
@@ -47,9 +54,9 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return [n for n in self.apps if n not in self.offline]
 
-    def get_nodes(self) -> Iterable[NodeInfo]:
+    def get_nodes(self) -> Iterable[Node]:
         ids = self.get_node_ids()
-        return [NodeInfo(node_id=n, last_activated_at=self.activated[n]) for n in ids]
+        return [Node(node_id=n, last_activated_at=self.activated[n]) for n in ids]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return [self._push(message) for message in messages]

@@ -15,7 +15,7 @@ SOURCE = Path(clues.__file__).parent
 ROOT = Path(__file__).parent.parent
 # A module may import what stands before it, its own group included, and nothing after.
 LAYERS = (
-    ("errors", "atomic"),
+    ("errors", "extras", "atomic"),
     ("config",),
     ("rundir", "progress"),
     ("data",),
@@ -222,6 +222,65 @@ def test_a_planted_import_through_the_wall_is_found(room, line):
         text, package = house()[module]
         planted = imported(f"{text}\n{line}\n", package) & set(house()) - {module}
         assert breaches({**arrows(), module: planted}, module), f"planted in {module}: not found"
+
+
+# What Flower documents; everything else of it is its inside.
+OF_FLOWER = {
+    *("flwr.app", "flwr.common", "flwr.simulation", "flwr.clientapp", "flwr.clientapp.mod"),
+    *("flwr.serverapp", "flwr.serverapp.strategy"),
+}
+
+
+def inside_of_flower(text: str) -> list[str]:
+    """What a module's text uses of Flower's inside, and of other objects' underscored names."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr":
+            private = [a.name for a in node.names if a.name.startswith("_")]
+            # `from flwr import proto` and `from flwr.app import message` lead inside as well.
+            deep = [a.name for a in node.names if node.module == "flwr" or a.name.islower()]
+            found += private + deep + [str(node.module)] * (node.module not in OF_FLOWER)
+        elif isinstance(node, ast.Import):
+            found += [
+                a.name for a in node.names if {"flwr", a.name} <= {a.name.split(".")[0], a.name}
+            ]
+        elif isinstance(node, ast.Constant) and re.match(r"flwr\.\w", str(node.value)):
+            found += [str(node.value)] * (str(node.value) not in OF_FLOWER)
+        elif isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found += [] if own else [ast.unparse(node)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in modules() if m.startswith(("network.", "carriers."))]
+)
+def test_one_module_knows_flowers_inside(module):
+    found = inside_of_flower(house()[module][0])
+    assert bool(found) == (module == "network.flower_inside"), f"move to flower_inside: {found}"
+
+
+def test_no_other_room_knows_flower_at_all():
+    for module, (text, _) in house().items():
+        if not module.startswith(("network", "carriers")):
+            assert not re.search(r"^\s*(import|from) flwr\b", text, re.MULTILINE), module
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from flwr.supercore.control import ControlHttpClient",
+        "from flwr.common.serde import run_from_proto",
+        "from flwr.proto import control_pb2",
+        "from flwr import supercore",
+        "from flwr.app import message",
+        "import flwr.superlink.grid",
+        'import importlib\nx = importlib.import_module("flwr.supercore")',
+        "def f(grid):\n    return grid._runtime_client",
+    ],
+)
+def test_a_planted_use_of_flowers_inside_is_found(line):
+    assert inside_of_flower(line), "not found"
 
 
 def test_only_the_silo_looks_at_labels():

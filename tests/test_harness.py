@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: clues[eval]")
 from clues.config import LmEvalSettings, LoraSettings, ModelSettings, TaskSettings, TokenSettings
 from clues.data.samples import Message
 from clues.data.tokens import RowEncoder
-from clues.errors import ConfigError, DataError, UsageError
+from clues.errors import ConfigError, DataError, ExtraError
 from clues.evaluation.harness import ask_harness, check_harness
 from clues.evaluation.questions import Question, Task, read_tasks
 from clues.evaluation.tasks import answer_task, arms_on_tasks, encode_task, log_likelihoods
@@ -145,8 +145,7 @@ def test_real_pubmedqa_loads_and_what_is_cut_is_counted(built_in, tmp_path):
 
 def test_a_missing_extra_is_named_with_its_install_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.setattr("clues.evaluation.harness.find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"pip install 'clues\[eval\]'"):
+    with pytest.raises(ExtraError, match=r"not installed: lm_eval\. .* pip install '\.\[eval\]'"):
         check_harness([LmEvalSettings(task="arc_easy")])
 
 

@@ -40,6 +40,7 @@ class Judge:
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
         self.url = ""
+        self.wait_ms = 10
 
 
 def good(request: dict[str, Any]) -> str:
@@ -87,6 +88,8 @@ def serving() -> Iterator[Judge]:
             message = {"choices": [{"message": {"content": found}}], "usage": {"total_tokens": 9}}
             status, body = found if isinstance(found, tuple) else (200, json.dumps(message))
             self.send_response(status)
+            # The wait that the client is asked for, so that a test takes no longer.
+            self.send_header("retry-after-ms", str(judge.wait_ms))
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body.encode())))
             self.end_headers()
@@ -113,7 +116,7 @@ def judge() -> Iterator[Judge]:
 
 
 def settings(judge: Judge, **changes: Any) -> JudgeSettings:
-    usual = {"retries": 2, "retry_wait_s": 0.01, "concurrency": 2, "timeout_s": 30.0}
+    usual = {"retries": 2, "concurrency": 2, "timeout_s": 30.0}
     return JudgeSettings(base_url=judge.url, model="m", **(usual | changes))
 
 
@@ -188,7 +191,7 @@ def test_failures_that_pass_are_waited_for_and_lasting_ones_lose_nothing(judge, 
 @pytest.mark.parametrize("slow", ["hang", "trickle"])
 def test_an_endpoint_that_hangs_is_left_after_the_timeout(judge, tmp_path, slow):
     judge.behave = lambda r, n: time.sleep(3) or "late" if slow == "hang" else "trickle"
-    with pytest.raises(EndpointError, match=r"no reply within 0\.3 s, 2 times"):
+    with pytest.raises(EndpointError, match=r"no reply within 0\.3 s; retries: 1"):
         ask(judge, tmp_path, inquiries(1), timeout_s=0.3, retries=1)
 
 
@@ -218,6 +221,23 @@ def test_the_limit_of_calls_stops_before_the_first_and_counts_retries(judge, tmp
     with pytest.raises(EndpointError, match="repairs and retries"):
         ask(judge, tmp_path, max_calls=4)
     assert len(judge.requests) == 4
+
+
+def test_retries_are_counted_and_a_busy_endpoint_says_how_long_to_wait(judge, tmp_path):
+    judge.behave = lambda r, n: (429, "{}") if n <= 2 else good(r)
+    judge.wait_ms = 700
+    endpoint = Endpoint(settings(judge), tmp_path)
+    started = time.monotonic()
+    assert ask_all(endpoint, inquiries(1)) == [Verdict(0.75)]
+    assert time.monotonic() - started >= 1.4, "asked again too early"
+    assert (endpoint.n_calls, endpoint.n_tokens) == (len(judge.requests), 9) == (3, 9)
+
+
+def test_the_limit_of_calls_stops_between_two_retries(judge, tmp_path):
+    judge.behave = lambda r, n: (500, "{}")
+    with pytest.raises(EndpointError, match="2 requests are made"):
+        ask(judge, tmp_path, inquiries(1), max_calls=2, retries=5)
+    assert len(judge.requests) == 2
 
 
 def test_both_orders_count_and_the_favoured_place_shows():
@@ -291,7 +311,7 @@ def test_a_run_is_judged_by_one_command_and_the_key_is_written_nowhere(
     monkeypatch.setenv("JUDGE_KEY", KEY)
     config = write_micro(tmp_path, tiny_model(tmp_path / "model"))
     content = {"base_url": judge.url, "model": "m", "api_key_env": "JUDGE_KEY", "n_prompts": 8}
-    content |= {"max_answer_tokens": 12, "retry_wait_s": 0.01}
+    content |= {"max_answer_tokens": 12}
     # Half of the rows away, and long steps: models of two arms must not answer alike.
     recipe = {"threshold": {"rule": "ratio", "ratio": 0.5}}
     judged = {"arms": ["mixed", "clues"], "judge": content}

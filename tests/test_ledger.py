@@ -131,12 +131,27 @@ def test_the_summary_adds_up(ledger):
     assert north_in["bytes"] == len(b"recipe") + len(b"recipe again")
 
 
-def test_a_missing_ledger_and_one_that_is_no_text_are_ledger_errors(tmp_path):
-    with pytest.raises(LedgerError):
-        verify(tmp_path / "nowhere.jsonl")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\n")
-    with pytest.raises(LedgerError):
-        verify(tmp_path / "binary.jsonl")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            None,
+            r"ledger\.jsonl: no ledger can be read here \(No such file.* Name the folder of a run",
+        ),
+        (b"\xff\xfe\x00\n", r"ledger\.jsonl: not a ledger but other bytes\. Do not trust"),
+        (
+            b'{"n": 0}\n',
+            r"ledger\.jsonl line 1: not a ledger entry; .* compare a copy that is whole",
+        ),
+        (b"zqx\n", r"ledger\.jsonl line 1: not a ledger entry; .* compare a copy that is whole"),
+    ],
+)
+def test_what_is_no_ledger_is_named_with_its_place_and_what_to_do(tmp_path, content, says):
+    path = tmp_path / "ledger.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LedgerError, match=says):
+        verify(path)
 
 
 def test_a_broken_ledger_ends_the_program_with_exit_code_5():

@@ -9,19 +9,16 @@ from dataclasses import dataclass
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
-import httpx
-from flwr.proto.control_pb2 import ListNodesRequest, StartRunRequest
-from flwr.supercore.control import ControlHttpClient
 
 from clues.errors import NetworkError
-from clues.network import worker
+from clues.network import flower_inside, worker
 from clues.network.children import Child, check_port_is_free, free_port
 from clues.network.edge import edge_configuration, open_edge
 from clues.network.join import join
 from clues.network.keys import make_authority, make_node_key
 from clues.network.probe import probe
 from clues.network.settings import Coordinator, load_coordinator, load_join
-from clues.network.superlink import SuperLink, forget_other_keys, open_superlink
+from clues.network.superlink import APP, SuperLink, forget_other_keys, open_superlink
 from clues.progress import Silent
 from deploy.rehearsal import Hospitals, write_hospitals
 
@@ -109,15 +106,19 @@ def test_no_way_of_writing_a_path_leads_past_the_edge(doorway, path):
 
 
 @needs_nginx
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower, packing
 def test_a_stranger_cannot_start_a_run_through_the_public_port(doorway):
     settings = doorway.coordinator.settings
-    for address, status in ((settings.public, 403), (settings.superlink, 400)):
-        client = ControlHttpClient.from_server_address(address, False, settings.ca.read_bytes(), [])
-        with pytest.raises(httpx.HTTPStatusError) as refused:
-            client.StartRun(StartRunRequest())
-        client.close()
-        # The SuperLink itself would have taken it, had it held an app.
-        assert (refused.value.response.status_code == 403) == (status == 403)
+    ca, app = settings.ca.read_bytes(), {"pyproject.toml": APP.encode(), "app.py": b""}
+    client = flower_inside.control_client(settings.public, ca)
+    with pytest.raises(flower_inside.CallError) as refused:
+        flower_inside.start_run(client, app)
+    client.close()
+    assert refused.value.response.status_code == 403
+    # The edge alone stands in the way: past it, the SuperLink takes the same app of the same stranger.
+    client = flower_inside.control_client(settings.superlink, ca)
+    assert flower_inside.start_run(client, app) > 0
+    client.close()
 
 
 @needs_nginx
@@ -173,10 +174,11 @@ def test_flower_itself_refuses_wrong_and_missing_certificates_and_keys(doorway, 
         assert all(node.process.poll() not in (None, 0) for node in ending)
         for name, node in nodes.items():
             assert "SuperNode ID" not in node.output(), f"{name}: it was let in"
-    client = doorway.superlink._client(ControlHttpClient)
-    known = {node.node_id for node in client.ListNodes(ListNodesRequest()).nodes_info}
+    ca = settings.ca.read_bytes()
+    client = flower_inside.control_client(doorway.coordinator.settings.superlink, ca)
+    known = flower_inside.known_nodes(client)
     client.close()
-    assert known == set(doorway.nodes.values())
+    assert set(known.values()) == set(doorway.nodes.values())
 
 
 def test_keys_of_an_earlier_file_are_forgotten_and_the_same_ones_are_not(tmp_path):
@@ -209,12 +211,11 @@ def test_a_message_that_cannot_be_read_stays_inside_and_the_next_is_taken(tmp_pa
 
     tokens = ["bad", "good", ""]
     client = SimpleNamespace(
-        AcquireTask=lambda _: SimpleNamespace(token=tokens.pop(0)),
         SendTaskHeartbeat=lambda _: SimpleNamespace(success=True),
         close=lambda: None,
     )
     message = SimpleNamespace(metadata=SimpleNamespace(message_type="query.hello"))
-    pulls = iter([ValueError("zqxsecret"), (message, None, None, None)])
+    pulls = iter([ValueError("zqxsecret"), (message, None)])
 
     def pull(_):
         found = next(pulls)
@@ -222,10 +223,14 @@ def test_a_message_that_cannot_be_read_stays_inside_and_the_next_is_taken(tmp_pa
             raise found
         return found
 
-    monkeypatch.setattr(worker.RuntimeHttpClient, "from_server_address", lambda *_: client)
-    monkeypatch.setattr(worker, "pull_task_input", pull)
-    monkeypatch.setattr(worker, "push_message", lambda *_: None)
-    monkeypatch.setattr(worker, "push_task_output", lambda *_: None)
+    for name, answer in {
+        "task_client": lambda *_, **__: client,
+        "token_client": lambda *_: client,
+        "take_task": lambda *_: (tokens.pop(0), 1),
+        "pull_message": pull,
+        "push_reply": lambda *_: None,
+    }.items():
+        monkeypatch.setattr(flower_inside, name, answer)
     told = []
     made = worker.Worker(
         lambda message, context: message,  # pyright: ignore[reportArgumentType]

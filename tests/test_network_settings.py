@@ -19,6 +19,7 @@ from clues.network.keys import (
     make_node_key,
     make_server_certificate,
     read_public_key,
+    trusting,
 )
 from clues.network.settings import is_loopback, load_coordinator, load_join, split_address
 from deploy.rehearsal import write_hospitals
@@ -167,6 +168,31 @@ def test_private_keys_are_private_from_the_start_and_nothing_is_overwritten(tmp_
         check_private_key(private)
     with pytest.raises(KeyFileError, match="not a private key"):
         check_private_key(public)
+
+
+def test_an_authority_that_cannot_be_used_says_which_file_and_what_to_do(tmp_path):
+    def says(what: str) -> None:
+        with pytest.raises(KeyFileError, match=what):
+            make_server_certificate(tmp_path / "server", ["a.org"], authority=tmp_path)
+
+    says(r"ca\.crt: the authority cannot be read \(No such file.*`clues keys ca` makes")
+    certificate, key = make_authority(tmp_path)
+    whole, other = key.read_bytes(), make_authority(tmp_path / "other")[1].read_bytes()
+    anew = r"Put the file back .* call `clues keys ca`, and give every silo the new ca\.crt"
+    for content, what in (
+        (b"nonsense", "not a key that"),
+        (other, r"not the key of ca\.crt beside it"),
+    ):
+        key.write_bytes(content)
+        says(rf"ca\.key: {what}.* {anew}")
+    key.write_bytes(whole)
+    certificate.write_text("nonsense")
+    says(rf"ca\.crt: not a certificate\. {anew}")
+    for path in (certificate, tmp_path / "no.crt"):
+        with pytest.raises(
+            KeyFileError, match=rf"{path.name}: .*Ask the coordinator for its ca\.crt"
+        ):
+            trusting(path)
 
 
 def test_a_public_key_is_recognised_and_has_a_fingerprint_to_read_aloud(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from federation_helpers import edit_config, run_micro, tiny_model, write_micro, write_rows
+from scipy.stats import binomtest
 
 from clues.config import TaskSettings, TokenSettings, load_config
 from clues.data.samples import Message, Sample
@@ -235,6 +236,19 @@ def test_intervals_hold_what_they_promise_on_coins():
     assert inside["bootstrap"] >= 89
     assert inside["wilson"] >= 90
     assert wilson(1.0, 10)[0] == pytest.approx(0.7225, abs=1e-3)
+    for wins, n in ((0, 1), (3, 7), (40, 40), (601, 2000)):
+        exact = binomtest(wins, n).proportion_ci(method="wilson")
+        assert wilson(wins / n, n) == pytest.approx(tuple(exact), abs=1e-7)
+
+
+def test_a_bootstrap_interval_is_the_one_of_the_stored_results():
+    """Draws are those of numpy's generator, resample after resample: a library may not change them."""
+    values_N = np.random.default_rng(3).normal(size=101)
+    generator = np.random.default_rng(7)
+    means = [values_N[generator.integers(0, 101, 101)].mean() for _ in range(1000)]
+    expected = np.quantile(means, [0.025, 0.975])
+    assert bootstrap_mean(values_N, seed=7) == pytest.approx(tuple(expected), rel=1e-12)
+    assert bootstrap_mean([0.25], seed=7) == (0.25, 0.25)
     assert standard_error([1.0]) is None
     assert paired_difference([1, 0], [1, 0], seed=0).p_value == 1.0
 

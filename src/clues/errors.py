@@ -13,6 +13,10 @@ class UsageError(CluesError):
     exit_code = 2
 
 
+class ExtraError(UsageError):
+    """A library that only an extra installs is missing, or of a version that does not fit."""
+
+
 class ConfigError(CluesError):
     """A configuration file or value cannot be used."""
 

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
-
 from clues.config import FederationSettings
 from clues.errors import DataError
+from clues.extras import needs
 from clues.silo.gate import KeptInside
 from clues.wall.ledger import LOST, Ledger, verify
 from clues.wall.messages import REQUESTS, WhoReply, WhoRequest, from_bytes, kind_of
 from clues.wall.transport import Missing
+
+with needs("flwr", "google.protobuf", what="Flower's transport"):
+    from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid
+    from google.protobuf.message import DecodeError
 
 log = logging.getLogger("clues")
 POLL_S = 0.5

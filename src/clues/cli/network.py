@@ -93,7 +93,10 @@ def edge(
 
     settings = load_coordinator(config).settings
     if settings.insecure:
-        raise UsageError(f"{config.name}: without TLS there is no edge.")
+        raise UsageError(
+            f"{config.name}: insecure is set, and without TLS there is no edge. Take insecure out, "
+            "and name ca, certificate and key (clues keys --help)."
+        )
     sys.stdout.write(edge_configuration(settings, folder=None))
 
 

@@ -76,8 +76,9 @@ class JudgeSettings(Settings):
         max_calls: the most requests per `clues judge`, repairs and retries included.
         concurrency: requests under way at a time.
         timeout_s: seconds for one request, from its start to its last byte.
-        retries: how often a request that got no answer is made again.
-        retry_wait_s: seconds before the first retry; the wait doubles, to at most a minute.
+        retries: how often a request that got no answer is made again, by the openai client: after
+            half a second, then after twice as long each time, up to eight; or when the endpoint
+            says, up to two minutes.
         max_answer_tokens: the most tokens of an answer of ours.
         max_reply_tokens: the most tokens of a reply of the judge.
         allow_http: allow key and rows to go unencrypted to another machine.
@@ -94,8 +95,7 @@ class JudgeSettings(Settings):
     max_calls: PositiveInt = 2000
     concurrency: int = Field(default=4, ge=1, le=64)
     timeout_s: PositiveFloat = 60.0
-    retries: int = Field(default=3, ge=0, le=10)
-    retry_wait_s: PositiveFloat = 1.0
+    retries: int = Field(default=4, ge=0, le=10)
     max_answer_tokens: PositiveInt = 256
     max_reply_tokens: PositiveInt = 300
     allow_http: bool = False

@@ -24,7 +24,7 @@ from clues.rundir import hash_of, write_json
 Answers = Mapping[str, Mapping[int, str]]
 _CHARACTERS_A_TOKEN = 4  # of English text; a rough figure for an estimate
 # What decides how fast and how often is asked, not what is answered.
-_NOT_ASKED = {"api_key_env", "max_calls", "concurrency", "timeout_s", "retries", "retry_wait_s"}
+_NOT_ASKED = {"api_key_env", "max_calls", "concurrency", "timeout_s", "retries"}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import yaml
 
 from clues.config import LmEvalSettings
 from clues.data.files import read_source
-from clues.errors import DataError, NumericsError, UsageError
+from clues.errors import DataError, NumericsError
+from clues.extras import require
 from clues.model.adapters import AdapterState, LoraModel
 
 PUBMEDQA = "pubmedqa"
@@ -31,14 +31,11 @@ def check_harness(entries: Sequence[LmEvalSettings]) -> None:
     """Refuse before any training what lm-eval would refuse after it, or would not notice.
 
     Raises:
-        UsageError: lm-eval is not installed.
+        ExtraError: lm-eval is not installed.
         DataError: a file of data is missing or not what the task reads.
     """
-    if entries and find_spec("lm_eval") is None:
-        raise UsageError(
-            "evaluate.lm_eval needs lm-eval, which is not installed. Install it with: "
-            "pip install 'clues[eval]'"
-        )
+    if entries:
+        require("lm_eval", what="evaluate.lm_eval")
     for entry in entries:
         if entry.task == PUBMEDQA:
             _check_pubmedqa(entry)

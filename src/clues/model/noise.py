@@ -14,25 +14,13 @@ import torch
 
 from clues.config import TrainSettings
 from clues.data.tokens import EncodedRow
-from clues.errors import ConfigError, NumericsError
+from clues.errors import NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule, Trained
 
 # One part of a training: noise multiplier, sample rate, steps.
 Spent = tuple[float, float, int]
-
-
-def require_opacus() -> None:
-    """Say how to install Opacus where it is missing.
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    try:
-        import opacus  # noqa: F401
-    except ImportError:
-        raise ConfigError("privacy in a silo file needs Opacus: pip install 'clues[dp]'.") from None
 
 
 @cache

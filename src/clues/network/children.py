@@ -106,15 +106,17 @@ class Child:
         end = time.monotonic() + wait_s
         while time.monotonic() < end:
             if not self.running:
-                raise NetworkError(f"{self.name} ended at its start. Its log: {self.log}")
+                raise NetworkError(
+                    f"{self.name} ended at its start. The end of its log says why: {self.log}"
+                )
             with socket.socket() as probe:
                 probe.settimeout(0.5)
                 if probe.connect_ex((host, port)) == 0:
                     return
             time.sleep(0.1)
         raise NetworkError(
-            f"{self.name} does not listen on {host}:{port} after {wait_s:.0f} seconds. "
-            f"Its log: {self.log}"
+            f"{self.name} does not listen on {host}:{port} after {wait_s:.0f} seconds. The end of "
+            f"its log may say why: {self.log}. On a busy machine, call the same command again."
         )
 
 
@@ -132,7 +134,10 @@ def find_program(name: str) -> str:
         else shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin")
     )
     if found is None:
-        raise NetworkError(f"there is no program {name!r} on this machine. Install it.")
+        raise NetworkError(
+            f"there is no program {name!r} on this machine, neither beside {sys.executable} nor on "
+            f"PATH. Install it, and call the same command again."
+        )
     return found
 
 

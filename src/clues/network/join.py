@@ -7,22 +7,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
-from flwr.app import Context
-from flwr.clientapp import ClientApp
-
 from clues.atomic import make_folder
 from clues.carriers.flower import make_client_app
 from clues.errors import NetworkError
+from clues.extras import needs
 from clues.model.cache import ModelCache
+from clues.network import flower_inside
 from clues.network.children import FLOWER_ENVIRONMENT, Child, free_port
-from clues.network.keys import check_private_key
+from clues.network.keys import check_private_key, trusting
 from clues.network.secret import write_secret
 from clues.network.settings import JoinSettings, split_address
 from clues.network.worker import Worker
 from clues.progress import Progress
 from clues.silo.gate import Answer, Gate
 from clues.silo.silo import Silo
+
+with needs("flwr", what=flower_inside.WHAT):
+    from flwr.app import Context
+    from flwr.clientapp import ClientApp
 
 REFUSED, AGAIN_S = "[code: 2004]", 5.0
 # The last: from a port that answers to a connection that stands.
@@ -101,9 +103,13 @@ def _why_refused(settings: JoinSettings, log: Path) -> str:
     if REFUSED in log.read_text(encoding="utf-8", errors="replace"):
         return (
             f"{settings.coordinator} refuses this silo's key. It is not in the coordinator's "
-            "file, or another process of this silo is connected with it."
+            "file, or another process of this silo is connected with it. Send the coordinator the "
+            f".pub file that belongs to {settings.key}, or end the other process."
         )
-    return f"{settings.coordinator} does not let this silo in. The reason is in {log}"
+    return (
+        f"{settings.coordinator} does not let this silo in. Ask whether `clues serve` runs there "
+        f"and names this silo; the end of this log may say more: {log}"
+    )
 
 
 def wait_for_coordinator(
@@ -112,15 +118,17 @@ def wait_for_coordinator(
     """Wait until the coordinator's port answers, and see that its certificate is the right one.
 
     Raises:
+        KeyFileError: our copy of the authority's certificate cannot be used.
         NetworkError: the certificate was made by another authority or for another name.
     """
     host, port = split_address(settings.coordinator)
+    context = trusting(settings.ca) if settings.ca and not settings.insecure else None
     told = False
     while going():
         try:
             with socket.create_connection((host, port), timeout=CONNECT_S) as plain:
-                if not settings.insecure:
-                    _check_certificate(plain, host, settings)
+                if context is not None:
+                    _check_certificate(plain, host, context)
                 return
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or "no TLS"
@@ -135,8 +143,7 @@ def wait_for_coordinator(
             time.sleep(AGAIN_S)
 
 
-def _check_certificate(plain: socket.socket, host: str, settings: JoinSettings) -> None:
-    context = ssl.create_default_context(cafile=str(settings.ca))
+def _check_certificate(plain: socket.socket, host: str, context: ssl.SSLContext) -> None:
     with context.wrap_socket(plain, server_hostname=host):
         pass
 
@@ -179,7 +186,7 @@ def _work(
 
     try:
         worker.run(go_on)
-    except httpx.HTTPError:
+    except flower_inside.CallError:
         # It ended under our hands; its log says why, and it is started again.
         node.stop()
 

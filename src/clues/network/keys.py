@@ -5,24 +5,34 @@ silo by its public key.
 """
 
 import datetime
+import ssl
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.errors import KeyFileError
+from clues.extras import needs
+
+with needs("cryptography", what="keys and certificates"):
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import (
+        load_ssh_private_key,
+        load_ssh_public_key,
+    )
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS, SERVER_DAYS = 3650, 397
 CURVE = ec.SECP384R1
 # For the way from the edge to the SuperLink behind it, on the same machine.
 ALWAYS = ("localhost", "127.0.0.1")
+_MADE_ANEW = (
+    "Put the file back from where it was kept. If it is lost, remove ca.crt and ca.key, call "
+    "`clues keys ca`, and give every silo the new ca.crt."
+)
 
 
 def make_authority(folder: Path) -> tuple[Path, Path]:
@@ -61,7 +71,10 @@ def make_server_certificate(folder: Path, names: Sequence[str], *, authority: Pa
     certificate, key_file = folder / "server.crt", folder / "server.key"
     _refuse_existing(certificate, key_file)
     if not names:
-        raise KeyFileError("a server certificate needs the name or address that silos connect to.")
+        raise KeyFileError(
+            "a server certificate needs the name or address that silos connect to. Call: clues "
+            "keys server NAME"
+        )
     ca, ca_key = _read_authority(authority)
     key = ec.generate_private_key(CURVE())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
@@ -136,8 +149,10 @@ def check_private_key(path: Path) -> None:
     """
     try:
         key = load_ssh_private_key(path.read_bytes(), None)
-    except OSError:
-        raise KeyFileError(f"{path}: there is no such key. `clues keys node` makes one.") from None
+    except OSError as error:
+        raise KeyFileError(
+            f"{path}: the key cannot be read ({error.strerror}). `clues keys node` makes one."
+        ) from None
     except (ValueError, UnsupportedAlgorithm, TypeError):
         key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -147,6 +162,21 @@ def check_private_key(path: Path) -> None:
         )
     if path.stat().st_mode & 0o077:
         raise KeyFileError(f"{path}: other users can read this key. Call: chmod 600 {path}")
+
+
+def trusting(ca: Path) -> ssl.SSLContext:
+    """Trust the certificates of one authority and nobody else's.
+
+    Raises:
+        KeyFileError: its own certificate is missing or cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=str(ca))
+    except OSError as error:  # of which the errors of ssl are a kind
+        raise KeyFileError(
+            f"{ca}: not a certificate of an authority ({error.strerror or type(error).__name__}). "
+            "Ask the coordinator for its ca.crt."
+        ) from None
 
 
 def fingerprint(pem: bytes) -> str:
@@ -162,18 +192,31 @@ def fingerprint(pem: bytes) -> str:
 
 
 def _read_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    ca_file, key_file = folder / "ca.crt", folder / "ca.key"
+    ca_pem, key_pem = _read(ca_file), _read(key_file)
     try:
-        ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
-    except OSError:
-        raise KeyFileError(
-            f"{folder}: there is no ca.crt and ca.key here. `clues keys ca` makes them."
-        ) from None
-    except (ValueError, TypeError):
-        raise KeyFileError(f"{folder}: ca.crt or ca.key cannot be read.") from None
+        ca = x509.load_pem_x509_certificate(ca_pem)
+    except ValueError:
+        raise KeyFileError(f"{ca_file}: not a certificate. {_MADE_ANEW}") from None
+    try:
+        key = serialization.load_pem_private_key(key_pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise KeyFileError(f"{folder}: ca.key is not a key that `clues keys ca` made.")
+        raise KeyFileError(f"{key_file}: not a key that `clues keys ca` made. {_MADE_ANEW}")
+    if ca.public_key() != key.public_key():
+        raise KeyFileError(f"{key_file}: not the key of {ca_file.name} beside it. {_MADE_ANEW}")
     return ca, key
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyFileError(
+            f"{path}: the authority cannot be read ({error.strerror}). `clues keys ca` makes ca.crt "
+            "and ca.key, in the same folder."
+        ) from None
 
 
 def _builder(

@@ -7,29 +7,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-from flwr.proto.control_pb2 import ListNodesRequest
-from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, GetNodesRequest
-from flwr.supercore.error import FlowerError
-from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
-from google.protobuf.message import Message
-
 from clues.errors import NetworkError, UsageError
+from clues.extras import needs
+from clues.network import flower_inside
+from clues.network.keys import trusting
 from clues.network.settings import load_coordinator, split_address
+
+with needs("httpx", what=flower_inside.WHAT):
+    import httpx
 
 WAIT_S = 10.0
 # What a stranger may try, by interface; any answer of the SuperLink itself is one too many.
-DOORS: dict[str, tuple[tuple[str, Message | None], ...]] = {
-    "Control": (("/v1/control/list-nodes", ListNodesRequest()),),
-    "Runtime": (
-        ("/v1/runtime/acquire-task", AcquireTaskRequest()),
-        ("/v1/runtime/get-nodes", GetNodesRequest()),
-    ),
-    "Registration": (("/v1/fleet/register-node", RegisterNodeFleetRequest()),),
-    "Documentation": (("/docs", None), ("/openapi.json", None), ("/health", None)),
+DOORS = {
+    "Control": ("/v1/control/list-nodes",),
+    "Runtime": ("/v1/runtime/acquire-task", "/v1/runtime/get-nodes"),
+    "Registration": ("/v1/fleet/register-node",),
+    "Documentation": ("/docs", "/openapi.json", "/health"),
 }
-FLEET = ("/v1/fleet/pull-messages", PullMessagesRequest())
+FLEET = "/v1/fleet/pull-messages"
 
 
 @dataclass(frozen=True)
@@ -101,16 +96,20 @@ def probe(address: str, *, ca: Path | None) -> Probe:
     Args:
         address: host and port.
         ca: of the coordinator's authority; None for those that this machine trusts.
+
+    Raises:
+        KeyFileError: the authority's certificate cannot be used.
+        NetworkError: nobody listens, or the certificate is of another authority.
     """
     encrypted = _speaks_tls(address)
-    verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca)) if ca else True
+    verify: ssl.SSLContext | bool = trusting(ca) if ca else True
     scheme = "https" if encrypted else "http"
     with httpx.Client(
         base_url=f"{scheme}://{address}", verify=verify, timeout=WAIT_S, trust_env=False
     ) as client:
         try:
-            doors = tuple(n for n, ways in DOORS.items() if any(_answers(client, *w) for w in ways))
-            fleet = _answers(client, *FLEET)
+            doors = tuple(n for n, ways in DOORS.items() if any(_answers(client, w) for w in ways))
+            fleet = _answers(client, FLEET)
         except httpx.ConnectError as error:
             reason = str(error)
             raise NetworkError(
@@ -118,20 +117,19 @@ def probe(address: str, *, ca: Path | None) -> Probe:
                 "--ca ca.crt."
             ) from None
         except httpx.HTTPError as error:
-            raise NetworkError(f"{address}: {type(error).__name__} while it was asked.") from None
+            raise NetworkError(
+                f"{address}: {type(error).__name__} while it was asked. Call the same command again; "
+                "if it stays so, the coordinator's network/edge.log may say why."
+            ) from None
     return Probe(address, encrypted, fleet, doors)
 
 
-def _answers(client: httpx.Client, path: str, message: Message | None) -> bool:
+def _answers(client: httpx.Client, path: str) -> bool:
     """Whether the SuperLink itself answers: anything but the edge's refusal."""
-    if message is None:
+    if path not in flower_inside.REQUESTS:
         return client.get(path).status_code not in (403, 404)
-    reply = client.post(
-        path,
-        content=message.SerializeToString(),
-        headers={"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE},
-    )
-    ours = FlowerError.from_json(reply.text) is not None
+    reply = flower_inside.ask(client, path)
+    ours = flower_inside.is_flowers_error(reply.text)
     return ours or reply.status_code not in (403, 404, 502, 503, 504)
 
 
@@ -148,5 +146,8 @@ def _speaks_tls(address: str) -> bool:
         ):
             return True
     except OSError as error:
-        raise NetworkError(f"{address}: nobody answers ({error.strerror or error}).") from None
+        raise NetworkError(
+            f"{address}: nobody answers ({error.strerror or error}). Compare the address, and ask "
+            "whether `clues serve` runs there."
+        ) from None
     return False

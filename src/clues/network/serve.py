@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import httpx
-
 from clues.atomic import make_folder
 from clues.carriers.flower import GridTransport, find_silos
 from clues.errors import NetworkError
+from clues.network import flower_inside
 from clues.network.edge import open_edge
 from clues.network.keys import fingerprint, read_public_key
 from clues.network.settings import Coordinator
@@ -91,8 +90,10 @@ def serve(coordinator: Coordinator, *, progress: Progress, say: Say) -> dict[str
                 coordinator.run, folder, transport=Told(transport, say), progress=progress
             )
             results = run_until(run)
-    except httpx.HTTPError as error:
+    except flower_inside.CallError as error:
         raise explain(error) from None
     if results is None:
-        raise NetworkError("the run ended before its report.")
+        raise NetworkError(
+            "the run ended before its report. The same command goes on where it stopped."
+        )
     return results

@@ -70,7 +70,7 @@ class CoordinatorSettings(Settings):
                 "whoever wants to start programs. Silos come through `public`"
             )
         if not self.names:
-            raise ValueError("silos lists nobody")
+            raise ValueError("silos lists nobody. Name every silo that is expected")
         if self.insecure and not is_loopback(self.public):
             raise ValueError("insecure is for loopback. Off it, make keys (`clues keys --help`)")
         if self.insecure and self.public != self.superlink:
@@ -157,14 +157,18 @@ def load_coordinator(path: Path) -> Coordinator:
     run = load_shared(base / settings.run)
     if (run.federation.quorum or 0) > len(settings.names):
         raise ConfigError(
-            f"{settings.run.name}: federation.quorum exceeds the number of silos in {path.name}."
+            f"{settings.run.name}: federation.quorum exceeds the number of silos in {path.name}. "
+            "Lower it, or list the silos that are missing."
         )
     keys = {}
     if isinstance(settings.silos, dict):
         keys = {n: _key_line(value, base, n, path) for n, value in settings.silos.items()}
     bare = [" ".join(line.split()[:2]) for line in keys.values()]
     if len(set(bare)) < len(bare):
-        raise ConfigError(f"{path.name}: two silos have the same public key.")
+        raise ConfigError(
+            f"{path.name}: two silos have the same public key. Each makes its own, on its own "
+            "machine, with `clues keys node`."
+        )
     found = {k: _file(getattr(settings, k), base, path) for k in ("ca", "certificate", "key")}
     folder = (base / (settings.folder or Path("runs", run.name))).resolve()
     return Coordinator(

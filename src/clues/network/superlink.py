@@ -4,43 +4,26 @@ The run's program is this process. Flower's own way would send a packed app to e
 there; here an app of no content goes, and silos run nothing but what is installed with them.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-from flwr.cli.build import build_fab_from_files
-from flwr.common.serde import context_from_proto, run_from_proto
-from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
-from flwr.proto.fab_pb2 import Fab
-from flwr.proto.runtime_pb2 import (
-    AcquireTaskRequest,
-    PullTaskInputRequest,
-    PushTaskOutputRequest,
-)
-from flwr.supercore.constant import TaskType
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.interceptors import (
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid import HttpGrid
-
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.errors import NetworkError
+from clues.extras import needs
+from clues.network import flower_inside
 from clues.network.children import FLOWER_ENVIRONMENT, Child, check_port_is_free
 from clues.network.keys import read_public_key
 from clues.network.secret import write_secret
 from clues.network.settings import Coordinator, split_address
 from clues.rundir import hash_of
 
-TASK_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+with needs("flwr", "httpx", what=flower_inside.WHAT):
+    import httpx
+    from flwr.serverapp import Grid
+
 TASK_WAIT_S, TASK_POLL_S = 30.0, 0.2
 # Requests to our own child, on this machine: who cannot get through now will not later.
 PATIENCE_S = 30.0
@@ -85,82 +68,52 @@ class SuperLink:
             NetworkError: the SuperLink refuses one.
         """
         wanted = {name: read_public_key(line, silo=name) for name, line in keys.items()}
-        client = self._client(ControlHttpClient)
-        known = {n.public_key: n.node_id for n in client.ListNodes(ListNodesRequest()).nodes_info}
+        client = flower_inside.control_client(self.address, self.ca)
+        known = flower_inside.known_nodes(client)
         for name, key in wanted.items():
             if key not in known:
-                known[key] = client.RegisterNode(
-                    RegisterNodeRequest(public_key=key, name=name)
-                ).node_id
+                known[key] = flower_inside.register_node(client, key, name)
         client.close()
         return {name: known[key] for name, key in wanted.items()}
 
     @contextmanager
-    def open_grid(self) -> Iterator[HttpGrid]:
+    def open_grid(self) -> Iterator[Grid]:
         """Start a run whose program is this process, and close it in the end.
 
         Raises:
             NetworkError: the SuperLink gives us no task.
         """
-        fab, _ = build_fab_from_files({"pyproject.toml": APP.encode(), "app.py": b""})
-        control = self._client(ControlHttpClient)
-        sent = Fab(hash_str=hashlib.sha256(fab).hexdigest(), content=fab)
-        run_id = control.StartRun(StartRunRequest(fab=sent)).run_id
+        control = flower_inside.control_client(self.address, self.ca)
+        files = {"pyproject.toml": APP.encode(), "app.py": b""}
+        run_id = flower_inside.start_run(control, files)
         control.close()
-        grid = HttpGrid(
-            self.address,
-            insecure=self.ca is None,
-            root_certificates=self.ca,
-            token=self._acquire(run_id),
-        )
-        grid._retry_invoker.max_time = PATIENCE_S
-        client = grid._runtime_client
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
-        with ExitStack() as stack:
-            stack.callback(grid.close)
-            heartbeat.start()
-            stack.callback(lambda: heartbeat.stop() if heartbeat.is_running else None)
-            found = client.PullTaskInput(PullTaskInputRequest())
-            TaskIdentity.task_id = found.task_id
-            TaskIdentity.run_id = found.run.run_id
-            TaskIdentity.node_id = context_from_proto(found.context).node_id
-            grid.set_run(run_from_proto(found.run))
-            outcome = "failed"
+        token = self._acquire(run_id)
+        with flower_inside.open_grid(self.address, self.ca, token, patience_s=PATIENCE_S) as grid:
+            completed = False
             try:
                 yield grid
-                outcome = "completed"
+                completed = True
             finally:
-                grid._retry_invoker.max_tries = 1
                 if self.child.running:
-                    client.PushTaskOutput(PushTaskOutputRequest(sub_status=outcome, details=""))
+                    flower_inside.end_run(grid, completed=completed)
 
     def _acquire(self, run_id: int) -> str:
         """The token of our run's task; tasks of other runs are left to die."""
-        client = self._client(RuntimeHttpClient, signed=True)
-        request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+        client = flower_inside.task_client(self.address, self.ca, secret=self.secret)
         end = time.monotonic() + TASK_WAIT_S
         try:
             while time.monotonic() < end:
-                found = client.AcquireTask(request)
-                if found.token and found.task.run_id == run_id:
-                    return found.token
-                if not found.token:
+                token, of_run = flower_inside.take_task(client, flower_inside.SERVER_TASK)
+                if token and of_run == run_id:
+                    return token
+                if not token:
                     time.sleep(TASK_POLL_S)
         finally:
             client.close()
         raise NetworkError(
-            f"the SuperLink gave no task within {TASK_WAIT_S:.0f} s. Its log: {self.child.log}"
+            f"the SuperLink gave no task within {TASK_WAIT_S:.0f} s. The end of its log may say why: "
+            f"{self.child.log}. The same command goes on where it stopped."
         )
-
-    def _client(self, kind: type, *, signed: bool = False):
-        interceptors: list = [RuntimeVersionHttpInterceptor(component_name="clues")]
-        if signed:
-            interceptors.append(
-                SuperExecAuthHttpInterceptor(
-                    master_secret=self.secret, protected_methods=TASK_METHODS
-                )
-            )
-        return kind.from_server_address(self.address, self.ca is None, self.ca, interceptors)
 
 
 @contextmanager
@@ -215,8 +168,9 @@ def explain(error: httpx.HTTPError) -> NetworkError:
     """What a failed call to the SuperLink on this machine means."""
     if isinstance(error, httpx.HTTPStatusError):
         return NetworkError(
-            f"the SuperLink refused {error.request.url.path} ({error.response.status_code}). "
-            "Its log is in the run's folder, network/superlink.log."
+            f"the SuperLink refused {error.request.url.path} ({error.response.status_code}). The end "
+            "of its log says why: network/superlink.log in the run's folder. The same command goes "
+            "on where it stopped."
         )
     return NetworkError(
         "the SuperLink on this machine does not answer any more. Its log is in the run's folder, "

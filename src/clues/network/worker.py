@@ -9,31 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import Message
-from flwr.clientapp import ClientApp
-from flwr.common.constant import SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
-from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-from flwr.supercore.interceptors import (
-    RuntimeTokenHttpInterceptor,
-    RuntimeVersionHttpInterceptor,
-    SuperExecAuthHttpInterceptor,
-)
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import (
-    pull_task_input,
-    push_message,
-    push_task_output,
-)
-
+from clues.extras import needs
+from clues.network import flower_inside
 from clues.silo.gate import KeptInside
 
+with needs("flwr", what=flower_inside.WHAT):
+    from flwr.app import Message
+    from flwr.clientapp import ClientApp
+
 POLL_S = 0.2
-TASK_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
-# For a message that waits behind the one under way.
-ACQUIRE = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
 
 
 @dataclass
@@ -59,15 +43,12 @@ class Worker:
         """Work as long as this is true; it is asked between messages.
 
         Raises:
-            httpx.HTTPError: the SuperNode does not answer.
+            CallError: the SuperNode does not answer.
         """
-        signer = SuperExecAuthHttpInterceptor(
-            master_secret=self.secret, protected_methods=TASK_METHODS
-        )
-        client = self._client(signer)
+        client = flower_inside.task_client(self.address, None, secret=self.secret)
         try:
             while while_true():
-                token = client.AcquireTask(ACQUIRE).token
+                token, _run_id = flower_inside.take_task(client, flower_inside.CLIENT_TASK)
                 if token:
                     with KeptInside(self.errors):
                         self._answer(token)
@@ -77,25 +58,14 @@ class Worker:
             client.close()
 
     def _answer(self, token: str) -> None:
-        client = self._client(RuntimeTokenHttpInterceptor(token))
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        client = flower_inside.token_client(self.address, token)
         started = time.monotonic()
         try:
-            heartbeat.start()
-            message, context, _run, _app_that_was_sent = pull_task_input(client)
-            kind = message.metadata.message_type
-            reply: Message = self.app(message, context)
-            push_message(client, reply, context)
-            push_task_output(client, context, SubStatus.COMPLETED, "")
+            with flower_inside.beating(client):
+                message, context = flower_inside.pull_message(client)
+                kind = message.metadata.message_type
+                reply: Message = self.app(message, context)
+                flower_inside.push_reply(client, reply, context)
         finally:
-            if heartbeat.is_running:
-                heartbeat.stop()
             client.close()
         self.told(kind.removeprefix("query."), time.monotonic() - started)
-
-    def _client(self, interceptor: ProtobufClientInterceptor) -> RuntimeHttpClient:
-        version = RuntimeVersionHttpInterceptor(component_name="clues")
-        # Plain http: it is loopback, and the secret and the tokens say who is who.
-        return RuntimeHttpClient.from_server_address(
-            self.address, True, None, [version, interceptor]
-        )

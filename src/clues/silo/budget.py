@@ -8,7 +8,8 @@ from typing import Any
 from clues.config import PrivacySettings
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError
-from clues.model.noise import Spent, epsilon_of, noise_for, require_opacus, train_privately
+from clues.extras import require
+from clues.model.noise import Spent, epsilon_of, noise_for, train_privately
 from clues.model.training import Schedule, Trained
 from clues.rundir import write_json
 from clues.silo.workspace import Workspace
@@ -65,10 +66,11 @@ class Budget:
             how: further arguments of `train_privately`; seed, order and observer are not taken.
 
         Raises:
-            ConfigError: this way of training has no accounting, or Opacus is missing.
+            ExtraError: Opacus is not installed.
+            ConfigError: this way of training has no accounting.
             DataError: the training would spend more epsilon than the silo allows.
         """
-        require_opacus()
+        require("opacus", what=f"silo {self.space.name}: privacy")
         if not booked or proximal or how.get("observer"):
             raise ConfigError(
                 f"silo {self.space.name}: privacy works with score.trajectory global and without "

@@ -15,6 +15,7 @@ from clues.errors import LedgerError, UsageError
 
 START = "0" * 64
 LOST = "lost"
+_DISTRUST = "Do not trust this ledger; compare a copy that is whole with the other side's."
 
 
 @dataclass(frozen=True)
@@ -128,20 +129,28 @@ def verify(path: Path) -> list[Entry]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise LedgerError(f"{path}: there is no readable ledger here.") from None
+    except OSError as error:
+        raise LedgerError(
+            f"{path}: no ledger can be read here ({error.strerror}). Name the folder of a run, or "
+            "a ledger.jsonl."
+        ) from None
+    except UnicodeDecodeError:
+        raise LedgerError(f"{path}: not a ledger but other bytes. {_DISTRUST}") from None
     entries: list[Entry] = []
     previous = START
     for number, line in enumerate(lines):
         try:
             entry = Entry(**json.loads(line))
         except (ValueError, TypeError):
-            raise LedgerError(f"{path.name} line {number + 1}: not a ledger entry.") from None
+            raise LedgerError(
+                f"{path} line {number + 1}: not a ledger entry; the line was changed or is damaged. "
+                f"{_DISTRUST}"
+            ) from None
         whole = entry.n == number and entry.previous == previous
         if not whole or entry.chain != entry.expected_chain():
             raise LedgerError(
-                f"{path.name} line {number + 1}: the chain breaks here: an entry was changed, "
-                "dropped or moved. Do not trust this ledger; compare it with the other side's."
+                f"{path} line {number + 1}: the chain breaks here: an entry was changed, dropped "
+                f"or moved. {_DISTRUST}"
             )
         previous = entry.chain
         entries.append(entry)
@@ -168,7 +177,10 @@ def compare(ours: Iterable[Entry], theirs: Iterable[Entry]) -> dict[str, int]:
     sides = (_by_silo(ours), _by_silo(theirs))
     shared = sorted(sides[0].keys() & sides[1].keys())
     if not shared:
-        raise LedgerError("the two ledgers have no silo in common, so there is nothing to compare.")
+        raise LedgerError(
+            "the two ledgers have no silo in common, so there is nothing to compare. Name the "
+            "coordinator's and a silo's of the same run."
+        )
     for silo in shared:
         one, two = sides[0][silo], sides[1][silo]
         if any(entry.direction == LOST for entry in two):
@@ -182,8 +194,8 @@ def compare(ours: Iterable[Entry], theirs: Iterable[Entry]) -> dict[str, int]:
         )
         raise LedgerError(
             f"silo {silo}, its message {number + 1}: one side has {found}. A message was changed, "
-            "dropped or moved on the way or in one of the ledgers. Trust neither before you "
-            "know which."
+            "dropped or moved on the way or in one of the ledgers. Trust neither before both sides "
+            "have verified their own (clues ledger --verify) and found out which."
         )
     return {silo: min(len(side[silo]) for side in sides) for silo in shared}
 

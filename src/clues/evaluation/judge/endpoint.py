@@ -1,19 +1,17 @@
 """An OpenAI-compatible endpoint: bounded, repeated where it fails, and never asked twice."""
 
-import asyncio
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import JudgeSettings
-from clues.errors import ConfigError, DataError, UsageError
+from clues.errors import ConfigError, DataError
 from clues.evaluation.judge.prompts import Messages, schema
+from clues.extras import require
 from clues.rundir import hash_of
 
-_LONGEST_WAIT_S = 60.0
 _REFUSED = (400, 413, 422)
 _WRONG = {
     401: "it does not accept the key",
@@ -34,14 +32,10 @@ def check_endpoint(settings: JudgeSettings) -> None:
     """Refuse before anything heavy what would fail after it.
 
     Raises:
-        UsageError: the client is not installed.
+        ExtraError: the client is not installed.
         ConfigError: the key is not in the environment.
     """
-    if find_spec("openai") is None:
-        raise UsageError(
-            "evaluate.judge needs the openai client, which is not installed. Install it with: "
-            "pip install 'clues[judge]'"
-        )
+    require("openai", "httpx2", what="evaluate.judge")
     if settings.api_key_env and not os.environ.get(settings.api_key_env):
         raise ConfigError(
             f"evaluate.judge.api_key_env: there is no {settings.api_key_env} in the environment. "
@@ -56,7 +50,7 @@ class Endpoint:
         """Open the cache.
 
         Raises:
-            UsageError, ConfigError: as `check_endpoint`.
+            ExtraError, ConfigError: as `check_endpoint`.
         """
         check_endpoint(settings)
         make_folder(folder)
@@ -66,20 +60,9 @@ class Endpoint:
         self._client: Any = None
 
     async def __aenter__(self) -> "Endpoint":
-        import openai  # an extra, and slow to import
+        from clues.evaluation.judge.client import Client  # seconds to import, and an extra
 
-        key = os.environ[self.settings.api_key_env] if self.settings.api_key_env else "none"
-        # A redirect could lead rows and key elsewhere; a proxy has no place on loopback.
-        http = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False, trust_env=not self.settings.loopback
-        )
-        self._client = openai.AsyncOpenAI(
-            base_url=self.settings.base_url,
-            api_key=key,
-            max_retries=0,
-            timeout=self.settings.timeout_s,
-            http_client=http,
-        )
+        self._client = Client(self.settings, self._may_ask)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -109,64 +92,42 @@ class Endpoint:
         known = self.stored(messages)
         if known is not None:
             return known
-        problem = ""
-        for attempt in range(self.settings.retries + 1):
-            status, found, wait_s = await self._attempt(messages, mode)
-            if isinstance(found, dict):
-                return self._keep(messages, found)
-            problem = found
-            if status in _REFUSED:
-                raise RefusedError(problem)
-            if status in _WRONG:
-                raise EndpointError(f"evaluate.judge: {problem}: {_WRONG[status]}.")
-            if attempt < self.settings.retries:
-                usual = self.settings.retry_wait_s * 2**attempt
-                await asyncio.sleep(min(max(usual, wait_s), _LONGEST_WAIT_S))
+        plain = self.plain
+        status, found = await self._ask(messages, None if plain else schema(mode))
+        if status in _REFUSED and not plain:
+            # Some endpoints know no JSON schema; the rubric asks for the same in words.
+            status, found = await self._ask(messages, None)
+            self.plain = self.plain or isinstance(found, dict)
+        if isinstance(found, dict):
+            return self._keep(messages, found)
+        if status in _REFUSED:
+            raise RefusedError(found)
+        if status in _WRONG:
+            raise EndpointError(f"evaluate.judge: {found}: {_WRONG[status]}.")
         raise EndpointError(
-            f"evaluate.judge: the endpoint gives no answer ({problem}, "
-            f"{self.settings.retries + 1} times)."
+            f"evaluate.judge: the endpoint gives no answer ({found}; retries: "
+            f"{self.settings.retries})."
         )
 
-    async def _attempt(
-        self, messages: Messages, mode: str
-    ) -> tuple[int, dict[str, Any] | str, float]:
-        """Status, reply or problem, and how long the endpoint asks to wait."""
-        with_schema = not self.plain
-        sent = await self._send(messages, schema(mode) if with_schema else None)
-        # Some endpoints know no JSON schema; the rubric asks for the same in words.
-        if with_schema and sent[0] in _REFUSED:
-            again = await self._send(messages, None)
-            if isinstance(again[1], dict):
-                self.plain = True
-            return again
-        return sent
-
-    async def _send(
+    async def _ask(
         self, messages: Messages, response_format: dict[str, Any] | None
-    ) -> tuple[int, dict[str, Any] | str, float]:
-        import openai
+    ) -> tuple[int, dict[str, Any] | str]:
+        from clues.evaluation.judge.client import LimitError
 
-        if self.n_calls >= self.settings.max_calls:
+        extra = {"response_format": response_format} if response_format else {}
+        try:
+            return await self._client.ask({**self._request(messages), **extra})
+        except LimitError:
             raise EndpointError(
                 f"evaluate.judge.max_calls: {self.n_calls} requests are made, repairs and retries "
                 "included. Raise it."
-            )
-        self.n_calls += 1
-        extra = {"response_format": response_format} if response_format else {}
-        create = self._client.chat.completions.with_raw_response.create
-        request = create(**self._request(messages), **extra)
-        try:
-            # The client's own limit holds between two bytes; a trickle would never end.
-            raw = await asyncio.wait_for(request, self.settings.timeout_s)
-        except (TimeoutError, openai.APITimeoutError):
-            return 0, f"no reply within {self.settings.timeout_s:g} s", 0.0
-        except openai.APIStatusError as error:
-            # The body may repeat rows or the key, so the number must do.
-            wait_s = _seconds(error.response.headers.get("retry-after"))
-            return error.status_code, f"HTTP {error.status_code}", wait_s
-        except openai.APIConnectionError:
-            return 0, "no connection, or a broken one", 0.0
-        return 200, _completion(raw.content), 0.0
+            ) from None
+
+    def _may_ask(self) -> bool:
+        """Count one request more, unless there were as many as there may be."""
+        free = self.n_calls < self.settings.max_calls
+        self.n_calls += free
+        return free
 
     def _keep(self, messages: Messages, found: dict[str, Any]) -> str:
         self.n_tokens += found["tokens"]
@@ -185,25 +146,3 @@ class Endpoint:
     def _path(self, messages: Messages) -> Path:
         key = {"base_url": self.settings.base_url, **self._request(messages)}
         return self.folder / f"{hash_of(key)}.json"
-
-
-def _completion(body: bytes) -> dict[str, Any] | str:
-    """What is kept of a chat completion, or a problem."""
-    try:
-        content = json.loads(body)
-        words = content["choices"][0]["message"]["content"]
-        usage = content.get("usage") or {}
-        tokens = usage.get("total_tokens", 0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return "a reply that is no chat completion"
-    if words is not None and not isinstance(words, str):
-        return "a reply that is no chat completion"
-    # No words, as after a refusal, are an answer too, and an invalid one.
-    return {"content": words or "", "tokens": tokens if isinstance(tokens, int) else 0}
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return max(0.0, min(float(text or 0), _LONGEST_WAIT_S))
-    except ValueError:
-        return 0.0
