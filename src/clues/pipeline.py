@@ -153,11 +153,6 @@ def write_results(run: Run) -> dict[str, Any]:
     if adapter.exists():
         card = adapter_card(results, license=run.config.license)
         atomic_write_bytes(adapter / "README.md", card.encode())
-    for silo in run.silos.values():
-        # A run of an earlier version has none; elsewhere the selection wrote it. A silo that
-        # went missing before it selected has nothing to review.
-        if silo.has_selected and not (silo.private / "report.html").exists():
-            silo.write_review()
     keys = ("name", "date", "machine", "base_model", "recipe_hash", "seeds", "versions")
     write_json(root / "manifest.json", {key: results[key] for key in keys})
     return results

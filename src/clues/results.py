@@ -117,7 +117,7 @@ def _shown_recipe(recipe: Recipe) -> dict[str, Any]:
 def _curves(coordinator: Coordinator, arms: Iterable[str]) -> dict[str, Any]:
     """Public rows' loss by rounds done: of the warm-up, and of every arm that has rounds."""
     stages = {WARM_UP: coordinator.train(), **{arm: coordinator.fit(arm) for arm in arms}}
-    # A run of an earlier version has no curve; one point is none.
+    # A warm-up inside the silos has no curve, and two points are none.
     return {n: stage["curve"] for n, stage in stages.items() if len(stage.get("curve", ())) > 2}
 
 

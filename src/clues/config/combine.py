@@ -90,17 +90,8 @@ class CombineSettings(Settings):
         return self
 
     def content(self) -> dict[str, Any]:
-        """Plain JSON for hashes and messages; later settings only where they are in use.
-
-        So a run stored before they existed goes on, and a silo that does not know them takes part.
-        """
-        later = {"rule", "trim", "n_hostile", "proximal", "server"}
-        unused = {name for name in later if getattr(self, name) == self._default(name)}
-        return self.model_dump(mode="json", exclude=unused)
-
-    @classmethod
-    def _default(cls, name: str) -> Any:
-        return cls.model_fields[name].default
+        """Plain JSON for hashes and messages."""
+        return self.model_dump(mode="json")
 
 
 # A day of training or scoring; other answers only read rows or count.

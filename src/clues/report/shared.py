@@ -120,7 +120,6 @@ def _unshared(n_silos: int, n_sharing: int) -> str:
 
 
 def _recipe(results: Mapping[str, Any]) -> str:
-    """The recipe as YAML, as its hash is of it; empty for a run of an earlier version."""
-    content = results.get("recipe") or {}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True) if content else ""
+    """The recipe as YAML, as its hash is of it."""
+    text = yaml.safe_dump(need(results, "recipe", "results"), sort_keys=False, allow_unicode=True)
     return "\n".join(clean(line) for line in text.splitlines())

@@ -60,8 +60,8 @@ class Units:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Units":
-        """Read what `dataclasses.asdict` made; one from before there were parts has none."""
-        parts = {name: Part(**part) for name, part in content.get("parts", {}).items()}
+        """Read what `dataclasses.asdict` made."""
+        parts = {name: Part(**part) for name, part in content["parts"].items()}
         return cls(**{**content, "parts": parts})
 
     @property
