@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from clues.config import ThresholdSettings, derived_seed
+from clues.coordinator.outcomes import Outcome, Scored
 from clues.errors import DataError, NumericsError
 from clues.evaluation.compare import select_alone
 from clues.evaluation.detection import detection, ranking, read_labels
@@ -40,6 +41,28 @@ Anchors = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A run that has a threshold.
+
+    Attributes:
+        run: its two sides.
+        scored: the anchors' scores.
+        threshold: the one for all silos.
+    """
+
+    run: Run
+    scored: Scored
+    threshold: Threshold
+
+    @classmethod
+    def of(cls, run: Run, outcome: Outcome) -> "Finished":
+        """From what `run_until` returned."""
+        assert outcome.scored is not None
+        assert outcome.threshold is not None
+        return cls(run, outcome.scored, outcome.threshold)
+
+
+@dataclass(frozen=True)
 class SiloView:
     """One silo's scores with the labels of its scored rows."""
 
@@ -49,7 +72,7 @@ class SiloView:
     labels: list[str | None]
 
 
-def analyse(run: Run) -> dict[str, Any]:
+def analyse(run: Finished) -> dict[str, Any]:
     """Everything below, for one run that has selected; nothing where no silo has labels."""
     views = silo_views(run)
     if not views:
@@ -64,10 +87,10 @@ def analyse(run: Run) -> dict[str, Any]:
     }
 
 
-def silo_views(run: Run) -> list[SiloView]:
+def silo_views(run: Finished) -> list[SiloView]:
     """Scores and labels of every silo that has both."""
     views: list[SiloView] = []
-    for name, silo in run.silos.items():
+    for name, silo in run.run.silos.items():
         labels = read_labels(silo.space.rows(), silo.settings.labels)
         if labels is not None:
             table = silo.space.scores()
@@ -75,13 +98,15 @@ def silo_views(run: Run) -> list[SiloView]:
     return views
 
 
-def threshold_of(run: Run, anchors: Anchors, views: Sequence[SiloView], rule: str) -> Threshold:
+def threshold_of(
+    run: Finished, anchors: Anchors, views: Sequence[SiloView], rule: str
+) -> Threshold:
     """The threshold that another rule gives for the same scores.
 
     Raises:
         DataError, NumericsError: as `fit_threshold`.
     """
-    recipe = run.config.recipe
+    recipe = run.run.config.recipe
     content = recipe.threshold.model_dump() | {"bootstrap": 1, "rule": rule} | RULES[rule]
     settings = ThresholdSettings.model_validate(content)
     weights = _group_weights(run)
@@ -104,7 +129,7 @@ def threshold_of(run: Run, anchors: Anchors, views: Sequence[SiloView], rule: st
 
 
 def by_rule(
-    run: Run, views: Sequence[SiloView], anchors: Anchors, rule: str
+    run: Finished, views: Sequence[SiloView], anchors: Anchors, rule: str
 ) -> dict[str, Any] | None:
     """Clean recall, precision, share kept and share of each damage kind dropped; means over silos.
 
@@ -131,9 +156,9 @@ def by_rule(
     return {**_means(found), "lowest recall": min(recalls, default=None)}
 
 
-def by_anchor_count(run: Run, views: Sequence[SiloView], anchors: Anchors) -> dict[str, Any]:
+def by_anchor_count(run: Finished, views: Sequence[SiloView], anchors: Anchors) -> dict[str, Any]:
     """How kept share and clean recall move when other anchors, or fewer, set the threshold."""
-    rng = np.random.default_rng(derived_seed(run.config.recipe.seed, "anchor draws"))
+    rng = np.random.default_rng(derived_seed(run.run.config.recipe.seed, "anchor draws"))
     found: dict[str, Any] = {}
     for n in ANCHOR_COUNTS:
         sizes = {g: len(next(iter(sets.values()))) for g, sets in anchors.items()}
@@ -158,7 +183,7 @@ def by_anchor_count(run: Run, views: Sequence[SiloView], anchors: Anchors) -> di
     return found
 
 
-def by_length(run: Run, views: Sequence[SiloView]) -> dict[str, Any]:
+def by_length(run: Finished, views: Sequence[SiloView]) -> dict[str, Any]:
     """How much of each score is length: rank correlation over clean rows, AUC at equal length."""
     found: dict[str, list[dict[str, Any]]] = {}
     for view in views:
@@ -192,13 +217,13 @@ def by_checkpoint(views: Sequence[SiloView]) -> dict[str, Any]:
     }
 
 
-def hard_rows(run: Run, views: Sequence[SiloView]) -> dict[str, Any]:
+def hard_rows(run: Finished, views: Sequence[SiloView]) -> dict[str, Any]:
     """Rows that every selector gets wrong, by kind: clean and dropped, or damaged and kept."""
     wrong: dict[str, int] = {}
     total: dict[str, int] = {}
     names: set[str] = set()
     for view in views:
-        threshold = run.coordinator.threshold()
+        threshold = run.threshold
         decided = in_units(view.space, view.table, threshold)
         cut = threshold.value
         kept = {} if cut is None else {"selection score": decided >= cut}
@@ -217,18 +242,18 @@ def hard_rows(run: Run, views: Sequence[SiloView]) -> dict[str, Any]:
     return {"selectors": sorted(names), "share wrong for all": shares, "rows": total}
 
 
-def score_columns(run: Run, view: SiloView) -> dict[str, np.ndarray]:
+def score_columns(run: Finished, view: SiloView) -> dict[str, np.ndarray]:
     """Every score of a silo's rows by name; higher is better."""
     table = view.table
-    columns = {"selection score": in_units(view.space, table, run.coordinator.threshold())}
-    if run.config.recipe.score.method == "influence":
+    columns = {"selection score": in_units(view.space, table, run.threshold)}
+    if run.run.config.recipe.score.method == "influence":
         columns["influence"] = np.sum(
             [v for n, v in table.raw.items() if part_of(n) == INFLUENCE], axis=0
         )
     return columns | {p.method: v for p, v in table.parts.items() if isinstance(p, Compared)}
 
 
-def agreement(first: Run, second: Run) -> float | None:
+def agreement(first: Finished, second: Finished) -> float | None:
     """Rank correlation of two runs' selection scores on the same rows, mean over silos."""
     found: list[float] = []
     theirs = {view.name: view for view in silo_views(second)}
@@ -242,7 +267,7 @@ def agreement(first: Run, second: Run) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def _alone(run: Run, view: SiloView) -> dict[str, Any]:
+def _alone(run: Finished, view: SiloView) -> dict[str, Any]:
     compared = view.space.compared_anchors()
     return {
         name: select_alone(
@@ -250,20 +275,20 @@ def _alone(run: Run, view: SiloView) -> dict[str, Any]:
             view.table.parts[Compared(name)],
             view.table.fold,
             {g: np.array(v) for g, v in anchors.items()},
-            recipe=run.config.recipe,
+            recipe=run.run.config.recipe,
         )
         for name, anchors in compared.items()
     }
 
 
-def _anchors(run: Run) -> dict[str, dict[str, np.ndarray]]:
-    scored = run.coordinator.score()["anchors"]
+def _anchors(run: Finished) -> dict[str, dict[str, np.ndarray]]:
+    scored = run.scored.anchors
     return {g: {k: np.array(v) for k, v in sets.items()} for g, sets in scored.items()}
 
 
-def _group_weights(run: Run) -> dict[str, dict[str, float]]:
+def _group_weights(run: Finished) -> dict[str, dict[str, float]]:
     """Weights as the threshold has them: parts may have been weighed."""
-    units = run.coordinator.threshold().units
+    units = run.threshold.units
     return {group: dict(of_group.weights) for group, of_group in units.items()}
 
 

@@ -15,7 +15,7 @@ from clues.progress import Progress
 from clues.results import arms_of
 from clues.rundir import Stages, hash_of, write_json
 from clues.scoring.perplexity import mean_losses
-from experiments.analysis import agreement, analyse
+from experiments.analysis import Finished, agreement, analyse
 from experiments.rows import write_config, write_inputs
 from experiments.spec import Scale, merged
 
@@ -125,12 +125,13 @@ def _run_variant(
     first_name = next(iter(plan.scale.variants))
     started = time.perf_counter()
     run = _open(plan, folder, name, seed, progress)
-    results = run_until(run) or {}
-    results["analysis"] = analyse(run)
+    outcome = run_until(run)
+    results, ours = outcome.results or {}, Finished.of(run, outcome)
+    results["analysis"] = analyse(ours)
     first = _open(plan, folder, first_name, seed, progress) if name != first_name else run
     if _asks_agreement(run, first):
-        run_until(first, "threshold")
-        results["analysis"]["agreement with first"] = agreement(first, run)
+        theirs = Finished.of(first, run_until(first, "threshold"))
+        results["analysis"]["agreement with first"] = agreement(theirs, ours)
     results["heldout_losses"] = heldout_losses(run)
     results["wall_seconds"] = round(time.perf_counter() - started)
     return results

@@ -43,8 +43,7 @@ def write_scores(config: Path, folder: Path, stored: Path, *, base_model: str) -
         base_model: name to show.
     """
     run = open_run(load_config(config), folder, progress=Terminal(Console(stderr=True)))
-    run_until(run, "select")
-    results = collect_results(run.config, run.coordinator)
+    results = collect_results(run.config, run.coordinator, run_until(run, "select"))
     results["base_model"] = base_model
     stored.parent.mkdir(exist_ok=True)
     stored.write_text(json.dumps(results, indent=2) + "\n")

@@ -173,7 +173,7 @@ def open_micro(config: Path, root: Path, *, allow_degenerate: bool = True, **how
 
 def run_micro(config: Path, root: Path, **how: Any) -> dict[str, Any]:
     """Run to the end."""
-    results = run_until(open_micro(config, root, **how))
+    results = run_until(open_micro(config, root, **how)).results
     assert results is not None
     return results
 

@@ -61,7 +61,7 @@ def config(tmp_path_factory) -> Path:
 def test_a_run_goes_on_without_a_silo_and_says_so(config, tmp_path, kind, cut):
     run = open_micro(config, tmp_path / "run")
     transport = lossy(run, "south", kind, cut=cut)
-    results = run_until(run)
+    results = run_until(run).results
     assert results is not None
     assert set(results["silos"]) == {"north", "west"}
     [absence] = results["absences"]
@@ -80,7 +80,7 @@ def test_a_run_goes_on_without_a_silo_and_says_so(config, tmp_path, kind, cut):
 def test_a_run_without_a_silo_from_the_start_equals_one_that_lost_it_at_once(config, tmp_path):
     run = open_micro(config, tmp_path / "run")
     lossy(run, "south", "hello")
-    found = run_until(run)
+    found = run_until(run).results
     folder = shutil.copytree(config.parent, tmp_path / "two")
     text = (folder / "clues.yaml").read_text()
     start, end = text.index("- name: south"), text.index("- name: west")

@@ -208,7 +208,7 @@ def test_too_few_steps_to_see_every_row_stop_the_run(model, tmp_path) -> None:
         run_until(open_micro(config, tmp_path / "run"))
     # The same run goes on once the recipe trains long enough.
     edit_config(config, {"recipe": {"train": {"steps": 12}}})
-    assert run_until(open_micro(config, tmp_path / "run")) is not None
+    assert run_until(open_micro(config, tmp_path / "run")).results is not None
 
 
 def test_a_refresh_every_n_steps_means_fewer_directions() -> None:

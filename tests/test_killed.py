@@ -97,7 +97,7 @@ class World:
 
         answers["north"] = recorded
         run.coordinator.exchange.transport.answers = answers  # pyright: ignore
-        self.results = run_until(run)
+        self.results = run_until(run).results
 
     def silo(self, folder: Path) -> Silo:
         """Silo north in another process than before."""

@@ -76,7 +76,7 @@ def test_who_lies_is_named_and_left_out_of_a_whole_run(config, tmp_path, kind):
     run = open_micro(config, root)
     honest = run.coordinator.exchange.transport
     run.coordinator.exchange.transport = Lying(honest, kind, root / "silos/east/outbox")
-    results = run_until(run)
+    results = run_until(run).results
     assert results is not None
     why = {absence["silo"]: absence["why"] for absence in results["absences"]}
     assert set(why) == {"south", "west", "east"}

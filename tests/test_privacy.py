@@ -97,7 +97,8 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
         silo_changes=changes,
     )
     run = open_micro(config, tmp_path / "run")
-    results = run_until(run)
+    outcome = run_until(run)
+    results = outcome.results
     assert results is not None
     for name, silo in results["silos"].items():
         booked = json.loads((tmp_path / f"run/silos/{name}/private/privacy.json").read_text())
@@ -110,5 +111,5 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fit-other 0 x": [0.7, 0.5, 4]}))
     before = path.read_bytes()
     with pytest.raises(DataError, match="north: mixed, round 1 would bring epsilon to"):
-        run.coordinator.fit("mixed")
+        run.coordinator.fit("mixed", outcome.selected)
     assert path.read_bytes() == before, "a refused training was paid for"

@@ -30,7 +30,7 @@ from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
 from clues.scoring.compared import Standpoint, compare
-from clues.scoring.parts import BEFORE, Compared, checkpoint_losses
+from clues.scoring.parts import BEFORE, Compared, InRunLoss, checkpoint_losses
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.table import ScoreTable
 
@@ -113,7 +113,7 @@ def test_whose_loss_is_a_part_of_the_score(model, tmp_path, under, trajectory) -
     run_until(run, "threshold")
     silo = run.silos["north"].space
     table = silo.scores()
-    along = checkpoint_losses(table.parts)
+    along = checkpoint_losses(table.parts) or [table.parts[InRunLoss()]]
     expected = {"base": table.parts[BEFORE], "checkpoints": np.mean(along, axis=0)}
     np.testing.assert_allclose(-table.raw["loss"], expected[under], rtol=1e-6)
     assert not np.allclose(expected["base"], expected["checkpoints"], rtol=1e-4)
@@ -131,10 +131,8 @@ def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> No
     before = json.loads((stages / "train.json").read_text())["result"]["seconds"]
     edit_config(config, {"recipe": {"threshold": {"rule": "ratio", "ratio": 0.25}}})
     run = open_micro(config, root)
-    run_until(run, "select")
-    kept = {
-        name: len(silo.select(run.coordinator.threshold()).kept) for name, silo in run.silos.items()
-    }
+    threshold = run_until(run, "select").threshold
+    kept = {name: len(silo.select(threshold).kept) for name, silo in run.silos.items()}
     assert kept == {"north": 6, "south": 6}
     assert before > 0
 
@@ -224,11 +222,11 @@ def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_p
     names = [*FORMS, *BASELINE_NAMES]
     changes = {"recipe": {"score": {"compare": names, "method": method}}}
     run = open_micro(write_micro(tmp_path / "input", model, changes=changes), tmp_path / "run")
-    run_until(run, "score")
+    trained = run_until(run, "score").trained
     desk, silo = run.coordinator.desk, run.silos["north"]
     domain = silo.settings.domain
-    base = desk.folder / "trajectory" / run.coordinator.train()["folder"]
-    checkpoints = [load_checkpoint(base / name) for name in run.coordinator.train()["checkpoints"]]
+    base = desk.folder / "trajectory" / trained.folder
+    checkpoints = [load_checkpoint(base / name) for name in trained.checkpoints]
     place = Standpoint(
         desk.model,
         desk.validation(domain),
@@ -330,9 +328,9 @@ def test_two_weighted_validation_sets_are_scored_side_by_side(model, tmp_path) -
     }
     edit_config(config, {"recipe": {"public": public}})
     run = open_micro(config, tmp_path / "run")
-    run_until(run, "select")
-    units = run.coordinator.threshold().units["domain geography"]
-    chosen = run.coordinator.score()["weights"]
+    outcome = run_until(run, "select")
+    units = outcome.threshold.units["domain geography"]
+    chosen = outcome.scored.weights
     assert set(chosen) == {"loss", "alignment"}
     assert units.weights == {"own": 1.0, "other": 0.5, **{k: w for k, w in chosen.items() if w}}
 

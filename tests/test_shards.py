@@ -254,7 +254,7 @@ def test_a_row_without_a_finite_score_is_named_or_dropped(model, tmp_path, monke
         run_until(open_micro(config, tmp_path / "run"))
     assert "--skip-nonfinite" in str(raised.value)
     run = open_micro(config, tmp_path / "run", skip_nonfinite=True)
-    results = run_until(run)
+    results = run_until(run).results
     assert results["silos"]["north"]["rows"] == 23
     decisions = (tmp_path / "run/silos/north/private/decisions.csv").read_text().splitlines()
     assert decisions[6] == f"6,{bad},,0,its score is not finite"

@@ -40,7 +40,8 @@ def main() -> None:
             write_scores(config, folder / "scores", stored, base_model="built-in")
             continue
         config = load_config(write_demo(folder / "input", seed=seed))
-        results = run_until(open_run(config, folder, progress=Terminal(Console(stderr=True))))
+        run = open_run(config, folder, progress=Terminal(Console(stderr=True)))
+        results = run_until(run).results
         stored.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -146,7 +146,8 @@ def main() -> None:
                 write_scores(config, folder / "scores", stored, base_model=label)
                 continue
             config = load_config(write_inputs(folder / "input", rows, model=name, seed=seed))
-            results = run_until(open_run(config, folder, progress=Terminal(Console(stderr=True))))
+            run = open_run(config, folder, progress=Terminal(Console(stderr=True)))
+            results = run_until(run).results
             assert results is not None
             results["base_model"] = label
             RESULTS.mkdir(exist_ok=True)

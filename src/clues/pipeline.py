@@ -9,6 +9,7 @@ from clues.atomic import atomic_write_bytes, make_folder
 from clues.carriers.local import LocalTransport
 from clues.config import RunConfig, SharedConfig, dump_yaml
 from clues.coordinator.coordinator import Coordinator
+from clues.coordinator.outcomes import Outcome
 from clues.errors import UsageError
 from clues.model.cache import ModelCache
 from clues.progress import Progress
@@ -97,53 +98,79 @@ def open_coordinator(
     return Run(config, run_dir, coordinator, {})
 
 
-def run_until(run: Run, stage: str = "report") -> dict[str, Any] | None:
-    """Run all stages up to this one; returns the results if the report is reached.
+def run_until(run: Run, stage: str = "report") -> Outcome:
+    """Run all stages up to this one, each on what the one before it found.
 
     Raises:
         CluesError: a stage cannot be finished; those before it stay finished.
     """
     if stage not in STAGES:
         raise UsageError(f"there is no stage {stage!r}. Stages: {', '.join(STAGES)}.")
-    wanted = STAGES[: STAGES.index(stage) + 1]
-    coordinator = run.coordinator
-    steps = {
-        "hello": coordinator.hello,
-        "train": coordinator.train,
-        "score": coordinator.score,
-        "threshold": coordinator.threshold,
-        "select": coordinator.select,
-        "fit": lambda: [coordinator.fit(arm) for arm in arms_of(run.config)],
-        "measure": lambda: [
-            (coordinator.measure(arm), coordinator.answers(arm)) for arm in arms_of(run.config)
-        ],
-    }
-    for name in wanted:
-        if name in steps:
-            steps[name]()
+    outcome = _public_stages(run, last=STAGES.index(stage))
     for silo in run.silos.values():
         silo.clean_scratch()
-    return write_results(run) if "report" in wanted else None
+    if stage != "report":
+        return outcome
+    return replace(outcome, results=write_results(run, outcome))
 
 
-def overrule(run: Run, overrides: Mapping[str, Overrides]) -> None:
+def _public_stages(run: Run, *, last: int) -> Outcome:
+    """The order of the stages; nowhere else is it written."""
+    coordinator, outcome = run.coordinator, Outcome()
+
+    def reached(stage: str) -> bool:
+        return STAGES.index(stage) <= last
+
+    coordinator.hello()
+    if not reached("train"):
+        return outcome
+    trained = coordinator.train()
+    outcome = replace(outcome, trained=trained)
+    if not reached("score"):
+        return outcome
+    scored = coordinator.score(trained)
+    outcome = replace(outcome, scored=scored)
+    if not reached("threshold"):
+        return outcome
+    threshold = coordinator.threshold(scored)
+    outcome = replace(outcome, threshold=threshold)
+    if not reached("select"):
+        return outcome
+    selected = coordinator.select(threshold)
+    outcome = replace(outcome, selected=selected)
+    if not reached("fit"):
+        return outcome
+    fitted = {arm: coordinator.fit(arm, selected) for arm in arms_of(run.config)}
+    outcome = replace(outcome, fitted=fitted)
+    if not reached("measure"):
+        return outcome
+    measured: dict[str, Mapping[str, Any]] = {}
+    answers: dict[str, Mapping[str, Any]] = {}
+    for arm, adapter in fitted.items():
+        measured[arm] = coordinator.measure(adapter)
+        answers[arm] = coordinator.answers(adapter)
+    return replace(outcome, measured=measured, answers=answers)
+
+
+def overrule(run: Run, overrides: Mapping[str, Overrides]) -> Outcome:
     """Put persons' decisions in force, all or none, and select again.
 
     Raises:
         CluesError: some do not fit; then none is in force.
     """
-    threshold = run.coordinator.threshold()
+    threshold = run_until(run, "threshold").threshold
+    assert threshold is not None
     for name, decided in overrides.items():
         run.silos[name].select(threshold, decided)
     for name, decided in overrides.items():
         run.silos[name].overrule(decided, threshold)
     # Through hello the coordinator learns that a silo will answer anew.
-    run_until(run, "select")
+    return run_until(run, "select")
 
 
-def write_results(run: Run) -> dict[str, Any]:
+def write_results(run: Run, outcome: Outcome) -> dict[str, Any]:
     """Write results.json, results.md, report.html, the adapter's card and the manifest."""
-    results = collect_results(run.config, run.coordinator)
+    results = collect_results(run.config, run.coordinator, outcome)
     root = run.run_dir.root
     write_json(root / "results.json", results)
     atomic_write_bytes(root / "results.md", render_markdown(results).encode())

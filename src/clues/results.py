@@ -1,7 +1,7 @@
 """What a run found: everything that results.json holds; aggregates, no row text, no row scores."""
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from clues.config import ALIGNMENT, LOSS, Recipe, SharedConfig
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.judge import stored_figures
+from clues.coordinator.outcomes import Fitted, Outcome, Scored
 from clues.coordinator.public import portable_recipe
 from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
@@ -27,23 +28,28 @@ def arms_of(config: SharedConfig) -> Sequence[str]:
     return [arm for arm in config.evaluate.arms if arm != "oracle" or config.labelled]
 
 
-def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str, Any]:
+def collect_results(
+    config: SharedConfig, coordinator: Coordinator, outcome: Outcome
+) -> dict[str, Any]:
     """Aggregates of a finished run; no row text, no row scores."""
     recipe = config.recipe
-    threshold = coordinator.threshold()
-    diagnostics = coordinator.diagnostics()
-    selected = coordinator.select()
+    trained, scored, selected = outcome.trained, outcome.scored, outcome.selected
+    assert trained is not None
+    assert scored is not None
+    assert selected is not None
+    threshold = selected.threshold
+    diagnostics = coordinator.diagnostics(selected)
     silos: dict[str, dict[str, Any]] = {}
     for name, silo in coordinator.silos.items():
-        shared = {"rows": silo["n_rows"], "kept": selected["n_kept"][name], **diagnostics[name]}
+        shared = {"rows": silo["n_rows"], "kept": selected.n_kept[name], **diagnostics[name]}
         shared.setdefault("threshold", threshold.value)
         silos[name] = {"domain": silo["domain"], **shared}
-    arms = {arm: _arm(coordinator, arm, silos) for arm in arms_of(config)}
-    measured = {arm: coordinator.measure(arm) for arm in arms}
-    for arm, against in arms_on_heldout(measured, seed=recipe.seed).items():
+    arms = {
+        arm: _arm(fitted, outcome.measured[arm], silos) for arm, fitted in outcome.fitted.items()
+    }
+    for arm, against in arms_on_heldout(outcome.measured, seed=recipe.seed).items():
         arms[arm]["against"] = against
     heldout = coordinator.heldout() if config.evaluate.heldout else None
-    stages = {"train": coordinator.train(), "score": coordinator.score(), "select": selected}
     # Every group has the same weights of its parts beside the influence.
     weights = next(iter(threshold.units.values())).weights
     return {
@@ -72,7 +78,7 @@ def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str,
         "silos": silos,
         "absences": coordinator.attendance.to_json(),
         "stops": coordinator.attendance.stops,
-        "curves": _curves(coordinator, arms),
+        "curves": _curves(outcome),
         "threshold": {
             "value": threshold.value,
             "rule": threshold.rule,
@@ -84,17 +90,21 @@ def collect_results(config: SharedConfig, coordinator: Coordinator) -> dict[str,
             "n_anchors": threshold.n_anchors,
             "anchor_quantiles": [list(pair) for pair in threshold.anchor_quantiles],
         },
-        "controls": stages["score"]["controls"],
-        "controls_kept": kept_copies(threshold, stages["score"]),
+        "controls": scored.controls,
+        "controls_kept": kept_copies(threshold, scored),
         "questions": len(heldout.options) if heldout else None,
         "guessing": heldout.guessing if heldout else None,
-        "tasks": arms_on_tasks({arm: coordinator.answers(arm) for arm in arms}, seed=recipe.seed),
+        "tasks": arms_on_tasks(outcome.answers, seed=recipe.seed),
         "judge": stored_figures(config, coordinator),
-        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "seconds": {
+            "train": trained.seconds,
+            "score": scored.seconds,
+            "select": selected.seconds,
+        },
     }
 
 
-def kept_copies(threshold: Threshold, scored: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def kept_copies(threshold: Threshold, scored: Scored) -> dict[str, dict[str, float]]:
     """By group and kind, the share of damaged copies of public anchors above the threshold.
 
     Empty where the coordinator made none, and under a rule without one threshold.
@@ -103,7 +113,7 @@ def kept_copies(threshold: Threshold, scored: Mapping[str, Any]) -> dict[str, di
         return {}
     return {
         group: Controls.from_json(content).kept_by_kind(threshold.units[group], threshold.value)
-        for group, content in scored.get("copies", {}).items()
+        for group, content in scored.copies.items()
     }
 
 
@@ -114,22 +124,25 @@ def _shown_recipe(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def _curves(coordinator: Coordinator, arms: Iterable[str]) -> dict[str, Any]:
+def _curves(outcome: Outcome) -> dict[str, Any]:
     """Public rows' loss by rounds done: of the warm-up, and of every arm that has rounds."""
-    stages = {WARM_UP: coordinator.train(), **{arm: coordinator.fit(arm) for arm in arms}}
+    assert outcome.trained
+    curves = {WARM_UP: outcome.trained.curve, **{n: f.curve for n, f in outcome.fitted.items()}}
     # A warm-up inside the silos has no curve, and two points are none.
-    return {n: stage["curve"] for n, stage in stages.items() if len(stage.get("curve", ())) > 2}
+    return {name: curve for name, curve in curves.items() if len(curve) > 2}
 
 
-def _arm(coordinator: Coordinator, arm: str, silos: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    fitted, measured = coordinator.fit(arm), coordinator.measure(arm)
+def _arm(
+    fitted: Fitted, measured: Mapping[str, Any], silos: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    arm = fitted.arm
     figures = {
         "kept": _arm_rows(arm, silos),
-        "steps": fitted["steps"],
-        "silos": fitted["n_silos"],
-        "energy_lost": fitted["energy_lost"],
+        "steps": fitted.steps,
+        "silos": fitted.n_silos,
+        "energy_lost": fitted.energy_lost,
         **{k: v for k, v in measured.items() if k not in ("seconds", "losses", "right")},
-        "seconds": round(fitted["seconds"], 1),
+        "seconds": round(fitted.seconds, 1),
     }
     known = [s for s in silos.values() if "precision" in s]
     if arm not in ("mixed", "random", "oracle") and known:

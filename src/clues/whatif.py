@@ -33,19 +33,18 @@ class WhatIf:
 
 
 def what_if(
-    run: Run, threshold: Threshold, overrides: Mapping[str, Overrides]
+    run: Run, in_force: Threshold, tried: Threshold, overrides: Mapping[str, Overrides]
 ) -> dict[str, WhatIf]:
     """Compare, silo by silo, what is in force with another threshold or other overrides.
 
     Writes nothing and sends nothing. A silo that would refuse is told as such.
     """
-    in_force = run.coordinator.threshold()
     found: dict[str, WhatIf] = {}
     for name, silo in run.silos.items():
         now = silo.select(in_force)
         before = set(now.kept)
         try:
-            then = silo.select(threshold, overrides.get(name))
+            then = silo.select(tried, overrides.get(name))
         except DegenerateSelectionError as error:
             found[name] = WhatIf(len(now.decisions), len(before), None, 0, 0, 0, str(error))
             continue

@@ -57,7 +57,7 @@ def run(
             allow_degenerate=allow_degenerate,
             skip_nonfinite=skip_nonfinite,
         )
-        return run_until(opened, until)
+        return run_until(opened, until).results
 
 
 def merge(

@@ -102,8 +102,9 @@ def score(
                 cache=borrowed,
             )
             _check_tokenizer(run)
-            run_until(run, "select")
-            found = _read(run, given)
+            selected = run_until(run, "select").selected
+            assert selected is not None
+            found = _read(run, selected.threshold, given)
     return _warned(found)
 
 
@@ -183,10 +184,9 @@ def _check_tokenizer(run: Run) -> None:
         raise DataError("model: its tokenizer has no end token. Set tokenizer.eos_token.")
 
 
-def _read(run: Run, given: Given) -> Found:
+def _read(run: Run, threshold: Threshold, given: Given) -> Found:
     """What a run of one silo left, before its folder goes."""
     (silo,) = run.silos.values()
-    threshold = run.coordinator.threshold()
     decisions = silo.select(threshold).decisions
     stored = json.loads((silo.private / "anchors.json").read_text())
     anchors = {g: {k: np.array(v) for k, v in sets.items()} for g, sets in stored.items()}

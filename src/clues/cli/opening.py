@@ -55,13 +55,16 @@ def open_for_verb(
     )
 
 
-def run_stage(config: Path, folder: Path | None, stage: str, **how: bool) -> Any:
-    """Open the run of a configuration file and run all stages up to this one."""
+def run_stage(config: Path, folder: Path | None, stage: str, **how: bool) -> tuple[Any, Any]:
+    """Open the run of a configuration file and run all stages up to this one.
+
+    Returns:
+        The run, and what it has found so far.
+    """
     run = open_for_verb(load_config(config), folder, **how)
     from clues.pipeline import run_until
 
-    run_until(run, stage)
-    return run
+    return run, run_until(run, stage)
 
 
 def show(result: Any, *, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from clues.errors import UsageError
 
 def train(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Train briefly on all rows; rows are scored with its checkpoints, it makes no model for use."""
-    opened = run_stage(config, folder, "train", quiet=quiet)
+    opened, _ = run_stage(config, folder, "train", quiet=quiet)
     show_path(opened.run_dir.root, "folder", as_json=as_json)
 
 
@@ -29,7 +29,7 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score every row; scores stay in each silo's private folder."""
-    opened = run_stage(config, folder, "score", quiet=quiet, skip_nonfinite=skip_nonfinite)
+    opened, _ = run_stage(config, folder, "score", quiet=quiet, skip_nonfinite=skip_nonfinite)
     places = {n: opened.run_dir.silo(n) / "private" / "scores.parquet" for n in opened.silos}
     if as_json:
         out.print_json(json.dumps({name: str(place) for name, place in places.items()}))
@@ -42,8 +42,8 @@ def threshold(
     config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """Set the one threshold from the scores of the public anchors, and say what it promises."""
-    opened = run_stage(config, folder, "threshold", quiet=quiet)
-    found = opened.coordinator.threshold()
+    opened, outcome = run_stage(config, folder, "threshold", quiet=quiet)
+    found = outcome.threshold
     if as_json:
         out.print_json(json.dumps(found.to_json()))
         return
@@ -61,7 +61,7 @@ def threshold(
         )
     from clues.results import kept_copies
 
-    for group, kinds in kept_copies(found, opened.coordinator.score()).items():
+    for group, kinds in kept_copies(found, outcome.scored).items():
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items())
         text = f"{group}: of damaged copies of its anchors it would keep {shares}"
         out.print(text, highlight=False, soft_wrap=True)
@@ -100,17 +100,19 @@ def select(
         )
     given = _overrides_by_silo(overrides or (), load_config(config))
     stage = "threshold" if dry_run or given else "select"
-    opened = run_stage(config, folder, stage, quiet=quiet, degenerate=degenerate or dry_run)
+    opened, outcome = run_stage(
+        config, folder, stage, quiet=quiet, degenerate=degenerate or dry_run
+    )
     if dry_run:
-        _print_what_if(opened, at, given, as_json=as_json)
+        _print_what_if(opened, outcome.threshold, at, given, as_json=as_json)
         return
     if given:
         from clues.pipeline import overrule
 
-        overrule(opened, given)
+        outcome = overrule(opened, given)
     counts = {}
     for name, silo in opened.silos.items():
-        selection = silo.select(opened.coordinator.threshold())
+        selection = silo.select(outcome.threshold)
         counts[name] = {
             "rows": len(selection.decisions),
             "kept": len(selection.kept),
@@ -135,14 +137,13 @@ def select(
 
 
 def _print_what_if(
-    opened: Any, at: float | None, given: Mapping[str, Any], *, as_json: bool
+    opened: Any, now: Any, at: float | None, given: Mapping[str, Any], *, as_json: bool
 ) -> None:
     """Say what would be kept, beside what is."""
     from clues.whatif import what_if
 
-    now = opened.coordinator.threshold()
     tried = now if at is None else replace(now, value=at, ratio=None)
-    found = what_if(opened, tried, given)
+    found = what_if(opened, now, tried, given)
     if as_json:
         out.print_json(json.dumps({name: asdict(silo) for name, silo in found.items()}))
         return
@@ -194,8 +195,8 @@ def merge(
 
     It goes to coordinator/adapter in the run's folder, and opens in PEFT.
     """
-    opened = run_stage(config, folder, "select", quiet=quiet, degenerate=degenerate)
-    opened.coordinator.fit("clues")
+    opened, outcome = run_stage(config, folder, "select", quiet=quiet, degenerate=degenerate)
+    opened.coordinator.fit("clues", outcome.selected)
     show_path(opened.run_dir.coordinator / "adapter", "adapter", as_json=as_json)
 
 
@@ -247,8 +248,8 @@ def judge(
 
     assert settings.evaluate.judge is not None
     check_endpoint(settings.evaluate.judge)
-    opened = run_stage(config, folder, "report", quiet=quiet, degenerate=degenerate)
+    opened, outcome = run_stage(config, folder, "report", quiet=quiet, degenerate=degenerate)
     from clues.pipeline import write_results
 
     judge_run(opened.config, opened.coordinator, allow_private=private)
-    show(write_results(opened), as_json=as_json)
+    show(write_results(opened, outcome), as_json=as_json)

@@ -46,7 +46,7 @@ def demo(
         highlight=False,
     )
     run = open_for_verb(config, folder, quiet=quiet)
-    show(run_until(run), as_json=as_json)
+    show(run_until(run).results, as_json=as_json)
     if not as_json:
         say_where(run, path)
 
@@ -144,7 +144,7 @@ def run(
     opened = open_for_verb(load_config(config), folder, quiet=quiet, **how)
     from clues.pipeline import run_until
 
-    show(run_until(opened), as_json=as_json)
+    show(run_until(opened).results, as_json=as_json)
     if not as_json:
         say_where(opened, config)
 
@@ -197,7 +197,7 @@ def check(
 
 def report(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Write results.json, results.md, report.html and every silo's private report again."""
-    opened = run_stage(config, folder, "report", quiet=quiet)
+    opened, _ = run_stage(config, folder, "report", quiet=quiet)
     for silo in opened.silos.values():
         silo.write_review()
     show_path(opened.run_dir.root / "report.html", "report", as_json=as_json)

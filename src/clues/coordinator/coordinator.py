@@ -16,6 +16,7 @@ from clues.coordinator.desk import Desk, LoadModel
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.fit import Fitting
 from clues.coordinator.guards import check_hello, check_select
+from clues.coordinator.outcomes import Fitted, Scored, Selected, Trained
 from clues.coordinator.public import check_public_rows, file_hash, portable_recipe, public_files
 from clues.coordinator.score import ask_for_scores, one_threshold
 from clues.coordinator.train import train_apart, train_together
@@ -110,7 +111,7 @@ class Coordinator:
         self.attendance.members = found
         return found
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> Trained:
         """Make the trajectory whose checkpoints are scored."""
         inputs = self._inputs("train")
 
@@ -119,18 +120,17 @@ class Coordinator:
                 return train_apart(self.desk)
             return train_together(self.desk, self.folder / "trajectory" / hash_of(inputs)[:16])
 
-        return self.stages.run("train", inputs, compute)
+        return Trained.model_validate(self.stages.run("train", inputs, compute))
 
-    def score(self) -> dict[str, Any]:
+    def score(self, trained: Trained) -> Scored:
         """Have every silo score its rows; keep the anchors' scores by group."""
-        return self.stages.run(
-            "score", self._inputs("score"), lambda: ask_for_scores(self.desk, self.train())
-        )
+        inputs = {**self._inputs("score"), "trained": trained.content()}
+        found = self.stages.run("score", inputs, lambda: ask_for_scores(self.desk, trained))
+        return Scored.model_validate(found)
 
-    def threshold(self) -> Threshold:
+    def threshold(self, scored: Scored) -> Threshold:
         """Set the one threshold from the anchors."""
-        scored = self.score()
-        inputs = {**self._inputs("threshold"), "scored": _without_seconds(scored)}
+        inputs = {**self._inputs("threshold"), "scored": scored.content()}
 
         def compute() -> dict[str, Any]:
             threshold = one_threshold(self.desk, scored)
@@ -139,12 +139,12 @@ class Coordinator:
 
         return Threshold.from_json(self.stages.run("threshold", inputs, compute)["threshold"])
 
-    def select(self) -> dict[str, Any]:
+    def select(self, threshold: Threshold) -> Selected:
         """Send the threshold; every silo decides about its own rows."""
-        threshold = self.threshold().to_json()
+        content, overruled = threshold.to_json(), self._overruled("select")
 
         def compute() -> dict[str, Any]:
-            request = SelectRequest(recipe_hash=self.recipe.hash, threshold=threshold)
+            request = SelectRequest(recipe_hash=self.recipe.hash, threshold=content)
 
             def take(name: str, reply: SelectReply) -> int:
                 check_select(name, reply, n_rows=self.silos[name]["n_rows"])
@@ -152,25 +152,28 @@ class Coordinator:
 
             return {"n_kept": self.exchange.ask("select", dict.fromkeys(self.silos, request), take)}
 
-        inputs = {**self._inputs("select"), "t": threshold, **self._overruled("select")}
-        return self.stages.run("select", inputs, compute)
+        inputs = {**self._inputs("select"), "threshold": content, "overruled": overruled}
+        found = self.stages.run("select", inputs, compute)
+        token = hash_of([content, overruled])[:16]
+        return Selected(threshold, found["n_kept"], token, found["seconds"])
 
-    def fit(self, arm: str) -> dict[str, Any]:
+    def fit(self, arm: str, selected: Selected) -> Fitted:
         """Train the joint adapter on one arm's rows."""
-        inputs = {
-            **self._inputs("fit", arm),
-            "arm": arm,
-            "combine": self.combine.content(),
-            "selection": self._selection_token(arm),
-        }
-        key = hash_of(inputs)[:16]
-        return self.stages.run(f"fit-{arm}", inputs, lambda: self._fit(arm, key))
+        # mixed and oracle do not depend on the selection: another rule or a person's decisions
+        # leave them as they are.
+        token = "" if arm in ("mixed", "oracle") else selected.token
+        which = {"arm": arm, "token": token}
+        inputs = {**self._inputs("fit", arm), **which, "combine": self.combine.content()}
+        folder = self.folder / "rounds" / f"{arm}-{hash_of(inputs)[:16]}"
+        found = self.stages.run(f"fit-{arm}", inputs, lambda: self._fit(arm, token, folder))
+        return Fitted(**which, **found)
 
-    def measure(self, arm: str) -> dict[str, Any]:
+    def measure(self, fitted: Fitted) -> dict[str, Any]:
         """Held-out loss and knowledge of one arm's joint adapter."""
         if self.evaluate.heldout is None:
             return {"heldout_loss": None, "knowledge_accuracy": None, "knowledge_stderr": None}
-        inputs = {**self._measured(arm), "heldout": [file_hash(self.evaluate.heldout)]}
+        arm = fitted.arm
+        inputs = {**self._measured(fitted), "heldout": [file_hash(self.evaluate.heldout)]}
 
         def compute() -> dict[str, Any]:
             heldout = self.heldout()
@@ -183,17 +186,18 @@ class Coordinator:
 
         return self.stages.run(f"measure-{arm}", inputs, compute)
 
-    def answers(self, arm: str) -> dict[str, Any]:
+    def answers(self, fitted: Fitted) -> dict[str, Any]:
         """What one arm's joint adapter answers to the questions of each task."""
-        found = self._own_tasks(arm) if self.evaluate.tasks else {}
-        others = self._lm_eval(arm) if self.evaluate.lm_eval else {}
+        found = self._own_tasks(fitted) if self.evaluate.tasks else {}
+        others = self._lm_eval(fitted) if self.evaluate.lm_eval else {}
         if both := sorted(set(found) & set(others)):
             raise DataError(
                 f"evaluate: {both[0]} is a task of ours and one of lm-eval. Give ours a `name`."
             )
         return found | others
 
-    def _own_tasks(self, arm: str) -> dict[str, Any]:
+    def _own_tasks(self, fitted: Fitted) -> dict[str, Any]:
+        arm = fitted.arm
         tasks = [
             {**t.model_dump(mode="json"), "path": t.path.name, "sha256": file_hash(t.path)}
             for t in self.evaluate.tasks
@@ -207,11 +211,11 @@ class Coordinator:
             with self.desk.progress.task(f"coordinator: tasks, {arm}", n) as advance:
                 return {t.name: answer_task(model, t, joint, on_rows=advance) for t in asked}
 
-        inputs = {**self._measured(arm), "tasks": tasks}
+        inputs = {**self._measured(fitted), "tasks": tasks}
         return _without_seconds(self.stages.run(f"tasks-{arm}", inputs, compute))
 
-    def _lm_eval(self, arm: str) -> dict[str, Any]:
-        entries = self.evaluate.lm_eval
+    def _lm_eval(self, fitted: Fitted) -> dict[str, Any]:
+        arm, entries = fitted.arm, self.evaluate.lm_eval
 
         def compute() -> dict[str, Any]:
             model, joint = self.joint(arm)
@@ -221,7 +225,7 @@ class Coordinator:
                 advance(1)
             return found
 
-        inputs = {**self._measured(arm), "lm_eval": harness_inputs(entries)}
+        inputs = {**self._measured(fitted), "lm_eval": harness_inputs(entries)}
         return _without_seconds(self.stages.run(f"lm-eval-{arm}", inputs, compute))
 
     def joint(self, arm: str) -> tuple[LoraModel, AdapterState]:
@@ -233,21 +237,15 @@ class Coordinator:
         """Where an arm's joint adapter lies once it is fitted."""
         return self.folder / "arms" / arm / "adapter_model.safetensors"
 
-    def _measured(self, arm: str) -> dict[str, Any]:
-        return {
-            # The curve is looked at on the way and changes no adapter.
-            "fit": {k: v for k, v in _without_seconds(self.fit(arm)).items() if k != "curve"},
-            "arm": arm,
-            "selection": self._selection_token(arm),
-            "combine": self.combine.content(),
-            **self._inputs("measure", arm),
-        }
+    def _measured(self, fitted: Fitted) -> dict[str, Any]:
+        # The curve is looked at on the way and changes no adapter.
+        fit = {k: v for k, v in fitted.content().items() if k != "curve"}
+        combine = self.combine.content()
+        return {"fit": fit, "combine": combine, **self._inputs("measure", fitted.arm)}
 
-    def diagnostics(self) -> dict[str, Any]:
+    def diagnostics(self, selected: Selected) -> dict[str, Any]:
         """Ask the silos that share them for exact counts and detection figures."""
-        request = EvaluateRequest(
-            recipe_hash=self.recipe.hash, selection_token=self._selection_token("clues")
-        )
+        request = EvaluateRequest(recipe_hash=self.recipe.hash, selection_token=selected.token)
 
         def take(_: str, reply: EvaluateReply) -> dict[str, Any]:
             return reply.diagnostics
@@ -264,7 +262,7 @@ class Coordinator:
 
     # --- helpers
 
-    def _fit(self, arm: str, key: str) -> dict[str, Any]:
+    def _fit(self, arm: str, token: str, folder: Path) -> dict[str, Any]:
         fitting = Fitting(
             recipe=self.recipe,
             combine=self.combine,
@@ -274,8 +272,7 @@ class Coordinator:
             public_loss=self.desk.public_loss,
             watch=self.desk.watch,
         )
-        folder = self.folder / "rounds" / f"{arm}-{key}"
-        adapter, record = fitting.run(arm, folder, token=self._selection_token(arm))
+        adapter, record = fitting.run(arm, folder, token=token)
         self.desk.model.save(adapter, self.folder / "arms" / arm)
         if arm == "clues":
             self.desk.model.save(adapter, self.folder / "adapter")
@@ -294,20 +291,10 @@ class Coordinator:
             kept["mixture"] = self.recipe.threshold.rule == "mixture"
         return {"stage": stage, "recipe": kept, "silos": silos}
 
-    def _selection_token(self, arm: str) -> str:
-        # mixed and oracle do not depend on the selection: another rule or a person's decisions
-        # leave them as they are.
-        if arm in ("mixed", "oracle"):
-            return ""
-        decided = self._overruled("select")
-        threshold = self.threshold().to_json()
-        return hash_of([threshold, decided] if decided else threshold)[:16]
-
     def _overruled(self, stage: str) -> dict[str, Any]:
         """Tokens of the silos where a person overruled rows: they decide what is selected."""
         members = self.attendance.begin(stage)
-        tokens = {n: s["overrides"] for n, s in members.items() if s.get("overrides")}
-        return {"overrules": tokens} if tokens else {}
+        return {n: s["overrides"] for n, s in members.items() if s.get("overrides")}
 
 
 def _without_seconds(result: Mapping[str, Any]) -> dict[str, Any]:

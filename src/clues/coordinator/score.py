@@ -9,6 +9,7 @@ import numpy as np
 from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
 from clues.coordinator.desk import Desk
 from clues.coordinator.guards import check_anchor_scores
+from clues.coordinator.outcomes import Scored, Trained
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
 from clues.scoring.compared import AnchorScores, Standpoint, compare_anchors
@@ -25,7 +26,7 @@ from clues.selection.weighing import Controls, Weighing, replaced, weigh_parts
 from clues.wall.messages import ScoreReply, ScoreRequest
 
 
-def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
+def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
     """Have every silo score its rows, and collect the anchors' scores by group.
 
     Args:
@@ -41,8 +42,8 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
     requests: dict[str, ScoreRequest] = {}
     weighing, copies = Weighing({}, {}), dict[str, Controls]()
     if desk.recipe.score.shared:
-        base = desk.folder / "trajectory" / trained["folder"]
-        checkpoints = [load_checkpoint(base / name) for name in trained["checkpoints"]]
+        base = desk.folder / "trajectory" / trained.folder
+        checkpoints = [load_checkpoint(base / name) for name in trained.checkpoints]
         found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
         if here:
             anchors = {f"domain {d}": request.anchor_scores for d, (request, _) in found.items()}
@@ -76,27 +77,27 @@ def ask_for_scores(desk: Desk, trained: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def one_threshold(desk: Desk, scored: Mapping[str, Any]) -> Threshold:
+def one_threshold(desk: Desk, scored: Scored) -> Threshold:
     """The threshold of all silos, from what the score stage returned."""
     domains = {
         group: silo["domain"]
         for name, silo in desk.attendance.begin("score").items()
         for group in group_names(desk.recipe, name, silo["domain"])
     }
-    groups = scored["anchors"]
+    groups = scored.anchors
     return fit_threshold(
         {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
         {
             g: replaced(
                 set_weights(desk.recipe.score, desk.recipe.public[domains[g]].validation),
-                scored["weights"],
+                scored.weights,
             )
             for g in groups
         },
         desk.recipe.threshold,
         recipe_hash=desk.recipe.hash,
         seed=derived_seed(desk.recipe.seed, "bootstrap"),
-        proposals={k: v for k, v in scored["proposals"].items() if v is not None},
+        proposals={k: v for k, v in scored.proposals.items() if v is not None},
     )
 
 

@@ -89,7 +89,7 @@ def serve(coordinator: Coordinator, *, progress: Progress, say: Say) -> dict[str
             run = open_coordinator(
                 coordinator.run, folder, transport=Told(transport, say), progress=progress
             )
-            results = run_until(run)
+            results = run_until(run).results
     except flower_inside.CallError as error:
         raise explain(error) from None
     if results is None:
