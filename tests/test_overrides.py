@@ -339,16 +339,6 @@ def test_nothing_but_counts_and_a_keyed_token_leaves_the_silo(world, tmp_path):
     assert len(reply.overrides_token) == 16
 
 
-def test_a_run_from_before_overrides_existed_goes_on(world, tmp_path):
-    config, root = world.copy(tmp_path)
-    [hello] = (root / "silos/south/outbox").glob("hello-*")
-    assert b"overrides_token" not in hello.read_bytes(), "an older coordinator refuses this"
-    stages = root / "coordinator" / "stages"
-    before = {p.name: p.stat().st_mtime_ns for p in stages.glob("*.json")}
-    run_micro(config, root)
-    assert {p.name: p.stat().st_mtime_ns for p in stages.glob("*.json")} == before
-
-
 @pytest.mark.parametrize("content", ["{", '{"x": {"silo": 3}}'])
 def test_a_stored_file_that_was_touched_is_named(world, tmp_path, content):
     config, root = world.copy(tmp_path)
