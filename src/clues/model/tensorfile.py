@@ -58,16 +58,17 @@ def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:
         their numbers. The order of keys does not matter.
     """
     tensors: dict[str, Tensor] = {}
+    return _numbered(tree, tensors), tensors
 
-    def number(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {name: number(part[name]) for name in sorted(part)}
-        if isinstance(part, list | tuple):
-            return [number(item) for item in part]
-        tensors[str(len(tensors))] = part
-        return len(tensors) - 1
 
-    return number(tree), tensors
+# No function inside `pack`: one that calls itself keeps its tensors until the garbage is collected.
+def _numbered(part: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(part, Mapping):
+        return {name: _numbered(part[name], tensors) for name in sorted(part)}
+    if isinstance(part, list | tuple):
+        return [_numbered(item, tensors) for item in part]
+    tensors[str(len(tensors))] = part
+    return len(tensors) - 1
 
 
 def unpack(plan: Any, take: Callable[[str], Tensor]) -> Any:
