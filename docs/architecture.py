@@ -23,7 +23,7 @@ RUN = "run"  # stands for the loose modules that put a run together
 # Column, row and caption of every room in the picture; a place without a room stays empty.
 PLACES: dict[str, tuple[float, float, str]] = {
     "cli": (1.0, 0, "the verbs"),
-    "api": (0.0, 1, "import clues"),
+    "api": (2.4, 1, "import clues"),
     "network": (1.0, 1, "separate machines"),
     RUN: (1.0, 2, ""),  # its modules are named instead
     "carriers": (0.5, 3, "bring bytes across"),
