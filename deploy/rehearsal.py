@@ -25,6 +25,7 @@ from clues.prepare.facts import make_questions
 
 HOSPITALS = {"north-clinic": 0.5, "south-clinic": 0.3, "harbour-hospital": 0.1}
 LIMIT_S = 300.0
+SEED = 7
 # One thread each: the same sums in the same order, whoever shares the machine.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -71,7 +72,7 @@ def shared_content(model: str) -> dict[str, Any]:
     return {
         "name": "hospitals",
         "recipe": {
-            "seed": 7,
+            "seed": SEED,
             "model": {"name": model},
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
             "tokens": {"max_length": 256},
@@ -114,7 +115,9 @@ def write_hospitals(folder: Path, *, model: str = "built-in", tls: bool = True) 
             rows, share=share, kinds=DAMAGE_KINDS, seed=number, foreign=foreign
         )
         write_rows(source / f"rows/{name}.jsonl", [{k: r[k] for k in keys} for r in damaged])
-        silos.append({"name": name, "data": f"rows/{name}.jsonl", "domain": "medicine"})
+        # A seed for the order of rows: what comes out is compared with one process.
+        content = {"name": name, "data": f"rows/{name}.jsonl", "domain": "medicine"}
+        silos.append({**content, "order_seed": SEED})
     shared = shared_content(model)
     _write_yaml(source / "shared.yaml", shared)
     whole = _write_yaml(source / "clues.yaml", {**shared, "silos": silos})
@@ -211,7 +214,7 @@ def differences(hospitals: Hospitals) -> list[str]:
     for name in hospitals.silos:
         here = one / "silos" / name / "private" / "selection.json"
         there = hospitals.silo_run(name) / "private" / "selection.json"
-        if here.read_bytes() != there.read_bytes():
+        if len({json.dumps(json.loads(file.read_text())["kept"]) for file in (here, there)}) > 1:
             found.append(f"selection of {name}")
     adapter = Path("coordinator", "adapter", "adapter_model.safetensors")
     if (one / adapter).read_bytes() != (other / adapter).read_bytes():

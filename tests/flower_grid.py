@@ -1,5 +1,6 @@
 """Flower without a network: a grid that calls ClientApps in this process, and can lose things."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -148,9 +149,9 @@ def adapter_hash(folder: Path) -> str:
     return token_of((folder / "coordinator" / "adapter" / "adapter_model.safetensors").read_bytes())
 
 
-def selection_of(folder: Path, name: str) -> str:
-    """A silo's selection as its file says it."""
-    return (folder / "silos" / name / "private" / "selection.json").read_text()
+def selection_of(folder: Path, name: str) -> list[int]:
+    """Positions of the rows that a silo keeps, as its file has them."""
+    return json.loads((folder / "silos" / name / "private" / "selection.json").read_text())["kept"]
 
 
 def same_adapter(one: Path, two: Path) -> bool:

@@ -85,7 +85,7 @@ def test_a_threshold_does_not_come_twice_by_changing_the_scores_under_it(world, 
 def test_a_threshold_that_comes_before_the_scores_does_not_count(world, tmp_path):
     silo = world.silo(tmp_path)
     forget_answers(silo)
-    (silo.private / "thresholds.json").unlink()
+    (silo.private / "asked.json").unlink()
     (silo.private / "scores.parquet").unlink()
     with pytest.raises(DataError, match="no scores yet"):
         silo.answer(world.request("select").to_bytes())
@@ -113,35 +113,34 @@ def test_one_recipe_draws_one_cut_out_of_the_private_scores(
 
 def test_recipes_without_end_are_refused_before_a_row_is_trained_on(world, tmp_path):
     silo = world.silo(tmp_path, max_selections=2)
-    train = world.request("train")
-    for n, answered in ((1, True), (2, False)):
-        hello = world.hello(train={"learning_rate": 0.01 + n / 1000})
-        silo.answer(hello.to_bytes())
-        request = replace(train, recipe_hash=hello.recipe_hash, round=0).to_bytes()
-        if answered:
-            silo.answer(request)
-            continue
-        with pytest.raises(DataError, match=r"north: 2 recipes .* max_selections is 2"):
-            silo.answer(request)
-        # A threshold or a score request is no way round it.
-        for kind in ("score", "select"):
-            with pytest.raises(DataError, match="max_selections"):
-                silo.answer(replace(world.request(kind), recipe_hash=hello.recipe_hash).to_bytes())
+    silo.answer(world.hello(train={"learning_rate": 0.011}).to_bytes())
+    recipe = (silo.private / "recipe.json").read_bytes()
+    third = world.hello(train={"learning_rate": 0.012})
+    with pytest.raises(DataError, match=r"north: 2 recipes.* max_selections is 2"):
+        silo.answer(third.to_bytes())
+    assert (silo.private / "recipe.json").read_bytes() == recipe
+    # A training, a threshold or a score request is no way round it.
+    for kind in ("train", "score", "select", "fit", "evaluate"):
+        with pytest.raises(RecipeMismatchError, match="Start again with hello"):
+            silo.answer(replace(world.request(kind), recipe_hash=third.recipe_hash).to_bytes())
 
 
 def test_an_update_of_single_rows_is_refused(world, tmp_path):
     silo = world.silo(tmp_path, min_kept=5)
     hello = world.hello(train={"batch_size": 1, "steps": 4})
     silo.answer(hello.to_bytes())
-    for kind, rows in (("train", 2), ("fit", 1)):
-        request = replace(world.request(kind), recipe_hash=hello.recipe_hash, round=0)
-        with pytest.raises(DataError, match=rf"train on {rows} rows .* min_kept is 5"):
-            silo.answer(request.to_bytes())
+    train = replace(world.request("train"), recipe_hash=hello.recipe_hash, round=0)
+    with pytest.raises(DataError, match=r"train on 2 rows .* min_kept is 5"):
+        silo.answer(train.to_bytes())
+    silo.answer(world.request("hello").to_bytes())
+    with pytest.raises(DataError, match=r"train on 4 rows .* min_kept is 5"):
+        silo.answer(world.request("fit").to_bytes())
 
 
 def test_an_arm_of_fewer_rows_than_the_silo_demands_is_refused(world, tmp_path):
     silo = world.silo(tmp_path, min_kept=5)
-    (silo.private / "selection.json").write_text("[3]")
+    path = silo.private / "selection.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kept": [3]}))
     request = world.request("fit")
     for arm in ("clues", "random"):
         crafted = replace(request, arm=arm, combine=merged(request.combine, {"local_steps": 50}))
@@ -240,7 +239,7 @@ def test_a_score_request_that_does_not_fit_the_recipe_is_refused(world, tmp_path
 @pytest.mark.parametrize("ratio", [-0.5, 1.5])
 def test_a_share_of_rows_that_is_none_is_refused(world, tmp_path, ratio):
     silo = world.silo(tmp_path)
-    (silo.private / "thresholds.json").unlink()
+    (silo.private / "asked.json").unlink()
     request = world.request("select")
     threshold = {**request.threshold, "rule": "ratio", "value": None, "ratio": ratio}
     with pytest.raises(DataError, match="out of range"):

@@ -2,15 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from federation_helpers import open_micro, tiny_model, write_micro
 
-from clues.config import TrainSettings
-from clues.errors import DataError
+from clues.config import PrivacySettings, SiloSettings, TrainSettings
+from clues.errors import CluesError, DataError
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule
 from clues.pipeline import run_until
+from clues.progress import Silent
+from clues.silo.budget import Budget
+from clues.silo.workspace import Workspace
 
 pytest.importorskip("opacus", reason="Opacus is not installed: clues[dp]")
 from clues.model.noise import epsilon_of, noise_for, train_privately
@@ -93,7 +97,7 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     config = write_micro(
         tmp_path / "input",
         model,
-        changes={"evaluate": {"arms": ["clues"]}, "recipe": {"threshold": {"rule": "ratio"}}},
+        changes={"evaluate": {"arms": ["clues"]}},
         silo_changes=changes,
     )
     run = open_micro(config, tmp_path / "run")
@@ -102,14 +106,101 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     assert results is not None
     for name, silo in results["silos"].items():
         booked = json.loads((tmp_path / f"run/silos/{name}/private/privacy.json").read_text())
-        assert len(booked) == 4, "two rounds of warm-up, two of the fit"
-        assert 0 < silo["epsilon"] <= 8.0
+        assert len(booked["trainings"]) == 4, "two rounds of warm-up, two of the fit"
+        assert sorted(c["what"] for c in booked["counts"]) == ["all", "kept"]
+        assert 0.4 < silo["epsilon"] <= 8.0
         assert silo["delta"] == 1e-3
         assert "precision" not in silo
     # As if other arms had been fitted before.
     path = tmp_path / "run/silos/north/private/privacy.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fit-other 0 x": [0.7, 0.5, 4]}))
+    booked = json.loads(path.read_text())
+    phase = {"kind": "fit", "arm": "other"}
+    other = {"phase": phase, "request": "x", "noise": 0.7, "rate": 0.5, "steps": 4}
+    path.write_text(json.dumps(booked | {"trainings": [*booked["trainings"], other]}))
     before = path.read_bytes()
     with pytest.raises(DataError, match="north: mixed, round 1 would bring epsilon to"):
         run.coordinator.fit("mixed", outcome.selected)
     assert path.read_bytes() == before, "a refused training was paid for"
+
+
+@pytest.fixture
+def space(tmp_path):
+    settings = SiloSettings(
+        name="north",
+        data="rows.jsonl",
+        domain="medicine",
+        privacy=PrivacySettings(epsilon=4.0, delta=1e-5, count_epsilon=0.5),
+    )
+    return Workspace(settings, tmp_path, load_model=lambda _: None, progress=Silent())  # pyright: ignore
+
+
+def test_a_count_has_the_noise_it_claims_and_the_same_again_is_free(space):
+    (space.private).mkdir()
+    budget = Budget(space)
+    told = budget.count(100, what="kept", of="a")
+    assert Budget(space).count(100, what="kept", of="a") == told
+    assert Budget(space).report()["epsilon"] == 0.5
+    # Off the books, because the budget would refuse so many.
+    noise = [dlaplace_of(space, f"{k}") for k in range(4000)]
+    assert np.mean(noise) == pytest.approx(0, abs=0.15)
+    # Two numbers that differ by one: no outcome is more than e^0.5 times likelier under one.
+    values, counts = np.unique(noise, return_counts=True)
+    share = dict(zip(values.tolist(), counts / len(noise), strict=True))
+    for k in range(-2, 3):
+        assert abs(np.log(share[k] / share[k + 1])) == pytest.approx(0.5, abs=0.2)
+
+
+def dlaplace_of(space, of):
+    unlimited = PrivacySettings(epsilon=1e9, delta=1e-5, count_epsilon=0.5)
+    space.settings = space.settings.model_copy(update={"privacy": unlimited})
+    (space.private / "privacy.json").unlink(missing_ok=True)
+    return Budget(space).count(0, what="kept", of=of)
+
+
+def test_counts_without_end_are_refused_before_they_are_told(space):
+    space.private.mkdir()
+    for k in range(8):
+        Budget(space).count(100, what="kept", of=f"{k}")
+    assert Budget(space).report()["epsilon"] == pytest.approx(4.0)
+    before = (space.private / "privacy.json").read_bytes()
+    with pytest.raises(DataError, match=r"number of kept rows would bring epsilon to 4\.5"):
+        Budget(space).count(100, what="kept", of="9")
+    assert (space.private / "privacy.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"trainings": 3}', "[" * 5000])
+def test_a_budget_that_cannot_be_read_is_not_begun_anew(space, content):
+    space.private.mkdir()
+    (space.private / "privacy.json").write_text(content)
+    with pytest.raises(CluesError, match=r"privacy\.json"):
+        Budget(space)
+
+
+def test_counts_must_leave_something_for_the_trainings():
+    with pytest.raises(ValueError, match="lower count_epsilon"):
+        PrivacySettings(epsilon=0.4, delta=1e-5)
+    assert PrivacySettings(epsilon=1.0, delta=1e-5).training_epsilon == pytest.approx(0.6)
+
+
+def test_the_rate_follows_from_the_number_that_was_told(make_lora, encoded_rows, tmp_path):
+    model = make_lora(target_modules=("q_proj",))
+    model.initial = model.state()
+    # Told half as many rows as there are: every row is drawn, and the mean is over those told.
+    plain = private(model, encoded_rows, tmp_path).checkpoints[0].first_moment
+    told = private(model, encoded_rows, tmp_path, n_told=len(encoded_rows) // 2)
+    found = told.checkpoints[0].first_moment
+    factor = len(encoded_rows) / (len(encoded_rows) // 2)
+    for name, mean in plain.items():
+        assert torch.allclose(found[name], factor * mean, rtol=1e-3, atol=1e-8), name
+
+
+@pytest.mark.parametrize("rule", ["ratio", "mixture"])
+def test_a_threshold_made_of_private_scores_is_refused_with_privacy(tmp_path, rule):
+    config = write_micro(
+        tmp_path / "input",
+        tiny_model(tmp_path / "model"),
+        changes={"recipe": {"threshold": {"rule": rule}}},
+        silo_changes={"privacy": {"epsilon": 8.0, "delta": 1e-3}},
+    )
+    with pytest.raises(CluesError, match=f"rule {rule} .* one row changes"):
+        run_until(open_micro(config, tmp_path / "run"), "hello")

@@ -318,7 +318,7 @@ def test_decisions_name_every_row_with_a_decision_and_a_reason(world):
     assert [int(d["row"]) for d in decisions] == list(range(1, len(samples) + 1))
     assert [d["id"] for d in decisions] == [s.id for s in samples]
     kept = {int(d["row"]) - 1 for d in decisions if d["kept"] == "1"}
-    assert sorted(kept) == json.loads((private / "selection.json").read_text())
+    assert sorted(kept) == json.loads((private / "selection.json").read_text())["kept"]
     value = world.threshold().value
     for decision in decisions[:-N_LONG]:
         assert (float(decision["score"]) >= value) == (decision["kept"] == "1")
@@ -352,7 +352,7 @@ def test_every_arm_gets_the_rows_it_is_named_after(world, tmp_path):
     silo = world.silo(tmp_path)
     rows = {arm: silo.arm_rows(arm) for arm in ("mixed", "random", "clues", "oracle")}
     labels = [json.loads(line)["damage"] for line in world.data.read_text().splitlines()]
-    kept = json.loads((silo.private / "selection.json").read_text())
+    kept = json.loads((silo.private / "selection.json").read_text())["kept"]
     assert [r.row for r in rows["mixed"]] == list(range(N_ROWS)), "mixed must be all that fit"
     assert [r.row for r in rows["clues"]] == kept
     assert len(rows["random"]) == len(kept), "random must have the budget of clues"
@@ -383,7 +383,7 @@ def test_counts_in_messages_are_rounded(world, tmp_path):
         kind: from_bytes(world.recorder.last("north", kind)[1], allowed=REPLIES, sender="north")
         for kind in REQUESTS
     }
-    n_kept = len(json.loads((silo.private / "selection.json").read_text()))
+    n_kept = len(json.loads((silo.private / "selection.json").read_text())["kept"])
     assert replies["hello"].n_rows == round_count(N_ROWS) == 20
     assert replies["train"].weight == 20
     assert replies["select"].n_kept == round_count(n_kept)

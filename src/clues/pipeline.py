@@ -28,12 +28,21 @@ STAGES = ("hello", "train", "score", "threshold", "select", "fit", "measure", "r
 
 @dataclass(frozen=True)
 class Run:
-    """A run under way: both sides of the wall, or the coordinator alone with no silo here."""
+    """A run under way: both sides of the wall, or the coordinator alone with no silo here.
+
+    Attributes:
+        config: of the run.
+        run_dir: its folder.
+        coordinator: the public side.
+        silos: those that are here, by name.
+        skip_nonfinite: drop rows whose score is not finite, with that reason, and go on.
+    """
 
     config: SharedConfig
     run_dir: RunDir
     coordinator: Coordinator
     silos: dict[str, Silo]
+    skip_nonfinite: bool = False
 
 
 def open_run(
@@ -62,7 +71,7 @@ def open_run(
             load_model=cache.load,
             progress=progress,
             allow_degenerate=allow_degenerate,
-            skip_nonfinite=skip_nonfinite,
+            one_owner=True,
             team=team,
         )
         for settings in config.silos
@@ -70,7 +79,7 @@ def open_run(
     answers = {name: silo.answer for name, silo in silos.items()}
     transport = LocalTransport(answers, Ledger(run_dir.ledger))
     run = open_coordinator(config, root, transport=transport, progress=progress, cache=cache)
-    return replace(run, silos=silos)
+    return replace(run, silos=silos, skip_nonfinite=skip_nonfinite)
 
 
 def open_coordinator(
@@ -130,6 +139,8 @@ def _public_stages(run: Run, *, last: int) -> Outcome:
         return outcome
     scored = coordinator.score(trained)
     outcome = replace(outcome, scored=scored)
+    for silo in () if run.skip_nonfinite else run.silos.values():
+        silo.refuse_nonfinite()
     if not reached("threshold"):
         return outcome
     threshold = coordinator.threshold(scored)

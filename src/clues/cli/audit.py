@@ -81,18 +81,28 @@ def approve(
     ],
     as_json: Json = False,
 ) -> None:
-    """Let a silo with `approval: true` select, after somebody has looked at its scores.
+    """Approve the selection that waits in a silo with `approval: true`, and say what it keeps.
 
-    FOLDER is a silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
+    Another threshold, other scores or other overrides wait for another approval. FOLDER is a silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
     """
-    from clues.silo.permission import approve as approve_silos
+    from clues.silo.approval import approve as approve_silos
 
-    names = approve_silos(folder)
+    approved = approve_silos(folder)
     if as_json:
-        out.print_json(json.dumps({"approved": names}))
+        found = [{"silo": a.silo, **a.selection.model_dump(mode="json")} for a in approved]
+        out.print_json(json.dumps({"approved": found}))
         return
-    for name in names:
-        out.print(f"{name}: approved for the scores as they are now.", highlight=False)
+    for entry in approved:
+        s = entry.selection
+        number = f"{s.ratio:.0%} of the rows" if s.value is None else f"{s.value:.4g}"
+        keeps = f"keeps {s.kept} of {s.rows} rows" if s.kept is not None else s.refused
+        out.print(
+            f"{entry.silo}: approved. Threshold {number} (rule {s.rule}, recipe {s.recipe_hash}) "
+            f"on these scores: {keeps}.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def version() -> None:

@@ -89,6 +89,16 @@ class CombineSettings(Settings):
             raise ValueError("server needs factors that keep their meaning: aggregation ffa")
         return self
 
+    @property
+    def once(self) -> bool:
+        """Whether adapters are merged once, at the end, and not after every round."""
+        return self.method != "fedavg"
+
+    @property
+    def n_asked(self) -> int:
+        """How often a silo is asked for an adapter of one arm."""
+        return 1 if self.once else self.rounds
+
     def content(self) -> dict[str, Any]:
         """Plain JSON for hashes and messages."""
         return self.model_dump(mode="json")

@@ -1,6 +1,6 @@
 """One silo's settings, and a whole run's."""
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from clues.config.base import Name, Settings
 from clues.config.combine import CombineSettings, FederationSettings
@@ -9,18 +9,32 @@ from clues.config.recipe import Recipe
 
 
 class PrivacySettings(Settings):
-    """Differential privacy per row, for a silo's warm-up and one training on kept rows together.
+    """Differential privacy per row, for a silo's counts, warm-up and one training together.
 
     Attributes:
-        epsilon: how much the outcome may depend on any single row. Half of it sets the noise of
-            the warm-up, the other half that of the training on the kept rows.
+        epsilon: how much the outcome may depend on any single row. Of what two counts leave, half
+            sets the noise of the warm-up, the other half that of the training on the kept rows.
         delta: probability that epsilon does not hold; choose it well below 1 / rows.
         max_grad_norm: the length to which every longer gradient of a row is cut.
+        count_epsilon: what a number of rows costs that leaves the silo; its noise has a standard
+            deviation of about 1.4 / count_epsilon rows.
     """
 
     epsilon: PositiveFloat
     delta: float = Field(gt=0.0, lt=1.0)
     max_grad_norm: PositiveFloat = 1.0
+    count_epsilon: PositiveFloat = 0.2
+
+    @property
+    def training_epsilon(self) -> float:
+        """What the number of rows and that of the kept ones leave."""
+        return self.epsilon - 2 * self.count_epsilon
+
+    @model_validator(mode="after")
+    def _counts_leave_something(self) -> "PrivacySettings":
+        if self.training_epsilon <= 0:
+            raise ValueError("two counts cost all of epsilon: lower count_epsilon")
+        return self
 
 
 class SiloSettings(Settings):
@@ -34,10 +48,16 @@ class SiloSettings(Settings):
             sharegpt, messages, prompt_completion, multiple_choice.
         labels: a column that is empty where a row is good; for experiments.
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
-        min_kept: the fewest rows that a selection may keep, and that an update may be made of.
+        min_kept: the fewest rows that an update may be made of. Every training sets as many aside,
+            so a selection must keep twice as many; where no row is set aside (see `order_seed`),
+            this number.
         max_selections: how many recipes may be used on the rows in one folder, each with one
-            threshold.
-        approval: whether every selection waits for `clues approve`.
+            threshold. A question of a recipe that is asked in another way counts as one more.
+        approval: whether every selection waits for `clues approve`, and every joint model for the
+            selection.
+        order_seed: number from which the order of the rows in training follows. Null: it follows
+            from the silo's own key, nobody else can know it, and every training sets some rows
+            aside. Give a number where a run must be repeatable and its rows are no secret.
         privacy: train with differential privacy; null is off.
         model_path: where the recipe's base model lies on this machine, if it is another place.
         license: license of the rows, for the card beside those kept.
@@ -52,6 +72,7 @@ class SiloSettings(Settings):
     min_kept: PositiveInt = 5
     max_selections: PositiveInt = 20
     approval: bool = False
+    order_seed: NonNegativeInt | None = None
     privacy: PrivacySettings | None = None
     model_path: str | None = None
     license: str = "unknown"

@@ -58,6 +58,7 @@ def train_privately(
     seed: int,
     noise: float,
     max_grad_norm: float,
+    n_told: int | None = None,
     first_step: int = 0,
     checkpoint_at: Sequence[int] = (),
     on_step: Callable[[], None] | None = None,
@@ -66,7 +67,8 @@ def train_privately(
 
     gradient = (sum over drawn rows of clip(g, max_grad_norm) + noise * max_grad_norm * N(0, 1)) / B
 
-    Each row is drawn with probability B / rows in each step; B is `settings.batch_size`.
+    Each row is drawn with probability B / rows in each step; B is `settings.batch_size`, or the
+    number of rows if that is smaller.
 
     Args:
         model: is left with the trained adapter.
@@ -78,6 +80,8 @@ def train_privately(
         seed: of rows drawn, dropout and noise; must be secret, who knows it can take the noise off.
         noise: multiplier.
         max_grad_norm: to which a row's gradient over all trained weights is clipped.
+        n_told: number of rows as others know it, from which the probability follows; None for the
+            exact one.
         first_step: steps of the schedule that earlier calls have taken.
         checkpoint_at: one-based steps of this call after which to save.
         on_step: called after every step.
@@ -91,6 +95,7 @@ def train_privately(
     from opacus.optimizers import DPOptimizer
 
     model.set_state(start)
+    n_rows = len(rows) if n_told is None else n_told
     parameters = {n: p for n, p in model.parameters().items() if p.requires_grad}
     generator = torch.Generator().manual_seed(seed)
     noise_generator = torch.Generator(device=model.device).manual_seed(seed + 1)
@@ -101,10 +106,10 @@ def train_privately(
         inner,
         noise_multiplier=noise,
         max_grad_norm=max_grad_norm,
-        expected_batch_size=min(settings.batch_size, len(rows)),
+        expected_batch_size=min(settings.batch_size, n_rows),
         generator=noise_generator,
     )
-    rate = min(1.0, settings.batch_size / len(rows))
+    rate = min(1.0, settings.batch_size / n_rows)
     checkpoints: list[Checkpoint] = []
     losses: list[float] = []
     model.peft.train()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clues.atomic import make_folder
-from clues.config import Recipe, derived_seed
+from clues.config import Recipe
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
@@ -79,10 +79,9 @@ def watch_round(
     first_step: int,
     n_steps: int,
     recipe: Recipe,
-    silo: str,
+    seed: int,
 ) -> InRun:
-    """Look at a silo's round that starts after `first_step` of `n_steps`."""
-    seed = derived_seed(recipe.seed, "inrun", silo)
+    """Look at a silo's round that starts after `first_step` of `n_steps`; `seed` orders visits."""
     return InRun(
         model,
         visit_order(n_rows, n_steps, recipe.train.batch_size, seed=seed),

@@ -87,7 +87,9 @@ def score_rows(
     Source: CLUES, arXiv 2507.03004; the trace of its accumulated inner products is this sum.
     """
     if settings.method == "perplexity":
-        return _losses_alone(model, rows, checkpoints, on_rows=on_rows)
+        return _losses_alone(
+            model, rows, checkpoints, on_rows=on_rows, skip_nonfinite=skip_nonfinite
+        )
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {}
     form = settings.form
@@ -141,11 +143,14 @@ def _losses_alone(
     checkpoints: Sequence[Checkpoint],
     *,
     on_rows: Callable[[int], None] | None,
+    skip_nonfinite: bool,
 ) -> TrajectoryScores:
     """Score by the loss along the trajectory: forward passes only."""
     parts: Parts = {}
     for index, checkpoint in enumerate(checkpoints):
-        parts[Loss(index)] = mean_losses(model, rows, adapter=checkpoint.adapter)
+        parts[Loss(index)] = mean_losses(
+            model, rows, adapter=checkpoint.adapter, skip_nonfinite=skip_nonfinite
+        )
         if on_rows:
             on_rows(len(rows))
     return TrajectoryScores({LOSS: -np.mean(list(parts.values()), axis=0)}, parts)

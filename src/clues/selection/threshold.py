@@ -117,17 +117,7 @@ def fit_threshold(
         DataError: fewer than 5 anchors in a group, or no proposal for rule `mixture`.
         NumericsError: anchor scores are not finite, or all the same.
     """
-    how: dict[str, Any] = {"kind": settings.units, "combine": settings.combine}
-    units = {g: anchor_units(raw, weights[g], **how) for g, raw in anchors.items()}
-    assurance = None
-    if settings.rule == "anchor_tolerance":
-        sizes = {g: len(u.apply(anchors[g])) for g, u in units.items()}
-        if settings.units == "anchor":
-            ranks = {g: tolerance_rank(n, settings) for g, n in sizes.items()}
-            units = {g: _tail_units(u, anchors[g], rank=ranks[g][0]) for g, u in units.items()}
-            assurance = min(probability for _, probability in ranks.values())
-        else:
-            _, assurance = tolerance_rank(sum(sizes.values()), settings)
+    units, assurance = group_units(anchors, weights, settings)
     scores = {g: units[g].apply(raw) for g, raw in anchors.items()}
     pooled = np.concatenate([scores[g] for g in sorted(scores)])
     offered = sorted((proposals or {}).values())
@@ -161,6 +151,32 @@ def fit_threshold(
         n_anchors=len(pooled),
         anchor_quantiles=tuple((p, float(np.quantile(pooled, p))) for p in points),
     )
+
+
+def group_units(
+    anchors: Mapping[str, Mapping[str, Array]],
+    weights: Mapping[str, Mapping[str, float]],
+    settings: ThresholdSettings,
+) -> tuple[dict[str, Units], float | None]:
+    """The units of every group, and the assurance of rule `anchor_tolerance`.
+
+    Both sides make them of the same numbers, so a silo can tell whether those that come with a
+    threshold are the recipe's.
+
+    Raises:
+        DataError: fewer than 5 anchors in a group.
+        NumericsError: anchor scores are not finite, or all the same.
+    """
+    how: dict[str, Any] = {"kind": settings.units, "combine": settings.combine}
+    units = {g: anchor_units(raw, weights[g], **how) for g, raw in anchors.items()}
+    if settings.rule != "anchor_tolerance":
+        return units, None
+    sizes = {g: len(u.apply(anchors[g])) for g, u in units.items()}
+    if settings.units != "anchor":
+        return units, tolerance_rank(sum(sizes.values()), settings)[1]
+    ranks = {g: tolerance_rank(n, settings) for g, n in sizes.items()}
+    units = {g: _tail_units(u, anchors[g], rank=ranks[g][0]) for g, u in units.items()}
+    return units, min(probability for _, probability in ranks.values())
 
 
 def tolerance_rank(n_anchors: int, settings: ThresholdSettings) -> tuple[int, float]:

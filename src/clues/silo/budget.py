@@ -1,34 +1,95 @@
-"""A silo's privacy budget: the epsilon that its trainings have spent, kept on its own disk."""
+"""A silo's privacy budget: what its trainings and its counts have spent, kept on its own disk.
 
-import hmac
+With `privacy` in the silo's file, a training draws rows at random, clips their gradients and adds
+noise (Opacus), and a number of rows leaves with noise of its own. Both are booked here before they
+are made, and together they cost no more than `privacy.epsilon`.
+"""
+
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from clues.config import PrivacySettings
+import numpy as np
+
+from clues.config import PrivacySettings, Recipe, Settings, validate
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError
 from clues.extras import require
 from clues.model.noise import Spent, epsilon_of, noise_for, train_privately
 from clues.model.training import Schedule, Trained
 from clues.rundir import write_json
+from clues.silo.crowd import secret_seed
 from clues.silo.workspace import Workspace
+
+FILE = "privacy.json"
+
+
+class Phase(Settings):
+    """A training that may come in several rounds: the warm-up, or that of one arm."""
+
+    kind: Literal["train", "fit"]
+    arm: str = ""
+
+
+class BookedTraining(Settings):
+    """One round of a training.
+
+    Attributes:
+        phase: the training that it is a part of.
+        request: checksum of the request; the same one again is the same noise, and free.
+        noise: multiplier of the noise.
+        rate: probability with which a step draws a row.
+        steps: how many steps it takes.
+    """
+
+    phase: Phase
+    request: str
+    noise: float
+    rate: float
+    steps: int
+
+    @property
+    def spent(self) -> Spent:
+        """As the accountant takes it."""
+        return (self.noise, self.rate, self.steps)
+
+
+class BookedCount(Settings):
+    """One number of rows that was told.
+
+    Attributes:
+        what: the rows that are counted.
+        of: hash of what they follow from; the same again is the same noise, and free.
+        epsilon: that it cost.
+    """
+
+    what: str
+    of: str
+    epsilon: float
+
+
+class Record(Settings):
+    """The whole file."""
+
+    version: Literal[1] = 1
+    trainings: tuple[BookedTraining, ...] = ()
+    counts: tuple[BookedCount, ...] = ()
 
 
 class Budget:
-    """Trains with noise, and refuses a training that would cost more than the silo allows.
+    """Trains and counts with noise, and refuses what would cost more than the silo allows.
 
-    Half of epsilon sets the noise of the warm-up, the other half that of the training of one arm.
-    Together they cost no more than the whole epsilon. Often they cost less, and then another arm
-    may be possible too. The same request again is the same training with the same noise, and
-    costs nothing.
+    Each count costs `count_epsilon`. Of what two counts leave, one half sets the noise of the
+    warm-up, the other half that of the training of one arm. Together they cost no more than the
+    whole epsilon. Often they cost less, and then another arm may be possible too.
     """
 
     def __init__(self, space: Workspace) -> None:
         """Read what was spent."""
-        self.space, self.path = space, space.private / "privacy.json"
-        stored = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.booked: dict[str, Spent] = {key: tuple(value) for key, value in stored.items()}  # pyright: ignore[reportAttributeAccessIssue]
+        self.space, self.path = space, space.private / FILE
+        self.record = Record()
+        if self.path.exists():
+            self.record = validate(Record, self._read(), where=str(self.path))
 
     @property
     def settings(self) -> PrivacySettings:
@@ -40,15 +101,38 @@ class Budget:
         """Epsilon spent and its delta; empty where no noise is asked for."""
         if self.space.settings.privacy is None:
             return {}
-        delta = self.settings.delta
-        return {"epsilon": epsilon_of(list(self.booked.values()), delta=delta), "delta": delta}
+        return {"epsilon": self._epsilon(self.record), "delta": self.settings.delta}
+
+    def count(self, n: int, *, what: str, of: str) -> int:
+        """A number of rows with discrete Laplace noise, booked before it is told.
+
+        Args:
+            n: the number. One row more or less changes it by at most one.
+            what: the rows that are counted.
+            of: hash of what they follow from: other rows, or another selection, are another count.
+
+        Raises:
+            DataError: it would spend more epsilon than the silo allows.
+        """
+        from scipy.stats import dlaplace  # half a second to import, for silos with privacy alone
+
+        known = {(c.what, c.of): c.epsilon for c in self.record.counts}
+        epsilon = known.get((what, of), self.settings.count_epsilon)
+        if (what, of) not in known:
+            booked = BookedCount(what=what, of=of, epsilon=epsilon)
+            after = self.record.model_copy(update={"counts": (*self.record.counts, booked)})
+            self._book(after, f"the number of {what} rows")
+        rng = np.random.default_rng(secret_seed(self.space, "count", what, of))
+        return n + int(dlaplace.rvs(epsilon, random_state=rng))
 
     def train(
         self,
         rows: Sequence[EncodedRow],
         what: str,
         *,
-        booked: str,
+        phase: Phase,
+        request: str,
+        n_told: int,
         schedule: Schedule,
         n_steps: int,
         proximal: float = 0.0,
@@ -59,7 +143,10 @@ class Budget:
         Args:
             rows: all rows of the silo, or the kept ones.
             what: name of the training, for the progress bar.
-            booked: name of the entry in the budget: phase, round and hash of the request.
+            phase: that it is a part of.
+            request: checksum of the request.
+            n_told: how many rows the coordinator has been told; the rate follows from it, since an
+                exact number would be in the account.
             schedule: the noise is set for all of its steps.
             n_steps: steps of this part of the schedule.
             proximal: must be 0, because FedProx has no accounting here.
@@ -71,33 +158,27 @@ class Budget:
             DataError: the training would spend more epsilon than the silo allows.
         """
         require("opacus", what=f"silo {self.space.name}: privacy")
-        if not booked or proximal or how.get("observer"):
+        if proximal or how.get("observer"):
             raise ConfigError(
                 f"silo {self.space.name}: privacy works with score.trajectory global and without "
                 "combine.proximal; other trainings are not accounted for."
             )
-        batch = self.space.recipe().train.batch_size
-        rate, wanted = min(1.0, batch / len(rows)), self.settings
+        batch, wanted = self.space.recipe().train.batch_size, self.settings
+        rate = min(1.0, batch / n_told)
         noise = noise_for(
-            wanted.epsilon / 2, wanted.delta, sample_rate=rate, n_steps=schedule.total_steps
+            wanted.training_epsilon / 2,
+            wanted.delta,
+            sample_rate=rate,
+            n_steps=schedule.total_steps,
         )
+        part = BookedTraining(phase=phase, request=request, noise=noise, rate=rate, steps=n_steps)
+        known = [t for t in self.record.trainings if (t.phase, t.request) != (phase, request)]
         # The whole phase must fit into the budget, or its first rounds would be spent for nothing.
-        phase = booked.split()[0]
-        others = [spent for key, spent in self.booked.items() if key.split()[0] != phase]
-        whole = [*others, (noise, rate, schedule.total_steps)]
-        after: dict[str, Spent] = {**self.booked, booked: (noise, rate, n_steps)}
+        whole = part.model_copy(update={"steps": schedule.total_steps})
+        others = [t for t in known if t.phase != phase]
+        self._refuse_above(self.record.model_copy(update={"trainings": (*others, whole)}), what)
         # More than the phase can be booked, if a coordinator repeats its rounds.
-        total = max(
-            epsilon_of(spent, delta=wanted.delta) for spent in (whole, list(after.values()))
-        )
-        if total > wanted.epsilon * (1 + 1e-6):
-            raise DataError(
-                f"silo {self.space.name}: {what} would bring epsilon to {total:.3g}, and "
-                f"privacy.epsilon is {wanted.epsilon:g}. What is spent is spent; one warm-up and "
-                "one arm always fit into it (evaluate.arms: [clues])."
-            )
-        # Before the training: whether a killed training has sent anything cannot be known.
-        write_json(self.path, after)
+        self._book(self.record.model_copy(update={"trainings": (*known, part)}), what)
         with self.space.progress.task(f"{self.space.name}: {what}", n_steps) as advance:
             return train_privately(
                 self.space.model(),
@@ -106,16 +187,58 @@ class Budget:
                 settings=self.space.recipe().train,
                 schedule=schedule,
                 n_steps=n_steps,
-                seed=self._secret_seed(booked),
+                seed=secret_seed(self.space, "noise", phase.kind, phase.arm, request) % 2**48,
                 noise=noise,
                 max_grad_norm=wanted.max_grad_norm,
+                n_told=n_told,
                 first_step=how["first_step"],
                 checkpoint_at=how.get("checkpoint_at", ()),
                 on_step=lambda: advance(1),
             )
 
-    def _secret_seed(self, booked: str) -> int:
-        """A seed from the silo's own key: noise from the public seed could be computed and removed."""
-        self.space.data_token()
-        key = (self.space.private / "data.key").read_bytes()
-        return int.from_bytes(hmac.new(key, booked.encode(), "sha256").digest()[:6], "big")
+    def _book(self, after: Record, what: str) -> None:
+        """Write down what something costs, before it is made.
+
+        Whether a killed training has sent anything cannot be known.
+        """
+        self._refuse_above(after, what)
+        self.record = after
+        write_json(self.path, after.model_dump(mode="json"))
+
+    def _refuse_above(self, after: Record, what: str) -> None:
+        total, allowed = self._epsilon(after), self.settings.epsilon
+        if total > allowed * (1 + 1e-6):
+            raise DataError(
+                f"silo {self.space.name}: {what} would bring epsilon to {total:.3g}, and "
+                f"privacy.epsilon is {allowed:g}. What is spent is spent; one warm-up and one arm "
+                "always fit into it (evaluate.arms: [clues])."
+            )
+
+    def _epsilon(self, record: Record) -> float:
+        """Trainings by their accountant; pure epsilons of counts add up, and add to it."""
+        trainings = [training.spent for training in record.trainings]
+        spent = epsilon_of(trainings, delta=self.settings.delta) if trainings else 0.0
+        return spent + sum(count.epsilon for count in record.counts)
+
+    def _read(self) -> Any:
+        try:
+            return json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            reason = "cannot be read"
+        raise DataError(f"{self.path}: {reason}, and it says what epsilon is spent. Restore it.")
+
+
+def check_private(space: Workspace, recipe: Recipe) -> None:
+    """Whether a recipe can be accounted for, where the silo asks for privacy.
+
+    Raises:
+        ConfigError: its threshold is made of private scores, so that one row changes what is
+            decided about others.
+    """
+    rule = recipe.threshold.rule
+    if space.settings.privacy is not None and rule in ("ratio", "mixture"):
+        raise ConfigError(
+            f"silo {space.name}: rule {rule} makes its cut of private scores, so one row changes "
+            "what is decided about others, and privacy does not account for that. Use a rule of "
+            "the anchors."
+        )

@@ -11,6 +11,7 @@ from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState
 from clues.scoring.baselines import BASELINES
+from clues.scoring.batches import SHOWN_IDS
 from clues.scoring.compared import (
     Compared,
     Standpoint,
@@ -37,7 +38,7 @@ from clues.scoring.trajectory import (
 )
 from clues.selection.threshold import mixture_cut
 from clues.selection.units import anchor_units, combine
-from clues.selection.weighing import replaced
+from clues.selection.weighing import GRID, replaced
 from clues.silo.sent import check_sent, sent_scores, sent_trajectory
 from clues.silo.workspace import Workspace, as_lists
 from clues.wall.messages import ScoreReply, ScoreRequest
@@ -65,11 +66,13 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
 
     Raises:
         DataError: a fold without rows, or a request whose parts do not fit together.
-        NumericsError: a row scores NaN or infinity, and rows are not skipped for it.
+        NumericsError: an anchor scores NaN or infinity on the silo's own checkpoints.
     """
     recipe, rows = space.recipe(), list(space.encoded().rows)
     groups = group_names(recipe, space.name, space.settings.domain)
-    before = losses_before(space.model(), rows, skip_nonfinite=space.skip_nonfinite)
+    _check_weights(space, request)
+    # Whether a row's score is finite must not show in the answer, so such rows are noted inside.
+    before = losses_before(space.model(), rows, skip_nonfinite=True)
     fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {BEFORE: before}
@@ -90,6 +93,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         anchors={group: scored.anchors for group, scored in found.items()},
         compared={n: {g: scored.compared[n].anchors for g, scored in found.items()} for n in names},
         lost=[row for row, good in zip(rows, finite, strict=True) if not good],
+        weights=request.weights,
     )
     table = _table(recipe, rows, fold, raw, parts, finite)
     table.write(space.private / "scores.parquet")
@@ -99,6 +103,26 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         anchor_scores={} if anchors_at_coordinator(recipe) else as_lists(anchors),
         proposal=_proposal(space, request, groups, table, anchors),
     )
+
+
+def nonfinite_text(ids: Sequence[str]) -> str:
+    """What to say, inside the silo, of rows whose score is not finite."""
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return (
+        f"the score of {len(ids)} rows is not finite: {', '.join(ids[:SHOWN_IDS])}{more} (content "
+        "ids, as in decisions.csv). Score in float32, lower recipe.train.learning_rate, or drop "
+        "these rows with --skip-nonfinite."
+    )
+
+
+def _check_weights(space: Workspace, request: ScoreRequest) -> None:
+    """Refuse weights for parts that the recipe does not leave open, and such as nobody finds."""
+    open_parts = {name for name, is_weighed in space.recipe().score.weighed.items() if is_weighed}
+    if set(request.weights) - open_parts or set(request.weights.values()) - set(GRID):
+        raise DataError(
+            f"silo {space.name}: the score request brings weights that the recipe does not leave "
+            "open, or that no weighing finds."
+        )
 
 
 def _table(
@@ -221,7 +245,7 @@ def _deciding_scores(
             on_rows=advance,
             shards=space.private / "shards",
             team=space.team,
-            skip_nonfinite=space.skip_nonfinite,
+            skip_nonfinite=True,
             before=before,
             **how,
         )

@@ -8,9 +8,13 @@ import numpy as np
 
 from clues.atomic import atomic_write_bytes
 from clues.data.formats import write_rows
+from clues.errors import RecipeMismatchError
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import Ruling, Selection, Threshold, select
+from clues.scoring.trajectory import set_weights
+from clues.selection.threshold import Ruling, Selection, Threshold, group_units, select
+from clues.selection.units import Units
+from clues.selection.weighing import replaced
 from clues.silo.overrides import in_force
 from clues.silo.workspace import Workspace
 
@@ -46,10 +50,63 @@ def decide(
         recipe_hash=recipe.hash if current else table.recipe_hash,
         dropped={row: (samples[row], why) for row, why in space.unscored().items()},
         where=f"silo {space.name}",
-        min_kept=space.settings.min_kept,
+        min_kept=space.fewest_kept(),
         allow_degenerate=allow_degenerate,
         rulings=in_force(space, recipe.hash) if rulings is None else rulings,
     )
+
+
+def check_threshold(space: Workspace, threshold: Threshold) -> None:
+    """Whether a threshold is the recipe's: its rule, and units made of the anchors' scores.
+
+    With other units a coordinator could turn the score round, or let one part of it decide alone.
+
+    Raises:
+        RecipeMismatchError: it is another rule, or the units are others.
+    """
+    recipe, settings = space.recipe(), space.recipe().threshold
+    rule = (threshold.rule, threshold.units_kind, threshold.ratio)
+    ratio = settings.ratio if settings.rule == "ratio" else None
+    fits = rule == (settings.rule, settings.units, ratio)
+    if settings.rule == "preset":
+        fits = fits and threshold.value == settings.preset
+    public = recipe.public[space.settings.domain]
+    weights = replaced(set_weights(recipe.score, public.validation), space.sent_weights())
+    stored = space.anchor_scores()
+    ours, _ = group_units(
+        {g: {k: np.array(v) for k, v in raw.items()} for g, raw in stored.items()},
+        dict.fromkeys(stored, weights),
+        settings,
+    )
+    if not fits or any(g not in threshold.units for g in ours):
+        fits = False
+    else:
+        fits = all(_same(units, threshold.units[g]) for g, units in ours.items())
+    if not fits:
+        raise RecipeMismatchError(
+            f"silo {space.name}: the threshold that came is not by the recipe's rule, or its units "
+            "are not those of the anchors' scores. The coordinator runs another program, or asks "
+            "for a selection that the recipe does not describe."
+        )
+
+
+def _same(ours: Units, theirs: Units) -> bool:
+    """Whether two units are equal but for rounding."""
+    named = (ours.weights.keys(), ours.scales.keys(), ours.parts.keys())
+    if named != (theirs.weights.keys(), theirs.scales.keys(), theirs.parts.keys()):
+        return False
+    return bool(np.allclose(_numbers(ours), _numbers(theirs), rtol=1e-9, atol=0.0))
+
+
+def _numbers(units: Units) -> list[float]:
+    parts = [units.parts[name] for name in sorted(units.parts)]
+    return [
+        units.location,
+        units.spread,
+        *(units.weights[name] for name in sorted(units.weights)),
+        *(units.scales[name] for name in sorted(units.scales)),
+        *(number for part in parts for number in (part.centre, part.width, part.weight)),
+    ]
 
 
 def write_selection(space: Workspace, selection: Selection, threshold: Threshold) -> None:
@@ -65,7 +122,7 @@ def write_selection(space: Workspace, selection: Selection, threshold: Threshold
     atomic_write_bytes(space.private / "decisions.csv", buffer.getvalue().encode())
     write_json(space.private / "threshold.json", threshold.to_json())
     # The last file of a selection: what reads it finds the others whole.
-    write_json(space.private / "selection.json", list(selection.kept))
+    space.keep(selection.kept)
 
 
 def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.ndarray:

@@ -4,6 +4,7 @@ A silo answers bytes with bytes and keeps everything on its own disk, so that it
 process for every message. An answered request is answered again from the outbox.
 """
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,25 +23,26 @@ from clues.config import (
     weights_sha256,
 )
 from clues.data.tokens import EncodedRow
-from clues.errors import DataError, RecipeMismatchError
+from clues.errors import (
+    DataError,
+    DegenerateSelectionError,
+    NumericsError,
+    RecipeMismatchError,
+)
 from clues.evaluation.detection import read_labels
 from clues.progress import Progress
 from clues.rundir import hash_of, write_json
 from clues.scoring.shards import Team
 from clues.selection.threshold import Selection, Threshold
-from clues.silo.budget import Budget
+from clues.silo.approval import Waiting, is_approved, seen_hash, wait
+from clues.silo.budget import Budget, check_private
+from clues.silo.counts import told_of_all, told_of_kept
 from clues.silo.evaluate import compared_rows, diagnostics
 from clues.silo.overrides import Overrides, check_overrides, overrides_token, store
-from clues.silo.permission import (
-    admit,
-    admit_proposal,
-    admit_threshold,
-    is_approved,
-    remember_threshold,
-)
+from clues.silo.questions import Questions, check_question
 from clues.silo.review import write_review
-from clues.silo.score import score
-from clues.silo.select import decide, write_selection
+from clues.silo.score import nonfinite_text, score
+from clues.silo.select import check_threshold, decide, write_selection
 from clues.silo.train import fit, train
 from clues.silo.workspace import LoadModel, Workspace
 from clues.wall.container import checksum_of
@@ -53,14 +55,16 @@ from clues.wall.messages import (
     HelloReply,
     HelloRequest,
     Refusal,
+    ScoreReply,
     ScoreRequest,
     SelectReply,
     SelectRequest,
     TrainRequest,
     from_bytes,
-    round_count,
     token_of,
 )
+
+log = logging.getLogger("clues")
 
 
 class Silo:
@@ -74,7 +78,7 @@ class Silo:
         load_model: LoadModel,
         progress: Progress,
         allow_degenerate: bool = False,
-        skip_nonfinite: bool = False,
+        one_owner: bool = False,
         team: Team | None = None,
     ) -> None:
         """Nothing is read before the first message.
@@ -85,7 +89,8 @@ class Silo:
             load_model: base model with a new adapter, and its encoder, for a recipe.
             progress: where long steps report to.
             allow_degenerate: accept a threshold that keeps nothing or everything.
-            skip_nonfinite: drop rows whose score is not finite, with that reason, and go on.
+            one_owner: the coordinator belongs to the owner of the rows, as in a run in one
+                process: the order of the rows is the recipe's, so that the run can be repeated.
             team: processes of this machine that share the scoring.
         """
         self.space = Workspace(
@@ -93,7 +98,7 @@ class Silo:
             folder,
             load_model=load_model,
             progress=progress,
-            skip_nonfinite=skip_nonfinite,
+            one_owner=one_owner,
             team=team,
         )
         self.settings, self.folder = settings, folder
@@ -120,7 +125,7 @@ class Silo:
         # Where the rows lie does not count, what the silo agreed to share does.
         ours_alone = {"data", "model_path", "max_selections", "approval"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
-        ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.skip_nonfinite]
+        ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.one_owner]
         overruled = overrides_token(self.space, request.recipe_hash)
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):
@@ -128,11 +133,14 @@ class Silo:
         stored = self.outbox / f"{request.kind}-{hash_of([checksum_of(data), ours])[:24]}.clues"
         if stored.exists():
             return stored.read_bytes()
-        if isinstance(request, TrainRequest | ScoreRequest | SelectRequest):
-            admit(self.space, request.recipe_hash)
+        if not isinstance(request, HelloRequest):
+            # Hello passes in its own answer: only there its recipe is known to be one.
+            check_question(self.space, request)
+            Questions(self.space).admit(request, overruled=overruled)
         if isinstance(request, SelectRequest):
-            admit_threshold(self.space, request)
-            if self.settings.approval and not is_approved(self.private):
+            Questions(self.space).admit_threshold(request)
+            if self.settings.approval and not is_approved(self.private, request):
+                self._wait(request)
                 # Not into the outbox: the next try may get another answer.
                 return Refusal(recipe_hash=request.recipe_hash).to_bytes()
         # Only the last answer of a kind fits the private files beside it. Before the work: killed
@@ -142,7 +150,7 @@ class Silo:
         handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
             HelloRequest: self._hello,
             TrainRequest: lambda r: train(self.space, r),
-            ScoreRequest: lambda r: admit_proposal(self.space, score(self.space, r)),
+            ScoreRequest: self._score,
             SelectRequest: self._select,
             FitRequest: lambda r: fit(self.space, r, self.arm_rows(r.arm)),
             EvaluateRequest: self._evaluate,
@@ -178,6 +186,8 @@ class Silo:
                 f"({str(mine)[:12]}, expected {str(recipe.model.weights_sha256)[:12]}). Fetch "
                 "the same weights, or set model_path in the silo file."
             )
+        check_private(self.space, recipe)
+        Questions(self.space).admit(request)
         public = self.private / "public"
         make_folder(public)
         for name, content in request.public_files.items():
@@ -194,25 +204,55 @@ class Silo:
         if self.settings.labels:
             # Labels are read after the last training; a missing column must not wait for that.
             self.space.rows().column(self.settings.labels)
-        n_rows = len(self.space.encoded().rows)
         return HelloReply(
             recipe_hash=recipe.hash,
             silo=self.settings.name,
             domain=self.settings.domain,
-            n_rows=round_count(n_rows),
+            n_rows=told_of_all(self.space),
             data_token=self.space.data_token(),
             version=__version__,
             overrides_token=overrides_token(self.space, recipe.hash),
         )
 
+    def _score(self, request: ScoreRequest) -> ScoreReply:
+        reply = score(self.space, request)
+        if (lost := self.space.lost()) and not self.space.one_owner:
+            # The answer does not show it; a run in one process stops for it instead.
+            log.warning("silo %s: %s", self.settings.name, nonfinite_text(lost))
+        return Questions(self.space).admit_proposal(reply)
+
+    def _wait(self, request: SelectRequest) -> None:
+        """Write down, for a person, what the threshold would do."""
+        threshold = Threshold.from_json(request.threshold)
+        check_threshold(self.space, threshold)
+        n_kept, refused = None, ""
+        try:
+            n_kept = len(self.select(threshold).kept)
+        except DegenerateSelectionError as error:
+            # The coordinator learns of it no sooner than of a number.
+            refused = str(error)
+        waiting = Waiting(
+            request=checksum_of(request.to_bytes()),
+            seen=seen_hash(self.private),
+            recipe_hash=request.recipe_hash,
+            rule=threshold.rule,
+            value=threshold.value,
+            ratio=threshold.ratio,
+            rows=len(self.space.rows().samples),
+            kept=n_kept,
+            refused=refused,
+        )
+        wait(self.private, request, waiting)
+
     def _select(self, request: SelectRequest) -> SelectReply:
         threshold = Threshold.from_json(request.threshold)
-        remember_threshold(self.space, request)
+        Questions(self.space).remember_threshold(request)
+        check_threshold(self.space, threshold)
         selection = self.select(threshold)
         write_selection(self.space, selection, threshold)
         self.write_review()
         return SelectReply(
-            recipe_hash=selection.recipe_hash, n_kept=round_count(len(selection.kept))
+            recipe_hash=selection.recipe_hash, n_kept=told_of_kept(self.space, selection.kept)
         )
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
@@ -249,6 +289,15 @@ class Silo:
         self.select(threshold, overrides)
         store(self.space, overrides)
 
+    def refuse_nonfinite(self) -> None:
+        """Stop where a row's score is not finite; for an owner of both sides, who may see it.
+
+        Raises:
+            NumericsError: names the rows by content id.
+        """
+        if ids := self.space.lost():
+            raise NumericsError(f"silo {self.settings.name}: {nonfinite_text(ids)}")
+
     @property
     def has_selected(self) -> bool:
         """Whether a selection is in force."""
@@ -269,15 +318,17 @@ class Silo:
 
         Raises:
             DataError: no such arm, arm oracle and the silo names no column of labels, or a
-                compared score and the silo does not share diagnostics.
+                compared score and the silo does not share diagnostics; or nothing is selected yet.
         """
         rows = list(self.space.encoded().rows)
+        # Of every arm: nothing trains for a joint model before the selection it is compared with.
+        selected = self.space.kept()
         if arm == "mixed":
             return rows
         if arm not in ARMS:
             kept = compared_rows(self.space, arm)
             return [row for row in rows if row.row in kept]
-        kept = set(self.space.kept())
+        kept = set(selected)
         if arm == "random":
             seed = derived_seed(self.space.recipe().seed, "random", self.settings.name)
             rng = np.random.default_rng(seed)

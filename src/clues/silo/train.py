@@ -2,25 +2,26 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from clues.atomic import atomic_write_bytes
 from clues.config import (
     NEEDS_FIRST_MOMENT,
     NEEDS_SECOND_MOMENT,
-    CombineSettings,
     derived_seed,
-    validate,
 )
 from clues.data.tokens import EncodedRow
-from clues.errors import DataError
+from clues.errors import ConfigError, DataError
 from clues.model.adapters import save_checkpoint
 from clues.model.training import Schedule, Trained
 from clues.scoring.inrun import Reference
 from clues.scoring.rounds import checked_reference, watch_round, write_round
 from clues.scoring.trajectory import checkpoint_steps, fold_of, n_train_steps
-from clues.silo.budget import Budget
-from clues.silo.permission import check_crowd
+from clues.silo.budget import Budget, Phase
+from clues.silo.counts import told_of_all, told_of_arm
+from clues.silo.crowd import gather, secret_seed
+from clues.silo.questions import combine_of
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
 from clues.wall.messages import (
@@ -28,7 +29,6 @@ from clues.wall.messages import (
     FitRequest,
     TrainReply,
     TrainRequest,
-    round_count,
 )
 
 
@@ -51,13 +51,24 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
         )
     model = space.model()
     model.freeze_a(frozen=recipe.train.aggregation == "ffa")
-    n_steps = n_train_steps(recipe.train, len(rows))
+    n_rows, forms, inrun = told_of_all(space), recipe.score.forms, recipe.score.inrun
+    # The rate of the last step leaves, and tells the number of steps. Rounded down, the announced
+    # rows may be five too few, and scoring in the run must see every row.
+    n_steps = n_train_steps(recipe.train, n_rows + 5 if inrun else n_rows)
     per_round = max(1, n_steps // recipe.train.rounds)
-    first = request.round * per_round
-    _check_round(space, request.round, recipe.train.rounds)
-    check_crowd(space, len(rows), n_steps=per_round, what="a round of the warm-up")
-    seen = None
-    if recipe.score.inrun:
+    first, n_steps = request.round * per_round, per_round * recipe.train.rounds
+    sends_first = bool(forms & set(NEEDS_FIRST_MOMENT))
+    crowd = gather(
+        space,
+        rows,
+        request,
+        n_steps=per_round,
+        what="a round of the warm-up",
+        with_moments=sends_first,
+        all_of_them=inrun,
+    )
+    order, seen = crowd.order, None
+    if inrun:
         seen = watch_round(
             model,
             checked_reference(
@@ -66,36 +77,35 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
             space.anchors(),
             n_rows=len(rows),
             first_step=first,
-            n_steps=per_round * recipe.train.rounds,
+            n_steps=n_steps,
             recipe=recipe,
-            silo=space.name,
+            seed=_visits_seed(space),
         )
+        order = seen.order[first : first + per_round].ravel().tolist()
     trained = _run(
         space,
-        rows,
+        crowd.rows,
         f"round {request.round + 1}",
-        order=seen.order[first : first + per_round].ravel().tolist() if seen else None,
+        order=order,
         observer=seen,
         start=request.adapter,
-        budget=_booked(space, "train", request),
-        schedule=Schedule(
-            recipe.train.learning_rate, recipe.train.warmup, per_round * recipe.train.rounds
-        ),
+        booked=_Booked(Phase(kind="train"), checksum_of(request.to_bytes()), n_rows),
+        schedule=Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps),
         n_steps=per_round,
         first_step=first,
-        seed=derived_seed(recipe.seed, "train", space.name, request.round),
+        seed=crowd.seed,
         checkpoint_at=(per_round,),
     )
     if seen:
         write_round(space.inrun_folder(), request.round, seen)
-    last, forms = trained.checkpoints[-1], recipe.score.forms
+    last = trained.checkpoints[-1]
     return TrainReply(
         recipe_hash=recipe.hash,
-        weight=round_count(len(rows)),
+        weight=n_rows,
         learning_rate=last.learning_rate,
         adapter=last.adapter,
         second_moment=last.second_moment if forms & set(NEEDS_SECOND_MOMENT) else {},
-        first_moment=last.first_moment if forms & set(NEEDS_FIRST_MOMENT) else {},
+        first_moment=last.first_moment if sends_first else {},
     )
 
 
@@ -106,13 +116,18 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
         DataError: no such round, or an update of too few rows.
     """
     recipe = space.recipe()
-    settings = validate(CombineSettings, request.combine, where="the fit request")
+    settings = combine_of(request)
+    if request.arm == "random" and space.settings.privacy is not None:
+        raise ConfigError(
+            f"silo {space.name}: one row more changes the whole of arm random, and privacy does not "
+            "account for that. Leave it out of evaluate.arms."
+        )
     if not rows:
         return FitReply(recipe_hash=recipe.hash, weight=0, adapter={})
-    once = settings.method != "fedavg"
+    once = settings.once
     n_steps = settings.local_steps * (settings.rounds if once else 1)
-    _check_round(space, request.round, 1 if once else settings.rounds)
-    check_crowd(space, len(rows), n_steps=n_steps, what=f"arm {request.arm}")
+    crowd = gather(space, rows, request, n_steps=n_steps, what=f"arm {request.arm}")
+    n_rows = told_of_arm(space, request.arm, rows)
     model = space.model()
     model.freeze_a(frozen=not once and settings.aggregation == "ffa")
     peak = settings.learning_rate or recipe.train.learning_rate
@@ -121,18 +136,20 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
     with model.on_top_of(request.adapter) if stacks else nullcontext():
         trained = _run(
             space,
-            rows,
+            crowd.rows,
             f"{request.arm}, round {request.round + 1}",
             start=model.initial if stacks else request.adapter,
-            budget=_booked(space, f"fit-{request.arm}", request),
+            booked=_Booked(
+                Phase(kind="fit", arm=request.arm), checksum_of(request.to_bytes()), n_rows
+            ),
             schedule=Schedule(peak, recipe.train.warmup, settings.local_steps * settings.rounds),
             n_steps=n_steps,
             first_step=request.round * n_steps,
-            # The same seed for every arm: arms differ by their rows alone.
-            seed=derived_seed(recipe.seed, "fit", space.name, request.round),
+            order=crowd.order,
+            seed=crowd.seed,
             proximal=settings.proximal,
         )
-    return FitReply(recipe_hash=recipe.hash, weight=round_count(len(rows)), adapter=trained.adapter)
+    return FitReply(recipe_hash=recipe.hash, weight=n_rows, adapter=trained.adapter)
 
 
 def _train_inside(space: Workspace, request: TrainRequest) -> None:
@@ -154,7 +171,7 @@ def _train_inside(space: Workspace, request: TrainRequest) -> None:
             chosen,
             f"fold {fold + 1}" if recipe.score.trajectory == "crossfit" else "own trajectory",
             start=request.adapter,
-            budget="",
+            booked=None,
             schedule=Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps),
             n_steps=n_steps,
             first_step=0,
@@ -166,24 +183,32 @@ def _train_inside(space: Workspace, request: TrainRequest) -> None:
         atomic_write_bytes(folder / "done", b"")
 
 
+@dataclass(frozen=True)
+class _Booked:
+    """What a training is booked as, where the silo has a privacy budget."""
+
+    phase: Phase
+    request: str
+    n_told: int
+
+
 def _run(
-    space: Workspace, rows: Sequence[EncodedRow], what: str, *, budget: str, **how: Any
+    space: Workspace, rows: Sequence[EncodedRow], what: str, *, booked: _Booked | None, **how: Any
 ) -> Trained:
-    """Train, with noise where the silo's settings say so; `budget` is what it is booked as."""
+    """Train, with noise where the silo's settings say so."""
     if space.settings.privacy is None:
         return space.train(list(rows), what, **how)
-    return Budget(space).train(rows, what, booked=budget, **how)
-
-
-def _booked(space: Workspace, phase: str, request: TrainRequest | FitRequest) -> str:
-    """What a training is booked as, where the silo has a privacy budget."""
-    if space.settings.privacy is None:
-        return ""
-    return f"{phase} {request.round} {checksum_of(request.to_bytes())}"
-
-
-def _check_round(space: Workspace, number: int, n_rounds: int) -> None:
-    if not 0 <= number < n_rounds:
-        raise DataError(
-            f"silo {space.name}: round {number + 1} was asked for, and there are {n_rounds}."
+    if booked is None:
+        raise ConfigError(
+            f"silo {space.name}: privacy works with score.trajectory global; trainings that stay "
+            "inside are not accounted for."
         )
+    return Budget(space).train(rows, what, **vars(booked), **how)
+
+
+def _visits_seed(space: Workspace) -> int:
+    """Seed of the order in which in-run scoring visits rows: one for all rounds of a recipe."""
+    seed = space.order_seed()
+    if seed is None:
+        return secret_seed(space, "visits", space.recipe().hash)
+    return derived_seed(seed, "inrun", space.name)

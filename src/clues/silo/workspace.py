@@ -37,14 +37,14 @@ class Workspace:
         *,
         load_model: LoadModel,
         progress: Progress,
-        skip_nonfinite: bool = False,
+        one_owner: bool = False,
         team: Team | None = None,
     ) -> None:
         """Take what `Silo` was given; nothing is read yet."""
         self.settings = settings
         self.private, self.outbox = folder / "private", folder / "outbox"
         self.load_model, self.progress = load_model, progress
-        self.skip_nonfinite, self.team = skip_nonfinite, team
+        self.one_owner, self.team = one_owner, team
         self.memory: dict[str, Any] = {}
 
     @property
@@ -112,27 +112,55 @@ class Workspace:
         path = next((self.private / "public").glob(f"{file.sha256}.*"))
         return list(encode_rows(read_rows(path).samples, self.encoder(), where=where).rows)
 
+    def key(self) -> bytes:
+        """The silo's own key: of its tokens, of the order of its rows, of its noise."""
+        file = self.private / "data.key"
+        if not file.exists():
+            atomic_write_bytes(file, secrets.token_bytes(32))
+        return file.read_bytes()
+
+    def order_seed(self) -> int | None:
+        """Number from which the order of rows in training follows; None where it is a secret."""
+        if self.settings.order_seed is not None:
+            return self.settings.order_seed
+        return self.recipe().seed if self.one_owner else None
+
+    def n_aside(self) -> int:
+        """How many rows every training sets aside, so that no two trainings differ by one row."""
+        secret = self.order_seed() is None and self.settings.privacy is None
+        return self.settings.min_kept if secret else 0
+
+    def fewest_kept(self) -> int:
+        """The fewest rows that a selection may keep: those that train, and those set aside."""
+        return self.settings.min_kept + self.n_aside()
+
     def data_token(self) -> str:
         """Changes when the rows change, and tells nobody without the silo's key what they are."""
         if "data_token" not in self.memory:
-            key_file = self.private / "data.key"
-            if not key_file.exists():
-                atomic_write_bytes(key_file, secrets.token_bytes(32))
             ids = "".join(sample.id for sample in self.rows().samples)
-            key = key_file.read_bytes()
-            self.memory["data_token"] = hmac.new(key, ids.encode(), "sha256").hexdigest()[:16]
+            token = hmac.new(self.key(), ids.encode(), "sha256").hexdigest()
+            self.memory["data_token"] = token[:16]
         return self.memory["data_token"]
 
+    def keep(self, kept: Sequence[int]) -> None:
+        """Write down the selection that is in force, and what it was made of."""
+        content = {"recipe": self.recipe().hash, "rows": self.data_token(), "kept": list(kept)}
+        write_json(self.private / "selection.json", content)
+
     def kept(self) -> list[int]:
-        """Row numbers of the last selection.
+        """Row numbers of the selection that is in force.
 
         Raises:
-            DataError: nothing is selected yet.
+            DataError: nothing is selected yet under this recipe, or the rows have changed since.
         """
         path = self.private / "selection.json"
-        if not path.exists():
-            raise DataError(f"silo {self.name}: nothing is selected yet.")
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text()) if path.exists() else {}
+        if content.get("recipe") != self.recipe().hash or content["rows"] != self.data_token():
+            raise DataError(
+                f"silo {self.name}: nothing is selected yet under recipe {self.recipe().hash} and "
+                "of these rows. Run clues select."
+            )
+        return content["kept"]
 
     def scores(self) -> ScoreTable:
         """The table of private scores."""
@@ -159,6 +187,14 @@ class Workspace:
         """Anchor scores under every score beside the deciding one, by its name and group."""
         return self._side("compared.json")
 
+    def lost(self) -> list[str]:
+        """Content ids of the rows whose score is not finite."""
+        return list(self._side("nonfinite.json").values())
+
+    def sent_weights(self) -> dict[str, float]:
+        """Weights of the parts that the coordinator has weighed, as the score request had them."""
+        return self._side("weights.json")
+
     def anchor_scores(self) -> dict[str, dict[str, list[float]]]:
         """Raw anchor scores of the silo's groups, by group and name."""
         return self._side("anchors.json")
@@ -169,6 +205,7 @@ class Workspace:
         anchors: Mapping[str, Mapping[str, np.ndarray]],
         compared: Mapping[str, Mapping[str, np.ndarray]],
         lost: Sequence[EncodedRow],
+        weights: Mapping[str, float],
     ) -> None:
         """Keep what belongs to the score table and is no column of it.
 
@@ -176,7 +213,9 @@ class Workspace:
             anchors: raw anchor scores by group and name.
             compared: anchor scores by name of a score beside the deciding one, and by group.
             lost: rows whose score is not finite.
+            weights: of the parts of the score that the coordinator has weighed.
         """
+        write_json(self.private / "weights.json", dict(weights))
         write_json(self.private / "compared.json", as_lists(compared))
         write_json(self.private / "anchors.json", as_lists(anchors))
         write_json(self.private / "nonfinite.json", {str(row.row): row.id for row in lost})

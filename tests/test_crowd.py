@@ -1,0 +1,286 @@
+"""Rows of a training in the silo's own order: what subtracting two answers would give.
+
+Each attack here got what it wanted before the order was a secret: the exact gradient of one row,
+or whether a row is in the silo.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from federation_helpers import Recorder, merged, open_micro, tiny_model, write_micro
+
+from clues.config import Recipe, SiloSettings
+from clues.errors import DataError
+from clues.model.adapters import LoraModel
+from clues.model.loss import make_batch, row_losses
+from clues.pipeline import ModelCache, run_until
+from clues.progress import Silent
+from clues.silo.crowd import gather, rows_in_mean, secret_seed
+from clues.silo.questions import FILE
+from clues.silo.silo import Silo
+from clues.wall.messages import REPLIES, REQUESTS, TrainRequest, from_bytes
+
+FOREVER = 1000  # max_selections of a silo that is asked far too much
+
+
+class World:
+    """A run in one process, and silo north as it is on a machine of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        config = write_micro(folder / "input", tiny_model(folder / "model"))
+        self.run = open_micro(config, folder / "run")
+        self.recorder = Recorder(self.run)
+        run_until(self.run)
+        self.cache = ModelCache()
+
+    def silo(self, folder: Path, **changes) -> Silo:
+        if not folder.exists():
+            shutil.copytree(self.run.run_dir.silo("north"), folder)
+        own = {"order_seed": None, "max_selections": FOREVER, **changes}
+        content = merged(self.run.silos["north"].settings.model_dump(by_alias=True), own)
+        settings = SiloSettings.model_validate(content)
+        return Silo(settings, folder, load_model=self.cache.load, progress=Silent())
+
+    def last(self, kind: str):
+        data, _ = self.recorder.last("north", kind)
+        return from_bytes(data, allowed=REQUESTS, sender="coordinator")
+
+    def hello(self, **recipe):
+        hello = self.last("hello")
+        content = merged(hello.recipe, recipe)
+        return replace(hello, recipe=content, recipe_hash=Recipe.model_validate(content).hash)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def ask(silo: Silo, request):
+    return from_bytes(silo.answer(request.to_bytes()), allowed=REPLIES, sender="north")
+
+
+def first_round(world: World, silo: Silo, **train):
+    """The first moment after round one of a recipe, as anybody can start it."""
+    hello = world.hello(score={"form": "less"}, train={"checkpoints": 1, **train})
+    ask(silo, hello)
+    model = silo.space.model()
+    request = TrainRequest(
+        recipe_hash=hello.recipe_hash,
+        round=0,
+        validation={},
+        validation_loss=0.0,
+        adapter=model.initial,
+        directions={},
+    )
+    return ask(silo, request)
+
+
+def gradients(model: LoraModel, rows, adapter, names) -> list[torch.Tensor]:
+    """Every row's own gradient at an adapter."""
+    model.freeze_a(frozen=True)
+    model.set_state(adapter)
+    weights = [model.parameters()[name] for name in names]
+    found = []
+    for row in rows:
+        model.peft.zero_grad()
+        row_losses(model.peft, make_batch([row], device=torch.device("cpu"))).mean().backward()
+        found.append(torch.cat([w.grad.double().flatten() for w in weights]))  # pyright: ignore
+    return found
+
+
+def flat(tensors, names) -> torch.Tensor:
+    return torch.cat([tensors[name].double().flatten() for name in names])
+
+
+def best_cosine(found: torch.Tensor, rows: list[torch.Tensor]) -> float:
+    return max(float(found @ g / (found.norm() * g.norm() + 1e-300)) for g in rows)
+
+
+def difference(world: World, silo: Silo) -> float:
+    """Two recipes that differ by one step in round one: how near what is left is to one row."""
+    steps = {"batch_size": 1, "learning_rate": 1e-6, "warmup": 0.0}
+    six = first_round(world, silo, steps=12, rounds=2, **steps)
+    seven = first_round(world, silo, steps=14, rounds=2, **steps)
+    names = [name for name in six.first_moment if ".lora_B." in name]
+    m6 = flat(six.first_moment, names) * (1 - 0.9**6)
+    m7 = flat(seven.first_moment, names) * (1 - 0.9**7)
+    left = (m7 - 0.9 * m6) / 0.1
+    model = silo.space.model()
+    return best_cosine(left, gradients(model, silo.space.encoded().rows, model.initial, names))
+
+
+def test_two_recipes_of_nearly_equal_steps_leave_no_gradient_of_a_row(world, tmp_path):
+    # The attack works where the order is known, so that it would be seen here.
+    assert difference(world, world.silo(tmp_path / "known", order_seed=3)) > 0.999
+    assert difference(world, world.silo(tmp_path / "secret", min_kept=5)) < 0.9
+
+
+def full_batch(world: World, silo: Silo, **tokens):
+    """The mean gradient of all rows, in one step of one batch: the order does not matter then."""
+    train = {"batch_size": 64, "steps": 2, "rounds": 2, "learning_rate": 1e-6, "checkpoints": 1}
+    hello = world.hello(score={"form": "less"}, train=train, tokens=tokens)
+    ask(silo, hello)
+    model = silo.space.model()
+    request = TrainRequest(
+        recipe_hash=hello.recipe_hash,
+        round=0,
+        validation={},
+        validation_loss=0.0,
+        adapter=model.initial,
+        directions={},
+    )
+    n_rows = len(silo.space.encoded().rows)
+    return ask(silo, request).first_moment, n_rows
+
+
+def test_two_lengths_that_part_one_row_leave_no_gradient_of_it(world, tmp_path):
+    rows = world.silo(tmp_path / "look").space.encoded().rows
+    lengths = sorted(len(row.ids) for row in rows)
+    top, below = lengths[-1], next(n for n in reversed(lengths) if n < lengths[-1])
+    longest = [row for row in rows if len(row.ids) == top]
+    found = {}
+    for name, changes in {"known": {"order_seed": 3}, "secret": {"min_kept": 5}}.items():
+        silo = world.silo(tmp_path / name, **changes)
+        (all_of_them, n), (shorter, m) = (
+            full_batch(world, silo, max_length=k) for k in (top, below)
+        )
+        assert n - m == len(longest)
+        names = [name for name in all_of_them if ".lora_B." in name]
+        left = n * flat(all_of_them, names) - m * flat(shorter, names)
+        model = silo.space.model()
+        truth = torch.stack(gradients(model, longest, model.initial, names)).sum(0)
+        found[name] = best_cosine(left, [truth])
+    assert found["known"] > 0.99, "the attack does not even work on a known order"
+    assert found["secret"] < 0.9, found
+
+
+def test_whether_a_row_is_kept_does_not_show_in_the_bytes_of_an_adapter(world, tmp_path):
+    silo, fit = world.silo(tmp_path / "s"), world.last("fit")
+    told = set()
+    for seed in (1, 2):
+        # The same training on the same rows under another recipe: as if one row less were kept.
+        hello = world.hello(threshold={"bootstrap": 20 + seed})
+        ask(silo, hello)
+        silo.space.keep(range(12))
+        reply = ask(silo, replace(fit, recipe_hash=hello.recipe_hash, round=0))
+        told.add(flat(reply.adapter, sorted(reply.adapter)).numpy().tobytes())
+    assert len(told) == 2, "equal bytes say that the same rows were kept"
+
+
+def rows_of(silo: Silo, request, **how):
+    rows = list(silo.space.encoded().rows)
+    return gather(silo.space, rows, request, n_steps=6, what="a test", **how)
+
+
+def test_every_training_sets_other_rows_aside_and_takes_the_others_equally_often(world, tmp_path):
+    silo, fit = world.silo(tmp_path / "s", min_kept=5), world.last("fit")
+    crowd = rows_of(silo, fit)
+    assert len(crowd.rows) == len(silo.space.encoded().rows) - 5
+    assert crowd.order is not None
+    assert len(crowd.order) == 6 * 4, "every batch is full"
+    counts = np.bincount(crowd.order, minlength=len(crowd.rows))
+    assert counts.max() - counts.min() <= 1
+    later = rows_of(silo, replace(fit, round=fit.round + 1))
+    assert [r.row for r in later.rows] == [r.row for r in crowd.rows], "per round, other rows"
+    assert later.order != crowd.order
+    others = [
+        rows_of(silo, replace(fit, arm="mixed")),
+        rows_of(silo, replace(fit, recipe_hash="0" * 12)),
+        rows_of(world.silo(tmp_path / "other", min_kept=5), fit),
+    ]
+    # The last one has the same key: the same folder was copied.
+    assert [r.row for r in others.pop().rows] == [r.row for r in crowd.rows]
+    for other in others:
+        unlike = {r.row for r in other.rows} ^ {r.row for r in crowd.rows}
+        assert len(unlike) >= 2, "two trainings that leave out the same rows can be subtracted"
+
+
+def test_another_key_draws_another_order(world, tmp_path):
+    silo, fit = world.silo(tmp_path / "s"), world.last("fit")
+    before = rows_of(silo, fit)
+    (silo.private / "data.key").write_bytes(b"k" * 32)
+    after = rows_of(silo, fit)
+    assert after.order != before.order
+    assert [r.row for r in after.rows] != [r.row for r in before.rows]
+
+
+def test_purposes_do_not_run_into_each_other(world, tmp_path):
+    space = world.silo(tmp_path / "s").space
+    seeds = {secret_seed(space, *parts) for parts in (("a", "bc"), ("ab", "c"), ("abc",), ("1:a",))}
+    assert len(seeds) == 4
+    assert max(seeds) > 2**200
+
+
+@pytest.mark.parametrize(
+    ("batch", "steps", "rows"), [(1, 1, 1.0), (1, 5, 4.89), (16, 1, 16.0), (1, 10**4, 19.0)]
+)
+def test_rows_in_a_running_mean_are_counted_by_their_weights(batch, steps, rows):
+    weights = np.repeat(0.1 * 0.9 ** np.arange(steps) / (1 - 0.9**steps) / batch, batch)
+    assert weights.sum() == pytest.approx(1)
+    assert rows_in_mean(batch, steps) == pytest.approx(1 / (weights**2).sum())
+    assert rows_in_mean(batch, steps) == pytest.approx(rows, abs=0.01)
+
+
+def test_a_mean_of_few_rows_does_not_leave(world, tmp_path):
+    silo = world.silo(tmp_path / "s", min_kept=5)
+    with pytest.raises(DataError, match=r"mean of gradients in which 4\.9 rows count"):
+        first_round(world, silo, batch_size=1, steps=10, rounds=2)
+
+
+def test_a_selection_must_keep_the_rows_that_are_set_aside_too(world, tmp_path):
+    silo, request = world.silo(tmp_path / "s"), world.last("select")
+    n_kept = json.loads((silo.private / "selection.json").read_text())["kept"]
+    for min_kept, fits in ((len(n_kept) // 2, True), (len(n_kept) // 2 + 1, False)):
+        silo = world.silo(tmp_path / str(min_kept), min_kept=min_kept)
+        (silo.private / FILE).unlink()
+        if fits:
+            ask(silo, request)
+            continue
+        with pytest.raises(DataError, match="rows would be kept"):
+            ask(silo, request)
+
+
+def overflow(silo: Silo, token: int, request):
+    """The score request with an adapter under which one token makes a loss infinite."""
+    model = silo.space.model()
+    embedding = model.peft.get_base_model().get_input_embeddings().weight.detach()
+    state = {n: torch.zeros_like(t) for n, t in request.checkpoints[0].items()}
+    for name in state:
+        if ".lora_A." in name and state[name].shape[1] == embedding.shape[1]:
+            state[name][0] = embedding[token] / embedding[token].norm()
+        if ".lora_B." in name:
+            state[name][:, 0] = 3e38
+    return replace(request, checkpoints=[state for _ in request.checkpoints])
+
+
+@pytest.mark.parametrize(
+    "score",
+    [{}, {"method": "perplexity"}, {"method": "influence", "form": "sgd", "loss_weight": 0.0}],
+    ids=["default", "perplexity", "sgd"],
+)
+def test_a_score_that_is_not_finite_is_answered_like_any_other(
+    world, tmp_path, tmp_path_factory, monkeypatch, score
+):
+    changes = {"recipe": {"score": score}}
+    folder = tmp_path_factory.mktemp("scored")
+    config = write_micro(folder / "input", tiny_model(folder / "model"), changes=changes)
+    run = open_micro(config, folder / "run")
+    recorder = Recorder(run)
+    run_until(run, "score")
+    request = from_bytes(recorder.last("north", "score")[0], allowed=REQUESTS, sender="")
+    settings = run.silos["north"].settings.model_copy(update={"max_selections": FOREVER})
+    silo = Silo(settings, run.run_dir.silo("north"), load_model=world.cache.load, progress=Silent())
+    # The probe looks at public rows alone, which the coordinator knows.
+    monkeypatch.setattr("clues.silo.score.probe_loss", lambda *_, **__: 0.0)
+    monkeypatch.setattr("clues.silo.score.check_probe", lambda *_, **__: None)
+    honest = silo.answer(request.to_bytes())
+    crafted = overflow(silo, 40, request)
+    assert silo.answer(crafted.to_bytes()) == honest, "the answer tells of a row"
+    lost = json.loads((silo.private / "nonfinite.json").read_text())
+    assert lost, "nothing overflowed, so nothing was tested"
