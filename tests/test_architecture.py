@@ -202,7 +202,7 @@ def test_nothing_in_the_package_needs_what_stays_in_the_checkout(module):
 
 PLANTED = (
     ("coordinator", "from clues.silo.workspace import Workspace"),
-    ("coordinator", "import clues.silo.permission"),
+    ("coordinator", "import clues.silo.questions"),
     ("coordinator", "from clues.silo import silo"),
     ("coordinator", "from clues import silo"),
     ("coordinator", "from ..silo import workspace"),
