@@ -12,7 +12,7 @@ from clues.prepare.demo import SILOS, Sizes, write_demo
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> Path:
+def inputs(small_built_in, tmp_path: Path) -> Path:
     small = Sizes(private=24, validation=8, anchor=10, heldout=6)
     return write_demo(tmp_path / "input", seed=0, sizes=small)
 
