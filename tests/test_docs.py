@@ -90,6 +90,7 @@ def desk(small_built_in, tmp_path, monkeypatch) -> Path:
     return tmp_path / "desk"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", ["one-site.md", "one-machine.md", "three-machines.md", "adding-a-scorer.md"]
 )
@@ -114,6 +115,7 @@ def test_a_tutorial_runs_as_it_stands(desk, page) -> None:
         assert load_silo(desk / "hospital/north.yaml").domain == "medicine-en"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the threshold keeps")
 def test_the_page_of_the_library_runs_as_it_stands(desk, small_built_in) -> None:
     base = shutil.copytree(small_built_in, desk / "base-model")

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from federation_helpers import run_micro, tiny_model, without_volatile, write_micro
+from federation_helpers import run_micro, without_volatile, write_micro
 
 SCRIPT = """
 import json, subprocess, sys
@@ -25,13 +25,15 @@ disk.mkdir(parents=True)
 mounted = ["mount", "-t", "tmpfs", "-o", f"size={start}k", "tmpfs", str(disk)]
 subprocess.run(mounted, check=True)
 errors = []
-for size in range(start, 4000, 20):
+size = start
+while size < 4000:
     subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
     try:
         run_micro(config, root)
         break
     except CluesError as error:
         errors.append([type(error).__name__, str(error)])
+    size = size + 20 if sys.argv[6] == "all" else size * 3 // 2
 results = json.loads((root / "results.json").read_text())
 (Path(sys.argv[5])).write_text(json.dumps({"errors": errors, "results": results}))
 from clues.wall.ledger import verify
@@ -48,18 +50,19 @@ def can_mount() -> bool:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> tuple[Path, dict]:
+def unbroken(micro_model, tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("unbroken")
     changes = {"evaluate": {"arms": ["mixed", "clues"]}}
-    config = write_micro(folder / "input", tiny_model(folder / "model"), changes=changes)
+    config = write_micro(folder / "input", micro_model, changes=changes)
     return config, run_micro(config, folder / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no mount namespace for an own small disk here")
 @pytest.mark.parametrize("place", ["silos/north", "coordinator", "."])
+@pytest.mark.parametrize("sizes", ["some", pytest.param("all", marks=pytest.mark.long)])
 def test_a_full_disk_is_named_and_with_room_the_run_ends_as_if_it_had_been_there(
-    unbroken, tmp_path, place
+    unbroken, tmp_path, place, sizes
 ):
     config, expected = unbroken
     environment = {
@@ -71,7 +74,7 @@ def test_a_full_disk_is_named_and_with_room_the_run_ends_as_if_it_had_been_there
     start = {".": "40"}.get(place, "12")
     found = tmp_path / "found.json"
     command = ["unshare", "-rm", sys.executable, "-W", "ignore", "-c", SCRIPT, str(config)]
-    command += [str(tmp_path / "run"), place, start, str(found)]
+    command += [str(tmp_path / "run"), place, start, str(found), sizes]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     content = json.loads(found.read_text())

@@ -181,6 +181,7 @@ def model(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visits", ["first", "every"])
 @pytest.mark.parametrize("refresh", [None, 3])
 def test_a_run_with_in_run_scores_ends(model, tmp_path, visits, refresh) -> None:
@@ -192,6 +193,7 @@ def test_a_run_with_in_run_scores_ends(model, tmp_path, visits, refresh) -> None
     assert all(s["auc"] is not None for s in results["silos"].values())
 
 
+@pytest.mark.slow
 def test_in_run_scores_beside_checkpoint_scores(model, tmp_path) -> None:
     changes = {
         "recipe": {"score": {"compare": ["inrun", "cosine"]}, "train": {"steps": 12}},
@@ -202,6 +204,7 @@ def test_in_run_scores_beside_checkpoint_scores(model, tmp_path) -> None:
         assert silo["detection"]["inrun"]["auc"] != silo["detection"]["cosine"]["auc"]
 
 
+@pytest.mark.slow
 def test_too_few_steps_to_see_every_row_stop_the_run(model, tmp_path) -> None:
     config = write_micro(tmp_path, model, changes={"recipe": {"score": {"trajectory": "inrun"}}})
     with pytest.raises(DataError, match="were never trained on"):
