@@ -71,17 +71,11 @@ def no_pictures(request):
     if getattr(request.module, "DRAWS", False) or "clues.pipeline" not in sys.modules:
         yield
         return
-    from clues.report import private, shared
-    from clues.report.histogram import Chart, score_range
-
-    def undrawn(scores, *, cut, size, **how):
-        low, high = score_range(scores, [cut])
-        return Chart("<svg></svg>", *size, 0.0, size[0], 0.0, size[1], low, high)
+    from undrawn import UNDRAWN
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(private, "score_histogram", undrawn)
-        for name in ("gains", "score_bands", "curves"):
-            patch.setattr(shared, name, lambda results: {})
+        for module, name, stand_in in UNDRAWN:
+            patch.setattr(module, name, stand_in)
         yield
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 PROGRAM = """
 import json, os, sys
-import clues.cli.program, clues.pipeline
+import clues.cli.program, clues.pipeline, sklearn.metrics, transformers.models.llama
 
 def run(case):
     os.chdir(case["folder"])
@@ -224,7 +224,7 @@ def test_without_what_measures_nothing_is_measured(
     call, micro_model, tmp_path, missing, extra, changes, verb
 ):
     config = write_micro(tmp_path / "in", micro_model)
-    edit_config(config, {"evaluate": changes})
+    edit_config(config, {"evaluate": {"arms": ["mixed", "clues"], **changes}})
     said = call(missing, verb, str(config), "--out", "run", "-q", folder=tmp_path)
     last = said.splitlines(keepends=True)[-1]
     says(last, f"evaluate.{next(iter(changes))}", missing, extra)

@@ -192,7 +192,7 @@ def test_the_report_says_what_the_threshold_lets_pass(finished) -> None:
     ],
 )
 def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe, combine) -> None:
-    changes = {"recipe": recipe, "combine": combine, "evaluate": {"arms": ["mixed", "clues"]}}
+    changes = {"recipe": recipe, "combine": combine, "evaluate": {"arms": ["clues"]}}
     config = write_micro(tmp_path / "input", model, changes=changes)
     results = run_micro(config, tmp_path / "run")
     for arm in results["arms"].values():
@@ -206,7 +206,7 @@ def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(
     model, finished, tmp_path
 ) -> None:
     names = [*FORMS, *BASELINE_NAMES]
-    changes = {"recipe": {"score": {"compare": names}}, "evaluate": {"arms": ["mixed", "clues"]}}
+    changes = {"recipe": {"score": {"compare": names}}, "evaluate": {"arms": ["clues"]}}
     config = write_micro(tmp_path / "input", model, changes=changes)
     results = run_micro(config, tmp_path / "run")
     plain = finished[2]
@@ -302,7 +302,7 @@ def test_an_arm_by_another_score_needs_the_score_and_consent(
 
 @pytest.mark.slow
 def test_blocks_are_ranked_one_by_one_where_labels_are_known(model, tmp_path) -> None:
-    changes = {"recipe": {"score": {"per_block": True}}, "evaluate": {"arms": ["mixed", "clues"]}}
+    changes = {"recipe": {"score": {"per_block": True}}, "evaluate": {"arms": ["clues"]}}
     results = run_micro(write_micro(tmp_path / "input", model, changes=changes), tmp_path / "run")
     for silo in results["silos"].values():
         blocks = [name for name in silo["detection"] if "block" in name]

@@ -248,7 +248,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_row_without_a_finite_score_is_named_or_dropped(model, tmp_path, monkeypatch) -> None:
-    config = write_micro(tmp_path, model)
+    config = write_micro(tmp_path, model, changes={"evaluate": {"arms": ["clues"]}})
     bad = read_rows(tmp_path / "silos/north.jsonl").samples[5].id
     monkeypatch.setattr(shards, "form_scores", poisoned(shards.form_scores, bad))
     with pytest.raises(NumericsError, match=f"1 of 24 rows is not finite: {bad}") as raised:

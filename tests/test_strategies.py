@@ -394,7 +394,7 @@ def resident(field):
 def selected(micro_model, tmp_path_factory):
     """A run of three silos up to its selection, which ways to combine have no part in."""
     folder = tmp_path_factory.mktemp("selected")
-    changes = {"evaluate": {"arms": ["mixed", "clues"]}}
+    changes = {"evaluate": {"arms": ["clues"]}}
     silos = ("north", "south", "west")
     config = write_micro(folder / "input", micro_model, silos=silos, changes=changes)
     run_until(open_micro(config, folder / "run"), "select")
