@@ -17,6 +17,7 @@ from clues.cli import program as cli
 from clues.wall.ledger import verify
 
 DRAWS = True  # the pictures are looked at
+pytestmark = pytest.mark.slow  # a browser
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
     "<img src=x onerror='window.hacked = 2'><svg onload='window.hacked = 3'>",

@@ -13,6 +13,7 @@ from clues.report.cells import DASH, band, count, number, size
 from clues.wall.ledger import summary, verify
 
 DRAWS = True  # the pictures are looked at
+pytestmark = pytest.mark.slow  # a browser
 MARKER = "ZQMARK"
 MINUS = "\N{MINUS SIGN}"
 
