@@ -1,5 +1,7 @@
 # make demo   the whole method on five generated silos (about five minutes on two cores)
-# make test   all tests
+# make fast   all tests but those of more than a second or two
+# make test   all tests but the longest, of which it has short forms
+# make long-tests  the longest: every write a process can be killed at, every notebook in its kernel
 # make check  lint, format, types
 # make experiment NAME=fiqa ARGS="--seeds 3"   one of the paper's tables; without NAME their list
 # make results     docs/results.md from the stored results
@@ -18,16 +20,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test fast check benchmark experiment results reference leaves architecture docs picture \
-	federation federation-tests clean
+	federation federation-tests long-tests clean
 
 demo: $(READY)
 	$(BIN)/clues demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 fast: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not federation"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long and not federation"
+
+long-tests: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -4,20 +4,29 @@ Nothing is downloaded. What a test may change (a model, an adapter) comes from a
 new for every call; what nobody changes (tokenizers, rows, a saved folder) lives for the session.
 """
 
+from __future__ import annotations
+
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from clues.config import LoraSettings, TokenSettings
 from clues.data.samples import Message, Sample
-from clues.data.tokens import EncodedRow, RowEncoder
-from clues.model.adapters import LoraModel
+
+# The process that hands the tests to the workers reads this file too, and needs none of these.
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from clues.data.tokens import EncodedRow
+    from clues.model.adapters import LoraModel
+
+# Tiny matrices lose more to threads than they win, here and in processes that tests start. torch
+# reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SENTENCES = (
     "The heart pumps blood through the body.",
@@ -48,12 +57,26 @@ ALL_PROJECTIONS = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_torch_thread():
-    """Tiny matrices lose more to threads than they win."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def no_wait_for_the_disk():
+    """A killed process loses nothing that it wrote; only a power cut would, and no test makes one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures(request):
+    """Runs draw nothing, which is a third of a tiny one, unless a module says `DRAWS = True`."""
+    # A module that makes runs has imported them; the others need no Matplotlib.
+    if getattr(request.module, "DRAWS", False) or "clues.pipeline" not in sys.modules:
+        yield
+        return
+    from undrawn import UNDRAWN
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, stand_in in UNDRAWN:
+            patch.setattr(module, name, stand_in)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +86,8 @@ def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     `adds_bos` puts <s> in front of every text, as Llama's does; `chat_template` is Jinja.
     <s>, </s> and <pad> are ids 0, 1, 2; every byte has a token, so decoding gives the text back.
     """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
 
     def make(*, adds_bos: bool = False, bos: bool = True, chat_template: str | None = None):
         bpe = Tokenizer(models.BPE())
@@ -108,57 +133,21 @@ def samples() -> tuple[Sample, ...]:
 @pytest.fixture(scope="session")
 def encoded_rows(tokenizer, samples) -> tuple[EncodedRow, ...]:
     """The samples encoded: seven rows of different lengths, prompts of many tokens."""
+    from clues.config import TokenSettings
+    from clues.data.tokens import RowEncoder
+
     encoder = RowEncoder(tokenizer, TokenSettings(template="alpaca", max_length=256))
     rows = tuple(encoder.encode(sample) for sample in samples)
     assert len({len(row.ids) for row in rows}) > 4
     return rows
 
 
-class _FullPrecisionNorm(nn.Module):
-    """Llama's RMSNorm without its detour through float32, which would limit oracles to 1e-7."""
-
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon)
-
-
 @pytest.fixture(scope="session")
 def make_base() -> Callable[..., LlamaForCausalLM]:
-    """Factory of a random Llama: hidden size 32, 300 tokens, two blocks unless told otherwise.
+    """Factory of a random Llama: see `tiny_llama.make_base`."""
+    from tiny_llama import make_base
 
-    In float64 its norms are float64 too, so that nothing but rounding separates two ways to
-    compute the same number.
-    """
-
-    def make(*, dtype: torch.dtype = torch.float32, n_blocks: int = 2, seed: int = 0):
-        config = LlamaConfig(
-            vocab_size=300,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=n_blocks,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
-            # Larger than usual: losses then differ between tokens and gradients are not tiny.
-            initializer_range=0.15,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = LlamaForCausalLM(config).to(dtype)
-        if dtype == torch.float64:
-            norms = [(n, m) for n, m in model.named_modules() if type(m).__name__.endswith("Norm")]
-            for name, norm in norms:
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, _FullPrecisionNorm(norm))
-        return model.eval()
-
-    return make
+    return make_base
 
 
 @pytest.fixture(scope="session")
@@ -171,12 +160,32 @@ def tiny_model_folder(make_base, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def micro_model(tmp_path_factory) -> Path:
+    """The even smaller Llama of whole runs: see `federation_helpers.tiny_model`."""
+    from federation_helpers import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("micro_model"))
+
+
+@pytest.fixture
+def small_built_in(micro_model, monkeypatch) -> Path:
+    """Settings that name no base model get the smallest one instead of the built-in one."""
+    for module in ("clues.config.hashes", "clues.model.adapters"):
+        monkeypatch.setattr(f"{module}.built_in_folder", lambda: micro_model)
+    return micro_model
+
+
+@pytest.fixture(scope="session")
 def make_lora(make_base) -> Callable[..., LoraModel]:
     """Factory of a `LoraModel` on the CPU whose B is random, not zero.
 
     Call it with the settings that matter to the test: dtype, n_blocks, rank, alpha, dropout,
     target_modules, seed (of the adapter; the base model is always the same).
     """
+    import torch
+
+    from clues.config import LoraSettings
+    from clues.model.adapters import LoraModel
 
     def make(
         *,
@@ -215,6 +224,8 @@ def make_states(make_lora) -> Callable[..., list[dict[str, torch.Tensor]]]:
 
 def random_state(like: dict[str, torch.Tensor], *, seed: int) -> dict[str, torch.Tensor]:
     """An adapter of the same names, shapes and dtypes, with normal weights of spread 0.1."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 0.1 * torch.randn(t.shape, generator=generator, dtype=t.dtype)

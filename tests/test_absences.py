@@ -12,6 +12,7 @@ from clues.pipeline import run_until
 from clues.wall.messages import REQUESTS, from_bytes
 from clues.wall.transport import Missing
 
+pytestmark = pytest.mark.slow
 SILOS = ("north", "south", "west")
 
 

@@ -162,6 +162,7 @@ def test_it_is_a_run_of_one_silo_to_the_last_digit(scored, data, model, tmp_path
     assert clues.run("clues.yaml", folder="run", until="select", progress=False) is None
 
 
+@pytest.mark.slow
 def test_the_same_in_every_type_and_each_comes_back_as_it_went_in(scored, data, model, tmp_path):
     path = tmp_path / "mine.csv"
     frame = pd.DataFrame(data["rows"]).set_index(pd.Index(range(100, 114)))
@@ -250,6 +251,7 @@ def test_keeping_everything_or_nothing_is_said_aloud(scored):
 # --- recipe, checked rows, progress
 
 
+@pytest.mark.slow
 def test_settings_come_as_a_dict_or_as_a_recipe(scored, data, model):
     as_recipe = small_score(data, model=model, recipe=scored.recipe, name="rows")
     assert np.array_equal(as_recipe.scores, scored.scores)
@@ -398,6 +400,7 @@ def test_a_loaded_model_is_left_exactly_as_it_was(
     handle.remove()
 
 
+@pytest.mark.slow
 def test_adapters_of_the_caller_count_as_if_they_were_merged(data, model, tmp_path):
     base, tokenizer = loaded(model)
     used = with_adapters(base.double())

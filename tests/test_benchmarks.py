@@ -123,7 +123,15 @@ def test_a_section_replaces_its_own_and_leaves_the_others(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_every_row_of_the_table_can_be_made(folder, tmp_path, capsys) -> None:
+@pytest.mark.parametrize(
+    "short", [True, pytest.param(False, marks=pytest.mark.long)], ids=["here", "in processes"]
+)
+def test_every_row_of_the_table_can_be_made(folder, tmp_path, capsys, monkeypatch, short) -> None:
+    if short:  # without the rows that processes of their own measure
+        flat = [Resident(1000, 800, 1.0), Resident(10_000, 810, 10.1)]
+        monkeypatch.setattr(scoring, "resident_growth", lambda *args, **how: flat)
+        row = Row("two processes", "at least 1.6", "1.9", True)
+        monkeypatch.setattr(scoring, "processes_row", lambda *args, **how: row)
     page = tmp_path / "benchmarks.md"
     scoring.main(["--quick", "--write", "--model", str(folder)], page=page)
     (text,) = read_sections(page).values()

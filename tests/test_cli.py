@@ -12,7 +12,7 @@ from clues.prepare.demo import SILOS, Sizes, write_demo
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> Path:
+def inputs(small_built_in, tmp_path: Path) -> Path:
     small = Sizes(private=24, validation=8, anchor=10, heldout=6)
     return write_demo(tmp_path / "input", seed=0, sizes=small)
 
@@ -241,6 +241,7 @@ def test_a_threshold_of_one_silo_needs_a_dry_run(inputs, capsys) -> None:
     assert "--dry-run" in message
 
 
+@pytest.mark.slow
 def test_stages_run_one_by_one_and_the_dry_run_writes_nothing(inputs, tmp_path, capsys) -> None:
     edit(inputs, lambda c: c["recipe"]["train"].update(steps=2, rounds=2, checkpoints=2))
     edit(inputs, lambda c: c["combine"].update(rounds=1, local_steps=1))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from browser import Opened, chromium
-from federation_helpers import edit_config, tiny_model
+from federation_helpers import edit_config
 from test_cli import call
 from typer.main import get_command
 
@@ -81,11 +81,8 @@ def run_yaml(block: str) -> None:
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch) -> Path:
+def desk(small_built_in, tmp_path, monkeypatch) -> Path:
     """An empty folder, a base model of no size, and few rows."""
-    model = tiny_model(tmp_path / "model")
-    for module in ("clues.config.hashes", "clues.model.adapters"):
-        monkeypatch.setattr(f"{module}.built_in_folder", lambda: model)
     sizes = demo.Sizes(private=80, validation=6, anchor=12, heldout=4)
     monkeypatch.setattr(demo, "Sizes", lambda: sizes)
     (tmp_path / "desk").mkdir()
@@ -93,6 +90,7 @@ def desk(tmp_path, monkeypatch) -> Path:
     return tmp_path / "desk"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", ["one-site.md", "one-machine.md", "three-machines.md", "adding-a-scorer.md"]
 )
@@ -117,9 +115,10 @@ def test_a_tutorial_runs_as_it_stands(desk, page) -> None:
         assert load_silo(desk / "hospital/north.yaml").domain == "medicine-en"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the threshold keeps")
-def test_the_page_of_the_library_runs_as_it_stands(desk) -> None:
-    base = shutil.copytree(desk.parent / "model", desk / "base-model")
+def test_the_page_of_the_library_runs_as_it_stands(desk, small_built_in) -> None:
+    base = shutil.copytree(small_built_in, desk / "base-model")
     for seed, site in enumerate(("site-a", "site-b")):
         lora = LoraModel.load(ModelSettings(name=str(base)), LoraSettings(), seed=seed)
         lora.save(lora.initial, desk / site)

@@ -1,8 +1,8 @@
 """What other trainers are given: files that parse, and columns that the kept rows have."""
 
+import ast
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -64,20 +64,43 @@ def test_all_take_as_many_steps_as_a_run_does_and_talk_to_nobody(folder) -> None
     assert (EXAMPLES / folder / "README.md").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("demo", ("north-clinic", "kept.jsonl", "select-reply")),
-        ("score", ("rows kept, threshold", "is below", "report.html")),
-    ],
+NOTEBOOKS = (
+    ("demo", ("north-clinic", "kept.jsonl", "select-reply")),
+    ("score", ("rows kept, threshold", "is below", "report.html")),
 )
-def test_a_notebook_runs(monkeypatch, name, shown) -> None:
+
+
+def stored(name: str) -> dict:
+    notebook = json.loads((EXAMPLES / f"{name}.ipynb").read_text(encoding="utf-8"))
+    assert all(not cell.get("outputs") for cell in notebook["cells"]), "store it without outputs"
+    return notebook
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "shown"), NOTEBOOKS)
+def test_the_cells_of_a_notebook_run(small_built_in, capsys, name, shown) -> None:
+    """In this process, with a base model of no size: the code, without the program of notebooks."""
+    space: dict = {}
+    values: list[str] = []
+    for cell in stored(name)["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        *steps, last = ast.parse("".join(cell["source"])).body
+        if not isinstance(last, ast.Expr):
+            steps, last = [*steps, last], None
+        exec(compile(ast.Module(steps, []), name, "exec"), space)
+        if last:
+            values.append(repr(eval(compile(ast.Expression(last.value), name, "eval"), space)))
+    text = "".join([capsys.readouterr().out, *values])
+    assert [word for word in shown if word not in text] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "shown"), NOTEBOOKS)
+def test_a_notebook_runs(name, shown) -> None:
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     nbformat = pytest.importorskip("nbformat")
-    notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
-    assert all(not cell.get("outputs") for cell in notebook.cells), "store it without outputs"
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    notebook = nbformat.from_dict(stored(name))
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     text = json.dumps([cell.get("outputs") for cell in notebook.cells])
     assert [word for word in shown if word not in text] == []

@@ -1,15 +1,19 @@
 """Libraries that only an extra installs: declared, in versions that fit, and missed with one line."""
 
 import ast
+import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from federation_helpers import edit_config, tiny_model, write_micro
+from federation_helpers import edit_config, write_micro
 from packaging.requirements import Requirement
 
 import clues
@@ -21,14 +25,67 @@ pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists(), reason="pyproject.toml is not beside the tests"
 )
 PROGRAM = """
-import sys
-for name in sys.argv.pop(1).split(","):
-    sys.modules[name] = None
-from clues.cli.program import main
-main()
+import json, os, sys
+import clues.cli.program, clues.pipeline, sklearn.metrics, transformers.models.llama
+
+def run(case):
+    os.chdir(case["folder"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(case[name], os.O_WRONLY | os.O_CREAT), number)
+    for name in [*sys.modules]:
+        if name.startswith(case["without"] + "."):
+            del sys.modules[name]
+    sys.modules[case["without"]] = None
+    sys.argv[1:] = case["arguments"]
+    clues.cli.program.main()
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        sys.stdin.close()
+        run(json.loads(line))
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
+class Clues:
+    """A process that has loaded what every verb needs, and runs each in a copy of itself."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def __call__(self, without: str, *arguments: str, folder: Path) -> str:
+        """What a verb says on stderr where libraries are missing; it must end with exit code 2."""
+        said = {name: folder.parent / f"{folder.name}.{name}" for name in ("stdout", "stderr")}
+        case = {"without": without, "arguments": arguments, "folder": str(folder)}
+        case |= {name: str(path) for name, path in said.items()}
+        for path in said.values():
+            path.unlink(missing_ok=True)
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(case) + "\n")
+        self.process.stdin.flush()
+        code = self.process.stdout.readline().strip()
+        stdout, stderr = (path.read_text() for path in said.values())
+        assert code == "2", f"{arguments}: {stderr}"
+        assert "Traceback" not in stderr
+        assert stdout == ""
+        return stderr
+
+
+@pytest.fixture(scope="module")
+def call() -> Iterator[Clues]:
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are forked")
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Clues(process)
+
+
+@cache
 def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -43,6 +100,7 @@ def declared(extra: str | None) -> dict[str, Requirement]:
     return {plain(r.name): r for r in map(Requirement, of)}
 
 
+@cache
 def imported(path: Path) -> list[tuple[str, bool, set[str]]]:
     """Every library that a module imports: its name, whether at once, and what `needs` names."""
     found: list[tuple[str, bool, set[str]]] = []
@@ -111,21 +169,6 @@ def test_the_versions_of_flower_are_those_of_the_project():
     assert str(declared("flower")["flwr"].specifier) == f"<{end},>={first}"
 
 
-def call(without: str, *arguments: str, folder: Path) -> str:
-    """What a verb says on stderr where libraries are missing; it must end with exit code 2."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, without, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=300,
-    )
-    assert done.returncode == 2, f"{arguments}: {done.stderr}"
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    return done.stderr
-
-
 def says(said: str, what: str, missing: str, extra: str) -> None:
     install = f"In the source folder of clues, call: pip install '.[{extra}]'"
     assert said == f"clues: {what}: not installed: {missing}. {install}\n"
@@ -133,7 +176,7 @@ def says(said: str, what: str, missing: str, extra: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", [["ca"], ["server", "a.org"], ["node", "north"]])
-def test_without_cryptography_no_key_is_made(tmp_path, verb):
+def test_without_cryptography_no_key_is_made(call, tmp_path, verb):
     said = call("cryptography", "keys", *verb, folder=tmp_path)
     says(said, "keys and certificates", "cryptography", "flower")
     assert not list(tmp_path.iterdir())
@@ -141,8 +184,8 @@ def test_without_cryptography_no_key_is_made(tmp_path, verb):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["flwr", "google.protobuf", "httpx"])
-def test_without_flower_nobody_serves_joins_or_probes(tmp_path, missing):
-    config = write_micro(tmp_path, tiny_model(tmp_path / "model"))
+def test_without_flower_nobody_serves_joins_or_probes(call, micro_model, tmp_path, missing):
+    config = write_micro(tmp_path, micro_model)
     shared = config.read_text().split("silos:")[0]
     (tmp_path / "shared.yaml").write_text(shared)
     usual = "insecure: true\n"
@@ -177,17 +220,19 @@ def test_without_flower_nobody_serves_joins_or_probes(tmp_path, missing):
         ("lm_eval", "eval", {"lm_eval": ["arc_easy"]}, "run"),
     ],
 )
-def test_without_what_measures_nothing_is_measured(tmp_path, missing, extra, changes, verb):
-    config = write_micro(tmp_path / "in", tiny_model(tmp_path / "model"))
-    edit_config(config, {"evaluate": changes})
+def test_without_what_measures_nothing_is_measured(
+    call, micro_model, tmp_path, missing, extra, changes, verb
+):
+    config = write_micro(tmp_path / "in", micro_model)
+    edit_config(config, {"evaluate": {"arms": ["mixed", "clues"], **changes}})
     said = call(missing, verb, str(config), "--out", "run", "-q", folder=tmp_path)
     last = said.splitlines(keepends=True)[-1]
     says(last, f"evaluate.{next(iter(changes))}", missing, extra)
 
 
 @pytest.mark.slow
-def test_without_opacus_no_silo_trains_privately(tmp_path):
-    config = write_micro(tmp_path / "in", tiny_model(tmp_path / "model"))
+def test_without_opacus_no_silo_trains_privately(call, micro_model, tmp_path):
+    config = write_micro(tmp_path / "in", micro_model)
     import yaml
 
     content = yaml.safe_load(config.read_text())

@@ -64,36 +64,41 @@ def test_a_message_comes_out_as_it_went_in_and_anything_else_is_empty():
     assert from_content(foreign) == b""
 
 
-def test_over_flower_the_run_ends_as_in_one_process(config, reference, tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(config, tmp_path_factory):
+    """A run over the grid that loses nothing: its folder, results and grid."""
+    folder = tmp_path_factory.mktemp("grid")
+    return folder, *run_grid(config, folder)
+
+
+def test_over_flower_the_run_ends_as_in_one_process(reference, undisturbed):
     root, expected = reference
-    results, grid = run_grid(config, tmp_path)
+    folder, results, grid = undisturbed
     assert results["threshold"] == expected["threshold"]
     assert without_volatile(results["silos"]) == without_volatile(expected["silos"])
     assert without_volatile(results["arms"]) == without_volatile(expected["arms"])
     for name in SILOS:
-        assert selection_of(tmp_path, name) == selection_of(root, name)
-    assert same_adapter(tmp_path / "coordinator-side", root), "not the same adapter"
+        assert selection_of(folder, name) == selection_of(root, name)
+    assert same_adapter(folder / "coordinator-side", root), "not the same adapter"
     kinds = [kind for node, kind in grid.pushed if node == 10]
     # Few, fat messages: one a round and one of everything else.
     assert kinds == ["hello", "train", "train", "score", "select", "fit", "fit", "evaluate"]
 
 
-def test_both_sides_record_the_same_messages(config, tmp_path):
-    run_grid(config, tmp_path)
-    ours = verify(tmp_path / "coordinator-side" / "ledger.jsonl")
+def test_both_sides_record_the_same_messages(undisturbed):
+    folder, *_ = undisturbed
+    ours = verify(folder / "coordinator-side" / "ledger.jsonl")
     for name in SILOS:
-        theirs = verify(tmp_path / "silos" / name / "ledger.jsonl")
+        theirs = verify(folder / "silos" / name / "ledger.jsonl")
         assert compare(ours, theirs) == {name: 16}
 
 
-@pytest.mark.parametrize("code", [3, 5, 8])
-def test_a_message_that_got_lost_is_sent_again(config, reference, tmp_path, code):
-    lost = {(11, "train"): 2, (12, "fit"): 1}
+def test_a_message_that_got_lost_is_sent_again(config, reference, tmp_path):
+    lost = {(11, "train"): [3, 5], (12, "fit"): [8]}
 
     def lose(node, kind):
-        left = lost.get((node, kind), 0)
-        lost[node, kind] = left - 1
-        return code if left > 0 else 0
+        codes = lost.get((node, kind))
+        return codes.pop(0) if codes else 0
 
     results, _ = run_grid(config, tmp_path, lose=lose)
     assert results["absences"] == []

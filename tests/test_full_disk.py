@@ -11,32 +11,44 @@ import sys
 from pathlib import Path
 
 import pytest
-from federation_helpers import run_micro, tiny_model, without_volatile, write_micro
+from federation_helpers import run_micro, without_volatile, write_micro
 
-SCRIPT = """
+SCRIPT = '''
 import json, subprocess, sys
 from pathlib import Path
 from clues.errors import CluesError
-from federation_helpers import run_micro
-
-config, root, place, start = *map(Path, sys.argv[1:4]), int(sys.argv[4])
-disk = root / place
-disk.mkdir(parents=True)
-mounted = ["mount", "-t", "tmpfs", "-o", f"size={start}k", "tmpfs", str(disk)]
-subprocess.run(mounted, check=True)
-errors = []
-for size in range(start, 4000, 20):
-    subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
-    try:
-        run_micro(config, root)
-        break
-    except CluesError as error:
-        errors.append([type(error).__name__, str(error)])
-results = json.loads((root / "results.json").read_text())
-(Path(sys.argv[5])).write_text(json.dumps({"errors": errors, "results": results}))
 from clues.wall.ledger import verify
-verify(root / "ledger.jsonl")
-"""
+from federation_helpers import run_micro
+from undrawn import UNDRAWN
+
+def fill(config, root, place, size, step):
+    """The errors of a run on a disk that grows by a part of itself, or by as much each time."""
+    disk = root / place
+    disk.mkdir(parents=True)
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(disk)]
+    subprocess.run(mounted, check=True)
+    errors = []
+    while size < 4000:
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
+        try:
+            run_micro(config, root)
+            break
+        except CluesError as error:
+            errors.append([type(error).__name__, str(error)])
+        size += step or size // 2
+    verify(root / "ledger.jsonl")
+    return {"errors": errors, "results": json.loads((root / "results.json").read_text())}
+
+for module, name, stand_in in UNDRAWN:
+    setattr(module, name, stand_in)
+config, folder, step, *places = sys.argv[1:]
+# Below the start not even the empty folders find room.
+found = {
+    place: fill(Path(config), Path(folder, str(n)), place, 40 if place == "." else 12, int(step))
+    for n, place in enumerate(places)
+}
+Path(folder, "found.json").write_text(json.dumps(found))
+'''
 
 
 def can_mount() -> bool:
@@ -48,18 +60,20 @@ def can_mount() -> bool:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> tuple[Path, dict]:
+def unbroken(micro_model, tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("unbroken")
     changes = {"evaluate": {"arms": ["mixed", "clues"]}}
-    config = write_micro(folder / "input", tiny_model(folder / "model"), changes=changes)
+    config = write_micro(folder / "input", micro_model, changes=changes)
     return config, run_micro(config, folder / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no mount namespace for an own small disk here")
-@pytest.mark.parametrize("place", ["silos/north", "coordinator", "."])
+@pytest.mark.parametrize(
+    "step", [0, pytest.param(20, marks=pytest.mark.long)], ids=["some sizes", "all sizes"]
+)
 def test_a_full_disk_is_named_and_with_room_the_run_ends_as_if_it_had_been_there(
-    unbroken, tmp_path, place
+    unbroken, tmp_path, step
 ):
     config, expected = unbroken
     environment = {
@@ -67,19 +81,18 @@ def test_a_full_disk_is_named_and_with_room_the_run_ends_as_if_it_had_been_there
         "PYTHONPATH": str(Path(__file__).parent),
         "OMP_NUM_THREADS": "1",
     }
-    # Below the start not even the empty folders find room.
-    start = {".": "40"}.get(place, "12")
-    found = tmp_path / "found.json"
+    places = ("silos/north", "coordinator", ".")
     command = ["unshare", "-rm", sys.executable, "-W", "ignore", "-c", SCRIPT, str(config)]
-    command += [str(tmp_path / "run"), place, start, str(found)]
+    command += [str(tmp_path), str(step), *places]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    content = json.loads(found.read_text())
-    assert len(content["errors"]) >= 3, "the disk was never full"
-    for kind, text in content["errors"]:
-        assert kind == "DataError", text
-        assert "No space left on device" in text
-        assert "Free disk space" in text
-    assert without_volatile(content["results"]) == without_volatile(
-        json.loads(json.dumps(expected))
-    )
+    found = json.loads((tmp_path / "found.json").read_text())
+    for place in places:
+        assert len(found[place]["errors"]) >= 3, f"{place}: the disk was never full"
+        for kind, text in found[place]["errors"]:
+            assert kind == "DataError", f"{place}: {text}"
+            assert "No space left on device" in text
+            assert "Free disk space" in text
+        assert without_volatile(found[place]["results"]) == without_volatile(
+            json.loads(json.dumps(expected))
+        ), place

@@ -68,6 +68,7 @@ def turned(request):
     return replace(request, directions=turned_round)
 
 
+@pytest.mark.slow
 def test_a_threshold_does_not_come_twice_by_changing_the_scores_under_it(world, tmp_path):
     silo = world.silo(tmp_path)
     kept = (silo.private / "selection.json").read_bytes()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from federation_helpers import edit_config, open_micro, run_micro, tiny_model, write_micro
+from federation_helpers import edit_config, open_micro, run_micro, write_micro
 
 from clues.config import Recipe, ScoreSettings, TrainSettings
 from clues.errors import DataError
@@ -176,25 +176,31 @@ def test_in_run_scores_ask_for_at_least_an_epoch() -> None:
             assert Recipe(public=public, score=score, train=long).score.inrun
 
 
+CLUES_ALONE = {"evaluate": {"arms": ["clues"]}}
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_model(tmp_path_factory.mktemp("model"))
+def model(micro_model):
+    return micro_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visits", ["first", "every"])
 @pytest.mark.parametrize("refresh", [None, 3])
 def test_a_run_with_in_run_scores_ends(model, tmp_path, visits, refresh) -> None:
     score = {"trajectory": "inrun", "visits": visits, "refresh": refresh}
-    changes = {"recipe": {"score": score, "train": {"steps": 12, "rounds": 4}}}
+    changes = {"recipe": {"score": score, "train": {"steps": 12, "rounds": 4}}, **CLUES_ALONE}
     results = run_micro(write_micro(tmp_path, model, changes=changes), tmp_path / "run")
     assert results["method"]["trajectory"] == "inrun"
     assert {s["rows"] for s in results["silos"].values()} == {24}
     assert all(s["auc"] is not None for s in results["silos"].values())
 
 
+@pytest.mark.slow
 def test_in_run_scores_beside_checkpoint_scores(model, tmp_path) -> None:
     changes = {
         "recipe": {"score": {"compare": ["inrun", "cosine"]}, "train": {"steps": 12}},
+        **CLUES_ALONE,
     }
     results = run_micro(write_micro(tmp_path, model, changes=changes), tmp_path / "run")
     for silo in results["silos"].values():
@@ -202,8 +208,10 @@ def test_in_run_scores_beside_checkpoint_scores(model, tmp_path) -> None:
         assert silo["detection"]["inrun"]["auc"] != silo["detection"]["cosine"]["auc"]
 
 
+@pytest.mark.slow
 def test_too_few_steps_to_see_every_row_stop_the_run(model, tmp_path) -> None:
-    config = write_micro(tmp_path, model, changes={"recipe": {"score": {"trajectory": "inrun"}}})
+    changes = {"recipe": {"score": {"trajectory": "inrun"}}, **CLUES_ALONE}
+    config = write_micro(tmp_path, model, changes=changes)
     with pytest.raises(DataError, match="were never trained on"):
         run_until(open_micro(config, tmp_path / "run"))
     # The same run goes on once the recipe trains long enough.

@@ -121,11 +121,20 @@ def without_token(data: bytes):
     return replace(reply, data_token="") if isinstance(reply, HelloReply) else data
 
 
+# Short: around the first write, and a few of those that follow.
+SOME = (1, 2, 3, 6, 11, 20, 37, 68)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "numbers", [SOME, pytest.param(range(1, 200), marks=pytest.mark.long)], ids=["some", "all"]
+)
 @pytest.mark.parametrize("kind", sorted(REQUESTS))
-def test_a_silo_killed_at_any_write_answers_the_same_when_it_is_back(world, tmp_path, kind):
+def test_a_silo_killed_at_any_write_answers_the_same_when_it_is_back(
+    world, tmp_path, kind, numbers
+):
     _, before, request, reply = next(step for step in world.steps if step[0] == kind)
-    for number in range(1, 200):
+    for number in numbers:
         folder = tmp_path / str(number)
         shutil.copytree(before, folder)
         # The first write just before it is in place, then just after, then the second ...
@@ -163,15 +172,25 @@ def test_a_silo_killed_in_every_phase_of_a_run_ends_where_an_unbroken_one_does(w
 
 
 @pytest.mark.slow
-def test_a_coordinator_killed_at_ever_later_writes_ends_in_the_same_results(world, tmp_path):
+@pytest.mark.parametrize(
+    ("numbers", "least"),
+    [
+        (range(4, 1000, 13), 4),
+        pytest.param(range(1, 1000, 3), 8, marks=pytest.mark.long),
+    ],
+    ids=["some", "all"],
+)
+def test_a_coordinator_killed_at_ever_later_writes_ends_in_the_same_results(
+    world, tmp_path, numbers, least
+):
     root = tmp_path / "run"
     n_killed = 0
-    for number in range(1, 1000, 3):
+    for number in numbers:
         work = lambda: run_micro(world.config, root)  # noqa: E731
         if not killed_at_write(number, work, before=number % 2 == 0):
             break
         n_killed += 1
-    assert n_killed >= 8, "it was hardly killed"
+    assert n_killed >= least, "it was hardly killed"
     continued = json.loads((root / "results.json").read_text())
     expected = json.loads(json.dumps(world.results))
     assert without_volatile(continued) == without_volatile(expected)

@@ -9,6 +9,7 @@ from browser import Opened, chromium
 from clues.report.pack import ROW_LIMIT, TEXT_BUDGET, pack_texts, row_limit
 from clues.report.private import Grouping, Review, render_private
 
+DRAWS = True  # the pictures are looked at
 N_ROWS = 100_000
 
 

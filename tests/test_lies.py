@@ -66,6 +66,7 @@ def config(tmp_path_factory) -> Path:
     return write_micro(folder / "in", tiny_model(folder / "model"), silos=SILOS, changes=changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(COUNTS))
 def test_who_lies_is_named_and_left_out_of_a_whole_run(config, tmp_path, kind):
     if kind == "score":
@@ -97,6 +98,7 @@ def highest(root: Path, silo: str) -> float:
         return max(float(row["score"]) for row in csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_silo_that_keeps_nothing_takes_part_in_the_rest_of_a_run(config, tmp_path):
     config = shutil.copytree(config.parent, tmp_path / "in") / config.name
     root = tmp_path / "run"

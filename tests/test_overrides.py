@@ -106,6 +106,7 @@ def test_a_person_wins_over_the_score_and_the_reason_is_on_record(world, tmp_pat
     assert "2 rows decided by a person" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_change_shows_in_the_ledger_and_the_results(world, tmp_path):
     config, root = world.copy(tmp_path)
     n_before = len(verify(root / "ledger.jsonl"))
@@ -128,6 +129,7 @@ def test_the_change_shows_in_the_ledger_and_the_results(world, tmp_path):
         assert same, "an arm that no person touches was trained otherwise"
 
 
+@pytest.mark.slow
 def test_neither_training_nor_scores_are_made_again(world, tmp_path):
     config, root = world.copy(tmp_path)
     stages = root / "coordinator" / "stages"
@@ -141,6 +143,7 @@ def test_neither_training_nor_scores_are_made_again(world, tmp_path):
     assert [path.stat().st_mtime_ns for path in watched] == before
 
 
+@pytest.mark.slow
 def test_overrides_survive_a_rerun_and_a_new_file_replaces_them(world, tmp_path):
     config, root = world.copy(tmp_path)
     kept, dropped = turned(root)
@@ -162,6 +165,7 @@ def test_an_empty_file_takes_everything_back(world, tmp_path):
     assert decisions(root) == before
 
 
+@pytest.mark.slow
 def test_every_row_of_the_same_text_follows(world, tmp_path):
     config = write_micro(tmp_path / "input", world.config.parent.parent / "model")
     path = tmp_path / "input/silos/north.jsonl"
@@ -281,6 +285,7 @@ def test_too_few_rows_are_refused_also_where_a_person_wants_it(world, tmp_path):
     assert not (root / "silos/north/private/overrides.json").exists()
 
 
+@pytest.mark.slow
 def test_a_row_that_could_not_be_scored_cannot_be_kept(world, tmp_path):
     model = world.config.parent.parent / "model"
     config = write_micro(tmp_path / "input", model)
@@ -297,6 +302,7 @@ def test_a_row_that_could_not_be_scored_cannot_be_kept(world, tmp_path):
     select(config, root, exported(root, [(row["id"], False)]))
 
 
+@pytest.mark.slow
 def test_another_recipe_starts_without_them_and_the_old_one_has_them_again(world, tmp_path):
     config = shutil.copytree(world.config.parent, tmp_path / "input") / "clues.yaml"
     root = world.copy(tmp_path)[1]

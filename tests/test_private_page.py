@@ -16,6 +16,8 @@ from federation_helpers import run_micro, tiny_model, write_micro
 from clues.cli import program as cli
 from clues.wall.ledger import verify
 
+DRAWS = True  # the pictures are looked at
+pytestmark = pytest.mark.slow  # a browser
 HOSTILE = (
     "</script><script>window.hacked = 1</script>",
     "<img src=x onerror='window.hacked = 2'><svg onload='window.hacked = 3'>",

@@ -18,6 +18,7 @@ from clues.report.shared import render_html, render_markdown
 from clues.report.silos import absences_table, controls_table, ledger_table, silos_table
 from clues.report.terminal import print_table
 
+DRAWS = True  # the pictures are looked at
 HOSTILE = '<b>&"|[red]*x*'
 ARM_KEYS = (
     "kept",

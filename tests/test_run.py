@@ -15,7 +15,6 @@ from federation_helpers import (
     files_of,
     open_micro,
     run_micro,
-    tiny_model,
     without_volatile,
     write_micro,
 )
@@ -44,8 +43,8 @@ SCRIPT = (
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model"))
+def model(micro_model) -> Path:
+    return micro_model
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +84,7 @@ def test_a_second_run_does_nothing_again(finished) -> None:
     assert after == before
 
 
+@pytest.mark.slow
 def test_rounds_found_on_disk_count_in_the_seconds(finished, tmp_path) -> None:
     config, root, results = finished
     moved = shutil.copytree(root, tmp_path / "moved")
@@ -95,12 +95,14 @@ def test_rounds_found_on_disk_count_in_the_seconds(finished, tmp_path) -> None:
     assert again["arms"]["clues"]["seconds"] == results["arms"]["clues"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_results_in_another_folder(finished, tmp_path) -> None:
     config, _, results = finished
     again = run_micro(config, tmp_path / "again")
     assert without_volatile(again) == without_volatile(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("under", ["base", "checkpoints"])
 @pytest.mark.parametrize("trajectory", ["global", "local", "inrun"])
 def test_whose_loss_is_a_part_of_the_score(model, tmp_path, under, trajectory) -> None:
@@ -123,10 +125,9 @@ def test_whose_loss_is_a_part_of_the_score(model, tmp_path, under, trajectory) -
     assert np.allclose(-np.array(anchors["loss"]), slow, rtol=1e-4) == (under == "base")
 
 
-def test_another_threshold_rule_keeps_training_and_scores(model, tmp_path) -> None:
-    config = write_micro(tmp_path / "input", model)
-    root = tmp_path / "run"
-    run_until(open_micro(config, root), "select")
+def test_another_threshold_rule_keeps_training_and_scores(finished, tmp_path) -> None:
+    config = shutil.copytree(finished[0].parent, tmp_path / "input") / "clues.yaml"
+    root = shutil.copytree(finished[1], tmp_path / "run")
     stages = root / "coordinator" / "stages"
     before = json.loads((stages / "train.json").read_text())["result"]["seconds"]
     edit_config(config, {"recipe": {"threshold": {"rule": "ratio", "ratio": 0.25}}})
@@ -155,6 +156,7 @@ def test_the_report_says_what_the_threshold_lets_pass(finished) -> None:
         assert f"{group}: of damaged copies of its anchors it would keep {said}" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "combine"),
     [
@@ -190,7 +192,7 @@ def test_the_report_says_what_the_threshold_lets_pass(finished) -> None:
     ],
 )
 def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe, combine) -> None:
-    changes = {"recipe": recipe, "combine": combine, "evaluate": {"arms": ["mixed", "clues"]}}
+    changes = {"recipe": recipe, "combine": combine, "evaluate": {"arms": ["clues"]}}
     config = write_micro(tmp_path / "input", model, changes=changes)
     results = run_micro(config, tmp_path / "run")
     for arm in results["arms"].values():
@@ -199,12 +201,15 @@ def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe,
     PeftModel.from_pretrained(base, tmp_path / "run" / "coordinator" / "adapter")
 
 
-def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(model, tmp_path) -> None:
+@pytest.mark.slow
+def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(
+    model, finished, tmp_path
+) -> None:
     names = [*FORMS, *BASELINE_NAMES]
-    changes = {"recipe": {"score": {"compare": names}}, "evaluate": {"arms": ["mixed", "clues"]}}
+    changes = {"recipe": {"score": {"compare": names}}, "evaluate": {"arms": ["clues"]}}
     config = write_micro(tmp_path / "input", model, changes=changes)
     results = run_micro(config, tmp_path / "run")
-    plain = run_micro(write_micro(tmp_path / "plain", model), tmp_path / "plain-run")
+    plain = finished[2]
     for name, silo in results["silos"].items():
         found = silo["detection"]
         assert set(names) <= set(found)
@@ -217,6 +222,7 @@ def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(model, tm
         assert silo["auc"] == plain["silos"][name]["auc"], "comparing changed the selection"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["influence", "perplexity"])
 def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_path, method):
     names = [*FORMS, *BASELINE_NAMES]
@@ -246,6 +252,7 @@ def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_p
     assert len({tuple(np.round(alone[name].anchors, 6)) for name in names}) == len(names)
 
 
+@pytest.mark.slow
 def test_an_arm_is_trained_on_what_another_score_would_select(model, tmp_path) -> None:
     changes = {
         "recipe": {"score": {"compare": ["adam", "base_perplexity", "alignment"]}},
@@ -293,8 +300,9 @@ def test_an_arm_by_another_score_needs_the_score_and_consent(
         )
 
 
+@pytest.mark.slow
 def test_blocks_are_ranked_one_by_one_where_labels_are_known(model, tmp_path) -> None:
-    changes = {"recipe": {"score": {"per_block": True}}, "evaluate": {"arms": ["mixed", "clues"]}}
+    changes = {"recipe": {"score": {"per_block": True}}, "evaluate": {"arms": ["clues"]}}
     results = run_micro(write_micro(tmp_path / "input", model, changes=changes), tmp_path / "run")
     for silo in results["silos"].values():
         blocks = [name for name in silo["detection"] if "block" in name]
@@ -304,17 +312,18 @@ def test_blocks_are_ranked_one_by_one_where_labels_are_known(model, tmp_path) ->
     assert "influence, block 1" in (tmp_path / "run" / "results.md").read_text()
 
 
-def test_a_run_goes_on_where_its_input_was_moved(model, tmp_path) -> None:
-    config = write_micro(tmp_path / "input", model)
-    before = run_micro(config, tmp_path / "run")
+def test_a_run_goes_on_where_its_input_was_moved(finished, tmp_path) -> None:
+    config, root, before = finished
+    shutil.copytree(root, tmp_path / "run")
     stages = tmp_path / "run" / "coordinator" / "stages"
     times = {path.name: path.stat().st_mtime_ns for path in stages.glob("*.json")}
-    (tmp_path / "input").rename(tmp_path / "elsewhere")
+    shutil.copytree(config.parent, tmp_path / "elsewhere")
     after = run_micro(tmp_path / "elsewhere" / config.name, tmp_path / "run")
     assert {path.name: path.stat().st_mtime_ns for path in stages.glob("*.json")} == times
     assert without_volatile(after) == without_volatile(before)
 
 
+@pytest.mark.slow
 def test_two_weighted_validation_sets_are_scored_side_by_side(model, tmp_path) -> None:
     config = write_micro(tmp_path / "input", model)
     public = {
@@ -346,19 +355,20 @@ def test_anchors_in_the_held_out_set_stop_the_run(model, tmp_path) -> None:
         run_micro(config, tmp_path / "run")
 
 
-def test_labels_change_neither_scores_nor_threshold_nor_selection(model, tmp_path) -> None:
-    def decided(folder: Path, relabel) -> list[bytes]:
-        config = write_micro(folder / "input", model)
-        for path in (folder / "input" / "silos").glob("*.jsonl"):
-            rewrite(path, relabel)
-        run_until(open_micro(config, folder / "run"), "select")
-        silos = (folder / "run" / "silos").glob("*/private/decisions.csv")
-        files = [folder / "run" / "coordinator" / "threshold.json", *sorted(silos)]
+def test_labels_change_neither_scores_nor_threshold_nor_selection(
+    model, finished, tmp_path
+) -> None:
+    def decided(root: Path) -> list[bytes]:
+        silos = (root / "silos").glob("*/private/decisions.csv")
+        files = [root / "coordinator" / "threshold.json", *sorted(silos)]
         # Only the label differs between the runs, and an id is made of the text alone.
         return [path.read_bytes() for path in files]
 
-    usual = decided(tmp_path / "a", lambda row: row)
-    turned = decided(tmp_path / "b", lambda row: {**row, "damage": "" if row["damage"] else "cut"})
+    config = write_micro(tmp_path / "input", model)
+    for path in (tmp_path / "input" / "silos").glob("*.jsonl"):
+        rewrite(path, lambda row: {**row, "damage": "" if row["damage"] else "cut"})
+    run_until(open_micro(config, tmp_path / "run"), "select")
+    usual, turned = decided(finished[1]), decided(tmp_path / "run")
     assert len(usual) == 3
     assert turned == usual, "a label reached the scores"
 
@@ -418,7 +428,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaks_nothing(
     assert SECRET not in "".join(traceback.format_exception(raised.value))
     assert_nothing_leaked(tmp_path / "run", capfd)
     monkeypatch.undo()
-    run_micro(config, tmp_path / "run")
+    run_until(open_micro(config, tmp_path / "run"), "train")
 
 
 def rewrite(path: Path, change) -> None:
@@ -443,7 +453,8 @@ def assert_nothing_leaked(root: Path, capfd) -> None:
     assert SECRET not in out + err
 
 
-@pytest.mark.slow
+# Its short form forks instead of starting processes: test_killed.py.
+@pytest.mark.long
 def test_a_run_killed_in_every_stage_ends_in_the_same_results(finished, tmp_path) -> None:
     config, _, results = finished
     root = tmp_path / "run"

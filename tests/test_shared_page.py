@@ -12,6 +12,8 @@ from federation_helpers import run_micro, tiny_model, write_micro
 from clues.report.cells import DASH, band, count, number, size
 from clues.wall.ledger import summary, verify
 
+DRAWS = True  # the pictures are looked at
+pytestmark = pytest.mark.slow  # a browser
 MARKER = "ZQMARK"
 MINUS = "\N{MINUS SIGN}"
 

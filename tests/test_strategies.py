@@ -1,6 +1,7 @@
 """Joining rules equal Flower's on the same arrays, do not care for order, and resist one silo."""
 
 import itertools
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from federation_fakes import Fakes, fitting, honest, tiny_adapter
-from federation_helpers import run_micro, tiny_model, write_micro
+from federation_helpers import edit_config, open_micro, run_micro, write_micro
 
 from clues.config import CombineSettings, ServerSettings, TrainSettings, validate
 from clues.coordinator.inbox import Inbox, StoredTensors, Update
@@ -18,6 +19,7 @@ from clues.model.merging import adaptive_shares, aggregate, modules, stack, upda
 from clues.model.robust import robust_aggregate
 from clues.model.serveropt import ServerState, server_step
 from clues.model.training import Schedule, train
+from clues.pipeline import run_until
 from clues.scoring.direction import mean_gradient
 from clues.wall.messages import FitReply
 
@@ -388,6 +390,18 @@ def resident(field):
     raise AssertionError(field)
 
 
+@pytest.fixture(scope="module")
+def selected(micro_model, tmp_path_factory):
+    """A run of three silos up to its selection, which ways to combine have no part in."""
+    folder = tmp_path_factory.mktemp("selected")
+    changes = {"evaluate": {"arms": ["clues"]}}
+    silos = ("north", "south", "west")
+    config = write_micro(folder / "input", micro_model, silos=silos, changes=changes)
+    run_until(open_micro(config, folder / "run"), "select")
+    return folder
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "combine",
     [
@@ -398,14 +412,10 @@ def resident(field):
     ],
     ids=["stack", "proximal and fedadam", "median", "adaptive"],
 )
-def test_every_new_way_to_combine_runs_to_the_end(tmp_path, combine):
-    model = tiny_model(tmp_path / "model")
-    config = write_micro(
-        tmp_path / "input",
-        model,
-        silos=("north", "south", "west"),
-        changes={"combine": combine, "evaluate": {"arms": ["mixed", "clues"]}},
+def test_every_new_way_to_combine_runs_to_the_end(selected, tmp_path, combine):
+    folder = shutil.copytree(selected, tmp_path / "copy")
+    results = run_micro(
+        edit_config(folder / "input/clues.yaml", {"combine": combine}), folder / "run"
     )
-    results = run_micro(config, tmp_path / "run")
     assert results["arms"]["clues"]["heldout_loss"] > 0
     assert results["absences"] == []
