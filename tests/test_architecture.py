@@ -69,6 +69,7 @@ WITHOUT_TORCH = (
     "network.keys",
     "network.edge",
     "cli.program",
+    "cli.verbs",
 )
 EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "statistics", "paper")
 

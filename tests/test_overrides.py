@@ -208,7 +208,10 @@ def broken(root: Path, case: str) -> Path:
         "unknown silo": {"silo": "elsewhere"},
         "other format": {"format": "kept-rows"},
         "later version": {"version": 2},
-        "unknown key": {"text": SECRET},
+        "unknown key": {SECRET: SECRET},
+        "unknown inner key": {
+            "overrides": [{"id": dropped, "keep": True, "reason": "good", SECRET: SECRET}]
+        },
         "no list": {"overrides": None},
     }
     return exported(root, cases.get(case, [(dropped, True)]), **changes.get(case, {}))
@@ -223,12 +226,13 @@ def broken(root: Path, case: str) -> Path:
         ("no reason", ConfigError, r"overrides\.0\.reason"),
         ("not an id", ConfigError, r"overrides\.0\.id"),
         ("long reason", ConfigError, "1000 characters"),
-        ("not json", DataError, "cannot be read as overrides"),
+        ("not json", DataError, "not valid JSON"),
         ("other recipe", RecipeMismatchError, "made under recipe ffffffffffff"),
         ("unknown silo", UsageError, "silo 'elsewhere', which this run does not have"),
         ("other format", ConfigError, "format"),
         ("later version", ConfigError, "version"),
-        ("unknown key", ConfigError, "unknown key text"),
+        ("unknown key", ConfigError, "the file: has an unknown key, which is not shown"),
+        ("unknown inner key", ConfigError, r"overrides\.0: has an unknown key, which is not shown"),
         ("no list", ConfigError, "overrides"),
     ],
 )
@@ -246,7 +250,7 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(
 
 def test_a_missing_file_and_a_second_file_of_a_silo_are_named(world, tmp_path):
     config, root = world.copy(tmp_path)
-    with pytest.raises(DataError, match=r"nothing\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"nothing\.json: there is no such file"):
         select(config, root, tmp_path / "nothing.json")
     file = exported(root, [])
     with pytest.raises(UsageError, match="second file of silo north"):

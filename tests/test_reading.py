@@ -24,8 +24,8 @@ SECRET = "marker-of-a-row"
 
 def test_only_plain_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    os.symlink("loop", tmp_path / "loop")
-    os.symlink("/dev/zero", tmp_path / "link")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("/dev/zero")
     odd: list[tuple[str | Path, str]] = [
         (tmp_path, "a folder"),
         (tmp_path / "pipe", "a named pipe"),
@@ -61,7 +61,9 @@ def test_a_large_file_is_refused_before_it_is_in_memory(tmp_path):
     with path.open("wb") as file:
         file.truncate(10**11)
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"has 100,000\.0 MB, and at most 1\.0 MB are read\. Cut it"):
+    with pytest.raises(
+        DataError, match=r"has 100,000\.0 MB, and at most 1\.0 MB are read\. Cut it"
+    ):
         read_bytes(path, limit=10**6, advice="Cut it.")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -76,6 +76,12 @@ def status(path: str | Path, *, error: type[CluesError] = DataError) -> os.stat_
     raise cannot_read(path, failure, error=error)
 
 
+def is_folder(path: str | Path, *, error: type[CluesError] = DataError) -> bool:
+    """Whether a path is a folder; errors as `status`."""
+    known = status(path, error=error)
+    return known is not None and stat.S_ISDIR(known.st_mode)
+
+
 def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
@@ -204,7 +210,7 @@ def parse_json(text: str | bytes, *, max_items: int = MAX_ITEMS, max_depth: int 
     # Those within strings are counted too: a limit far above what is meant takes no harm.
     brackets = sum(text.count(bracket) for bracket in opening)  # pyright: ignore
     if text.count(comma) + brackets > max_items:  # pyright: ignore
-        raise Unreadable(f"JSON with more than {max_items:,} values")
+        raise Unreadable(f"not readable JSON (more than {max_items:,} values)")
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
@@ -212,9 +218,9 @@ def parse_json(text: str | bytes, *, max_items: int = MAX_ITEMS, max_depth: int 
         where = at if problem.lineno == 1 else f"line {problem.lineno}, {at}"
         reason = f"not valid JSON ({where})"
     except RecursionError:
-        reason = "JSON with brackets too deep"
+        reason = "not readable JSON (brackets too deep)"
     except ValueError:
-        reason = "JSON that is not readable (a number too long, or bytes that are no UTF-8)"
+        reason = "not readable JSON (a number too long, or bytes that are no UTF-8)"
     else:
         if brackets > max_depth:
             check_depth(value, max_depth=max_depth)

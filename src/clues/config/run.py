@@ -1,8 +1,8 @@
 """One silo's settings, and a whole run's."""
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from clues.config.base import Name, Settings
+from clues.config.base import Count, Factor, Name, Settings
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.recipe import Recipe
@@ -18,9 +18,9 @@ class PrivacySettings(Settings):
         max_grad_norm: the length to which every longer gradient of a row is cut.
     """
 
-    epsilon: PositiveFloat
-    delta: float = Field(gt=0.0, lt=1.0)
-    max_grad_norm: PositiveFloat = 1.0
+    epsilon: float = Field(ge=1e-4, le=1e6)
+    delta: float = Field(ge=1e-20, lt=1.0)
+    max_grad_norm: Factor = 1.0
 
 
 class SiloSettings(Settings):
@@ -49,8 +49,8 @@ class SiloSettings(Settings):
     schema_name: str | None = Field(default=None, alias="schema")
     labels: str | None = None
     share_diagnostics: bool = False
-    min_kept: PositiveInt = 5
-    max_selections: PositiveInt = 20
+    min_kept: Count = 5
+    max_selections: Count = 20
     approval: bool = False
     privacy: PrivacySettings | None = None
     model_path: str | None = None
