@@ -10,6 +10,7 @@
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
+# make fuzz N=10000 SEED=0   odd files and messages of every kind; what went wrong is in fuzz.log
 # make federation-tests  the same result in four ways, silos and coordinator killed (20 minutes)
 PYTHON ?= python3
 WORKERS ?= 2
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test fast check benchmark experiment results reference leaves architecture docs picture \
-	federation federation-tests clean
+	federation federation-tests fuzz clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -27,7 +28,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 fast: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not federation"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not federation and not long"
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -39,6 +40,9 @@ federation: $(READY)
 
 federation-tests: $(READY)
 	$(BIN)/python -m pytest -m federation
+
+fuzz: $(READY)
+	N=$(or $(N),10000) SEED=$(or $(SEED),0) $(BIN)/python -m pytest tests/test_fuzz.py -m long
 
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.scoring --large --write

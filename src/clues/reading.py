@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from clues.errors import CluesError, DataError
 
@@ -135,8 +135,7 @@ def read_bytes(
     if size <= limit:
         try:
             with Path(path).open("rb") as file:
-                # Some files of the system say that they are empty and are not.
-                data = file.read(limit + 1)
+                data = _all_of(file, size, limit)
         except OSError as problem:
             failure = problem
         else:
@@ -148,6 +147,18 @@ def read_bytes(
     raise error(
         f"{shown(path)}: has {megabytes(size)}, and at most {megabytes(limit)} are read. {advice}"
     )
+
+
+def _all_of(file: BinaryIO, size: int, limit: int) -> bytes:
+    """A file that says it has `size` bytes, or one more than `limit` where it has more.
+
+    A reader takes the memory that it is asked for, so it is asked for what there is.
+    """
+    data = file.read(size + 1)
+    # Some files of the system say that they are empty and are not; others grow.
+    while len(data) <= limit and (more := file.read(min(1_000_000, limit + 1 - len(data)))):
+        data += more
+    return data
 
 
 def megabytes(n_bytes: float) -> str:

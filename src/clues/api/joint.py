@@ -1,6 +1,5 @@
 """A whole run, and several adapters into one, for Python callers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from clues.model.merging import Merged
 from clues.model.merging import merge as merge_states
 from clues.pipeline import open_run, run_until
 from clues.progress import Progress
+from clues.reading import read_json
 
 ONCE = ("average", "task_arithmetic", "ties", "dare")
 # Under these a state of A and B alone does not say what the adapter does.
@@ -137,8 +137,8 @@ def _read(entry: Any, number: int) -> tuple[AdapterState, dict[str, Any]]:
 def _read_folder(folder: Path) -> tuple[AdapterState, dict[str, Any]]:
     try:
         state = load_file(folder / "adapter_model.safetensors")
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        problem = ""
+        config = read_json(folder / "adapter_config.json")
+        problem = "" if isinstance(config, dict) else "a configuration that is no object"
     except (OSError, ValueError, SafetensorError) as error:
         state, config, problem = {}, {}, type(error).__name__
     if problem:

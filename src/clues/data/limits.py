@@ -22,7 +22,7 @@ MAX_COLUMNS = 2_000
 # Lists and objects in all of a file: an empty one takes 3 bytes there and 64 in memory.
 MAX_BRACKETS = 20_000_000
 # Rows of parquet that are unpacked at a time: few where a part of the file is large.
-_BATCH_ROWS, _BATCH_BYTES = 1024, 500_000_000
+_BATCH_ROWS, _BATCH_BYTES = 1024, 100_000_000
 
 
 def check_counts(path: Path, data: bytes) -> None:
@@ -68,7 +68,9 @@ def load_parquet(path: Path, source: Any) -> Any:
     if values > MAX_BRACKETS:
         raise _refused(path, f"{values:,} values in one column", f"{MAX_BRACKETS:,}")
     # No value is larger than its part of the file, however often a dictionary repeats it.
-    largest = max((part.total_uncompressed_size for part in parts), default=0)
+    largest = max(
+        (about.row_group(g).total_byte_size for g in range(about.num_row_groups)), default=0
+    )
     size = max(8, min(_BATCH_ROWS, _BATCH_BYTES // max(largest, 1)))
     return _collected(path, file.schema_arrow, file.iter_batches(batch_size=size))
 

@@ -317,10 +317,13 @@ def _arrow_reader(
     def read(path: Path, data: bytes) -> Table:
         try:
             rows = load(path, pa.BufferReader(data))
-        except (pa.ArrowException, OSError, MemoryError):
-            rows = None
-        if rows is None:
-            raise DataError(f"{path}: {container} data is cut off or damaged. Copy it again.")
+            reason = ""
+        except MemoryError:
+            rows, reason = None, "needs more memory than there is. Split it"
+        except (pa.ArrowException, OSError):
+            rows, reason = None, f"{container} data is cut off or damaged. Copy it again"
+        if reason:
+            raise DataError(f"{path}: {reason}.")
         return arrow_table(path, rows, container)
 
     return read
