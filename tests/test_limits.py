@@ -436,7 +436,7 @@ def test_a_silo_takes_the_public_files_that_the_recipe_names_and_no_others(tmp_p
     big = b"x" * 50_000_001
     odd: dict[str, dict[str, torch.Tensor]] = {
         "does not name": {**good, f"{token_of(b'x')}.jsonl": packed(b"x")},
-        "one twice": {**good, first.replace(".jsonl", ".csv"): good[first]},
+        "one file twice": {**good, first.replace(".jsonl", ".csv"): good[first]},
         "more than 50.0 MB": {first: good[first], second: packed(big)},
         "left out": {first: good[first]},
         "hash they claim": {**good, first: good[first].float()},

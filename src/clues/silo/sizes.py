@@ -71,7 +71,9 @@ def checked_public(recipe: Recipe, sent: Mapping[str, Tensor], *, domain: str) -
     named = {f.sha256 for public in sets for f in (public.anchor, *public.validation.values())}
     hashes = {name: PurePath(name).name.split(".")[0] for name in sent}
     if len(set(hashes.values())) < len(sent) or not set(hashes.values()) <= named:
-        raise DataError("the coordinator sent a file that its recipe does not name, or one twice.")
+        raise DataError(
+            "the coordinator sent public rows that its recipe does not name, or one file twice."
+        )
     if sum(content.nbytes for content in sent.values()) > MAX_PUBLIC_TOTAL:
         raise DataError(f"the public files have more than {megabytes(MAX_PUBLIC_TOTAL)}.")
     payloads: dict[str, bytes] = {}
