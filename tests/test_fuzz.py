@@ -52,7 +52,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning"),
 ]
 MARKER = "ZQMARKROW"
-SHORT, PER_CHILD = 420, 500
+SHORT, PER_CHILD = 240, 500
 SECONDS, MEGABYTES = 3.0, 1_500  # of one input; of one child
 LONGEST = 20_000  # characters of an error; twenty problems of a configuration, each with its key
 

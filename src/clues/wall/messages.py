@@ -320,7 +320,10 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
     where = f"{sender}: {kind}"
     specs = {spec.name: spec for spec in fields(cls)}
     if set(header) != set(specs):
-        raise DataError(f"{where} lacks or adds field {min(set(header) ^ set(specs))[:40]!r}.")
+        lacks = sorted(set(specs) - set(header))
+        # What somebody else calls a field may be anything, a row's text too.
+        odd = f"field {lacks[0]!r}" if lacks else "a field that no such message has"
+        raise DataError(f"{where} lacks or adds {odd}.")
     for name, spec in specs.items():
         if not _fits(header[name], spec.type):
             raise DataError(f"{where}.{name} has the wrong type.")
