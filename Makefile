@@ -12,6 +12,7 @@
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
+# make fuzz N=10000 SEED=0   odd files and messages of every kind; what went wrong is in fuzz.log
 # make federation-tests  the same result in four ways, silos and coordinator killed (20 minutes)
 PYTHON ?= python3
 WORKERS ?= 2
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test fast check benchmark experiment results reference leaves architecture docs picture \
-	federation federation-tests long-tests clean
+	federation federation-tests long-tests fuzz clean
 
 demo: $(READY)
 	$(BIN)/clues demo
@@ -44,6 +45,9 @@ federation: $(READY)
 
 federation-tests: $(READY)
 	$(BIN)/python -m pytest -m federation
+
+fuzz: $(READY)
+	N=$(or $(N),10000) SEED=$(or $(SEED),0) $(BIN)/python -m pytest tests/test_fuzz.py -m long
 
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.scoring --large --write

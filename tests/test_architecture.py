@@ -16,7 +16,7 @@ SOURCE = Path(clues.__file__).parent
 ROOT = Path(__file__).parent.parent
 # A module may import what stands before it, its own group included, and nothing after.
 LAYERS = (
-    ("errors", "extras", "atomic"),
+    ("errors", "extras", "atomic", "reading"),
     ("config",),
     ("rundir", "progress"),
     ("data",),
@@ -50,6 +50,7 @@ NEVER = {
 }
 WITHOUT_TORCH = (
     "errors",
+    "reading",
     "config",
     "rundir",
     "selection.units",
@@ -69,6 +70,7 @@ WITHOUT_TORCH = (
     "network.keys",
     "network.edge",
     "cli.program",
+    "cli.verbs",
 )
 EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "statistics", "paper")
 

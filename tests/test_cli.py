@@ -44,7 +44,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[i
 
 
 def test_help_names_every_verb_and_needs_no_torch() -> None:
-    text = "import sys, clues.cli.program; print('torch' in sys.modules)"
+    text = "import sys, clues.cli.verbs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False", "the command line must answer before torch is loaded"
     done = subprocess.run(

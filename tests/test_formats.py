@@ -673,10 +673,10 @@ def test_a_missing_file_suggests_its_neighbours(tmp_path):
 def test_a_file_that_may_not_be_read_is_a_data_error(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "rows.jsonl", *ROWS["alpaca"])
 
-    def refuse(self):
+    def refuse(self, *_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert "cannot be read (Permission denied)" in str(error_of(path))
 
 

@@ -373,3 +373,31 @@ def test_a_lock_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "ledger.jsonl.lock").mkdir()
     with pytest.raises(DataError, match="cannot be written"):
         Ledger(tmp_path / "ledger.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("n_bytes", v) for v in ("7", None, -1, 1.5, True, 2**63, [1])],
+        *[
+            ("silo", v)
+            for v in (["north"], {"a": 1}, None, 7, "no\x1b[2Jrth", "\u202e", "x" * 5000)
+        ],
+        *[("kind", "\x1b]0;x\x07"), ("kind", 1), ("direction", "up"), ("n", "0"), ("time", None)],
+    ],
+)
+def test_an_entry_of_an_odd_type_is_none_even_where_the_chain_holds(tmp_path, field, value):
+    path = tmp_path / "ledger.jsonl"
+    entry = Ledger(path).record("north", "in", "hello", b"")
+    odd = replace(entry, **{field: value, "chain": ""})
+    line = asdict(odd) | {"chain": odd.expected_chain()}
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(LedgerError, match="line 1: not a ledger entry"):
+        verify(path)
+
+
+def test_a_name_in_brackets_is_a_name_and_no_style(tmp_path, capsys):
+    Ledger(tmp_path / "ledger.jsonl").record("north", "out", "K[/red]", b"")
+    for more in ([], ["--messages"], ["--messages"]):
+        cli.app(["ledger", str(tmp_path), *more], standalone_mode=False)
+    assert capsys.readouterr().out.count("K[/red]") == 3

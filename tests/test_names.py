@@ -98,3 +98,18 @@ def test_the_silos_own_sets_are_told_apart_by_type(micro, model, tmp_path):
     )
     values = [found["threshold"]["value"] for found in (plain, renamed)]
     assert values[0] == pytest.approx(values[1], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ({"layers": [999]}, "recipe.score.layers: block 999 does not exist"),
+        ({"projections": ["nope"]}, "recipe.score.projections: 'nope' has no LoRA"),
+        ({"factors": "A"}, "recipe.score.factors: A, but"),
+        ({"method": "perplexity", "layers": [999]}, ""),
+    ],
+)
+def test_check_names_a_block_or_a_projection_that_the_model_lacks(micro, score, message):
+    config = load_config(rename(micro, lambda c: c["recipe"].update(score=score)))
+    errors = [e for e in check_run(config, n_shown=0).errors if "recipe.score" in e]
+    assert [message in error for error in errors] == [True] * bool(message)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clues.silo.permission import approve
 from federation_helpers import files_of, open_micro, run_micro, tiny_model, write_micro
 
 from clues.cli import program as cli
@@ -21,7 +22,6 @@ from clues.errors import (
 )
 from clues.pipeline import overrule, run_until
 from clues.silo.overrides import read_overrides
-from clues.silo.permission import approve
 from clues.wall.ledger import verify
 from clues.wall.messages import HelloReply, from_bytes
 
@@ -212,7 +212,10 @@ def broken(root: Path, case: str) -> Path:
         "unknown silo": {"silo": "elsewhere"},
         "other format": {"format": "kept-rows"},
         "later version": {"version": 2},
-        "unknown key": {"text": SECRET},
+        "unknown key": {SECRET: SECRET},
+        "unknown inner key": {
+            "overrides": [{"id": dropped, "keep": True, "reason": "good", SECRET: SECRET}]
+        },
         "no list": {"overrides": None},
     }
     return exported(root, cases.get(case, [(dropped, True)]), **changes.get(case, {}))
@@ -227,12 +230,13 @@ def broken(root: Path, case: str) -> Path:
         ("no reason", ConfigError, r"overrides\.0\.reason"),
         ("not an id", ConfigError, r"overrides\.0\.id"),
         ("long reason", ConfigError, "1000 characters"),
-        ("not json", DataError, "cannot be read as overrides"),
+        ("not json", DataError, "not valid JSON"),
         ("other recipe", RecipeMismatchError, "made under recipe ffffffffffff"),
         ("unknown silo", UsageError, "silo 'elsewhere', which this run does not have"),
         ("other format", ConfigError, "format"),
         ("later version", ConfigError, "version"),
-        ("unknown key", ConfigError, "unknown key text"),
+        ("unknown key", ConfigError, "the file: has an unknown key, which is not shown"),
+        ("unknown inner key", ConfigError, r"overrides\.0: has an unknown key, which is not shown"),
         ("no list", ConfigError, "overrides"),
     ],
 )
@@ -250,7 +254,7 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(
 
 def test_a_missing_file_and_a_second_file_of_a_silo_are_named(world, tmp_path):
     config, root = world.copy(tmp_path)
-    with pytest.raises(DataError, match=r"nothing\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"nothing\.json: there is no such file"):
         select(config, root, tmp_path / "nothing.json")
     file = exported(root, [])
     with pytest.raises(UsageError, match="second file of silo north"):

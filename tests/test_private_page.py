@@ -14,6 +14,7 @@ from browser import Opened, chromium, violations
 from federation_helpers import run_micro, tiny_model, write_micro
 
 from clues.cli import program as cli
+from clues.report.cells import escaped
 from clues.wall.ledger import verify
 
 DRAWS = True  # the pictures are looked at
@@ -141,8 +142,14 @@ def test_the_number_field_takes_an_exact_threshold(opened, world):
 def test_keep_rates_are_shown_by_length_and_by_any_column(opened, world):
     page = opened.page
     names = page.locator("#by option").all_inner_texts()
-    assert names == ["response length, tokens", "damage (known damage)", "key", COLUMN, "weight"]
-    page.select_option("#by", label=COLUMN)
+    assert names == [
+        "response length, tokens",
+        "damage (known damage)",
+        "key",
+        escaped(COLUMN),
+        "weight",
+    ]
+    page.select_option("#by", label=escaped(COLUMN))
     lines = page.locator("#groups tbody tr").all()
     found = {
         line.locator("th").inner_text(): int(line.locator("td").nth(0).inner_text())
@@ -321,8 +328,11 @@ def test_row_text_stays_text(opened):
     for row, hostile in enumerate(HOSTILE):
         page.evaluate("(row) => clues.open(row)", row)
         found = page.text_content("#detail .text >> nth=1")
-        assert found.endswith(re.sub("[\x1e\x1f]", "\ufffd", hostile))
-    page.select_option("#by", label=COLUMN)
+        assert found.endswith(escaped(hostile))
+        unseen = {ord(c) for c in found} & {0x1E, 0x1F, 0x2028, 0x2029, 0x202C, 0x202E}
+        assert not unseen, "what nobody sees must be seen"
+    assert "\\u202eright to left" in found
+    page.select_option("#by", label=escaped(COLUMN))
     page.click("#groups button >> text=<i>clinic</i>")
     assert page.locator("main script, main img, main i > i, #groups b b, #detail b").count() == 0
     assert page.evaluate("window.hacked") is None

@@ -1,6 +1,6 @@
 """`python -m clues`, which is also what `accelerate launch -m clues` starts."""
 
-from clues.cli.program import main
+from clues.cli.program import process
 
 if __name__ == "__main__":
-    main()
+    process()

@@ -1,6 +1,5 @@
 """A whole run, and several adapters into one, for Python callers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from clues.model.merging import Merged
 from clues.model.merging import merge as merge_states
 from clues.pipeline import open_run, run_until
 from clues.progress import Progress
+from clues.reading import is_plain_number, parse_json, status
 
 ONCE = ("average", "task_arithmetic", "ties", "dare")
 # Under these a state of A and B alone does not say what the adapter does.
@@ -127,6 +127,9 @@ def _read(entry: Any, number: int) -> tuple[AdapterState, dict[str, Any]]:
         raise UsageError(
             f"adapters[{number}]: type {type(entry).__name__}. Give a folder, or a dict of tensors."
         )
+    shape = [config.get("lora_alpha"), config.get("r")]
+    if config and not all(is_plain_number(n, low=1e-9, high=1e9) for n in shape):
+        raise DataError(f"{where}: adapter_config.json has no plain numbers lora_alpha and r.")
     odd = [key for key in _NOT_PLAIN if config.get(key)]
     odd += [name for name in state if not name.endswith((".lora_A.weight", ".lora_B.weight"))][:1]
     if odd or not state:
@@ -136,9 +139,10 @@ def _read(entry: Any, number: int) -> tuple[AdapterState, dict[str, Any]]:
 
 def _read_folder(folder: Path) -> tuple[AdapterState, dict[str, Any]]:
     try:
+        status(folder)
         state = load_file(folder / "adapter_model.safetensors")
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        problem = ""
+        config = parse_json((folder / "adapter_config.json").read_bytes())
+        problem = "" if isinstance(config, dict) else "a configuration that is no object"
     except (OSError, ValueError, SafetensorError) as error:
         state, config, problem = {}, {}, type(error).__name__
     if problem:

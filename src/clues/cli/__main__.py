@@ -1,6 +1,6 @@
 """`python -m clues.cli`."""
 
-from clues.cli.program import main
+from clues.cli.program import process
 
 if __name__ == "__main__":
-    main()
+    process()

@@ -10,7 +10,8 @@ import typer
 
 from clues import __version__
 from clues.cli.options import Json, out
-from clues.errors import UsageError
+from clues.errors import LedgerError, UsageError
+from clues.reading import is_folder
 from clues.wall.ledger import Entry, compare, summary, verify
 
 
@@ -46,7 +47,8 @@ def ledger(
         out.print_json(json.dumps(found if check_chain else listed))
         return
     for name, n in agreed.items():
-        out.print(f"{name}: both sides have the same {n} messages.", highlight=False)
+        text = f"{name}: both sides have the same {n} messages."
+        out.print(text, highlight=False)
     if check_chain:
         out.print(f"{len(entries)} messages, the chain holds.", highlight=False)
         return
@@ -56,12 +58,12 @@ def ledger(
 def _print_ledger(entries: Sequence[Entry], *, every: bool) -> None:
     for e in entries if every else ():
         line = f"{e.n:>5} {e.time} {e.silo:<20} {e.direction:<3} {e.kind:<15}"
-        out.print(f"{line} {e.n_bytes:>11,} {e.sha256}", highlight=False, soft_wrap=True)
+        text = f"{line} {e.n_bytes:>11,} {e.sha256}"
+        out.print(text, highlight=False, soft_wrap=True)
     for row in [] if every else summary(entries):
         line = f"{row['silo']:<20} {row['direction']:<4} {row['kind']:<16}"
-        out.print(
-            f"{line} {row['messages']:>5} messages {row['bytes']:>12,} bytes", highlight=False
-        )
+        text = f"{line} {row['messages']:>5} messages {row['bytes']:>12,} bytes"
+        out.print(text, highlight=False)
     out.print(
         "out: left the silo. in: came to it. The messages that left lie in silos/SILO/outbox.",
         style="dim",
@@ -71,7 +73,7 @@ def _print_ledger(entries: Sequence[Entry], *, every: bool) -> None:
 
 
 def _ledger_file(place: Path) -> Path:
-    return place / "ledger.jsonl" if place.is_dir() else place
+    return place / "ledger.jsonl" if is_folder(place, error=LedgerError) else place
 
 
 def approve(
@@ -83,7 +85,8 @@ def approve(
 ) -> None:
     """Approve the selection that waits in a silo with `approval: true`, and say what it keeps.
 
-    Another threshold, other scores or other overrides wait for another approval. FOLDER is a silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
+    Another threshold, other scores or other overrides wait for another approval. FOLDER is a
+    silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
     """
     from clues.silo.approval import approve as approve_silos
 

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from clues.errors import UsageError
 from clues.network.children import FLOWER_ENVIRONMENT
 
 PANEL = "Separate machines"
-out, err = Console(), Console(stderr=True)
+out, err = Console(markup=False), Console(stderr=True, markup=False)
 keys = typer.Typer(
     help="Make a private authority, the coordinator's certificate, and node keys.",
     no_args_is_help=True,
@@ -46,11 +45,7 @@ def serve(
     from clues.report.terminal import print_table
 
     progress = Silent() if quiet else Terminal(err)
-    try:
-        results = serve_run(coordinator, progress=progress, say=_sayer(quiet=quiet))
-    except KeyboardInterrupt:
-        err.print("Interrupted. The same command goes on where it stopped.", highlight=False)
-        raise typer.Exit(130) from None
+    results = serve_run(coordinator, progress=progress, say=_sayer(quiet=quiet))
     if as_json:
         out.print_json(json.dumps(results, allow_nan=False))
         return
@@ -179,10 +174,8 @@ def _sayer(*, quiet: bool):
 
 
 def _calm_flower() -> None:
-    """No telemetry, no update check, nothing of Flower's own talk; and a stop ends us in order."""
+    """No telemetry, no update check, nothing of Flower's own talk."""
     os.environ.update(FLOWER_ENVIRONMENT)
     calm_libraries()
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # As Ctrl-C does: the way out ends our children.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

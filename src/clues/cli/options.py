@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-out, err = Console(), Console(stderr=True)
+# No markup: what is in brackets may be a name.
+out, err = Console(markup=False), Console(stderr=True, markup=False)
 
 Config = Annotated[
     # click 8.5 hides the help of typer's arguments, so the name has to say it.

@@ -4,7 +4,7 @@ Whatever can change a score or the threshold is in the recipe; the rest is the s
 No torch here: reading a configuration takes milliseconds.
 """
 
-from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Settings, check_name
+from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Seconds, Settings, check_name
 from clues.config.combine import (
     LONG_TIMEOUT_S,
     SHORT_TIMEOUT_S,
@@ -23,6 +23,8 @@ from clues.config.evaluate import (
 from clues.config.hashes import built_in_folder, content_hash, derived_seed, weights_sha256
 from clues.config.loading import load_config, load_shared, load_silo, read_yaml
 from clues.config.recipe import (
+    MAX_PUBLIC_BYTES,
+    MAX_PUBLIC_TOTAL,
     LoraSettings,
     ModelSettings,
     PublicFile,
@@ -54,6 +56,8 @@ __all__ = [
     "LINEAR_FORMS",
     "LONG_TIMEOUT_S",
     "LOSS",
+    "MAX_PUBLIC_BYTES",
+    "MAX_PUBLIC_TOTAL",
     "NEEDS_FIRST_MOMENT",
     "NEEDS_SECOND_MOMENT",
     "SHORT_TIMEOUT_S",
@@ -74,6 +78,7 @@ __all__ = [
     "Recipe",
     "RunConfig",
     "ScoreSettings",
+    "Seconds",
     "ServerSettings",
     "Settings",
     "SharedConfig",

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 BUILT_IN = "built-in"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
@@ -28,9 +28,23 @@ def check_name(name: str, what: str = "") -> str:
 
 
 Name = Annotated[str, AfterValidator(check_name)]
+# Far above what anybody means and far below what overflows, never ends or fills a memory.
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000)]
+Rounds = Annotated[int, Field(ge=1, le=10_000)]
+Seconds = Annotated[float, Field(gt=0.0, le=31_536_000.0)]  # a year
+Factor = Annotated[float, Field(ge=1e-9, le=1e6)]
+FactorOrZero = Annotated[float, Field(ge=0.0, le=1e6)]
+Share = Annotated[float, Field(ge=1e-4, le=0.9999)]
 
 
 class Settings(BaseModel):
     """Frozen; an unknown key is an error; input never shows in an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        str_max_length=4096,  # of a path on Linux; nothing that is longer is a setting
+    )

@@ -2,9 +2,17 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from clues.config.base import Settings
+from clues.config.base import (
+    Count,
+    Factor,
+    FactorOrZero,
+    Rounds,
+    Seconds,
+    Settings,
+    Steps,
+)
 
 
 class ServerSettings(Settings):
@@ -19,10 +27,10 @@ class ServerSettings(Settings):
     """
 
     optimizer: Literal["fedavgm", "fedadam", "fedyogi", "fedadagrad"]
-    learning_rate: PositiveFloat | None = None
+    learning_rate: Factor | None = None
     beta_1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta_2: float = Field(default=0.99, ge=0.0, lt=1.0)
-    tau: PositiveFloat = 1e-3
+    tau: Factor = 1e-3
 
     @property
     def rate(self) -> float:
@@ -55,15 +63,15 @@ class CombineSettings(Settings):
 
     method: Literal["fedavg", "average", "task_arithmetic", "ties", "dare", "adaptive"] = "fedavg"
     aggregation: Literal["ffa", "svd", "factors", "stack"] = "ffa"
-    rounds: PositiveInt = 20
-    local_steps: PositiveInt = 10
-    learning_rate: PositiveFloat | None = None
+    rounds: Rounds = 20
+    local_steps: Steps = 10
+    learning_rate: Factor | None = None
     density: float = Field(default=0.2, gt=0.0, le=1.0)
-    scale: PositiveFloat = 1.0
+    scale: Factor = 1.0
     rule: Literal["mean", "median", "trimmed_mean", "krum"] = "mean"
     trim: float = Field(default=0.2, gt=0.0, lt=0.5)
-    n_hostile: PositiveInt = 1
-    proximal: NonNegativeFloat = 0.0
+    n_hostile: Count = 1
+    proximal: FactorOrZero = 0.0
     server: ServerSettings | None = None
 
     @model_validator(mode="before")
@@ -121,14 +129,14 @@ class FederationSettings(Settings):
         timeouts: seconds to wait for the answer to a message, per kind of message.
     """
 
-    quorum: PositiveInt | None = None
-    norm_bound: float = Field(default=10.0, gt=1.0)
-    max_rows: PositiveInt = 10_000_000
-    max_message_mb: PositiveFloat | None = None
-    wait_s: PositiveFloat = 900.0
-    timeouts: dict[
-        Literal["hello", "train", "score", "select", "fit", "evaluate"], PositiveFloat
-    ] = Field(default_factory=dict)
+    quorum: Count | None = None
+    norm_bound: float = Field(default=10.0, gt=1.0, le=1e30)
+    max_rows: Count = 10_000_000
+    max_message_mb: Factor | None = None
+    wait_s: Seconds = 900.0
+    timeouts: dict[Literal["hello", "train", "score", "select", "fit", "evaluate"], Seconds] = (
+        Field(default_factory=dict)
+    )
 
     def timeout_s(self, kind: str) -> float:
         """Seconds to wait for the answer to a kind of message."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from clues.config.base import Name, Settings
+from clues.config.base import Count, Name, Seconds, Settings, Steps
 from clues.config.score import Baseline, Form
 
 ARMS = ("mixed", "random", "clues", "oracle")
@@ -32,7 +32,7 @@ class TaskSettings(Settings):
     name: Name | None = None
     style: Literal["as_written", "cloze"] = "as_written"
     where: dict[str, str] = Field(default_factory=dict)
-    limit: PositiveInt | None = None
+    limit: Count | None = None
 
 
 class LmEvalSettings(Settings):
@@ -48,8 +48,8 @@ class LmEvalSettings(Settings):
 
     task: str
     data: Path | None = None
-    limit: PositiveInt | None = None
-    num_fewshot: NonNegativeInt | None = None
+    limit: Count | None = None
+    num_fewshot: int | None = Field(default=None, ge=0, le=1000)
 
     @model_validator(mode="after")
     def _data_needs_a_description(self) -> "LmEvalSettings":
@@ -90,14 +90,14 @@ class JudgeSettings(Settings):
     mode: tuple[Literal["reference", "pairwise"], ...] = ("reference", "pairwise")
     arms: tuple[Arm, ...] = ARMS
     against: Arm = "mixed"
-    n_prompts: PositiveInt = 100
+    n_prompts: Count = 100
     prompts: Path | None = None
-    max_calls: PositiveInt = 2000
+    max_calls: Count = 2000
     concurrency: int = Field(default=4, ge=1, le=64)
-    timeout_s: PositiveFloat = 60.0
+    timeout_s: Seconds = 60.0
     retries: int = Field(default=4, ge=0, le=10)
-    max_answer_tokens: PositiveInt = 256
-    max_reply_tokens: PositiveInt = 300
+    max_answer_tokens: Steps = 256
+    max_reply_tokens: Steps = 300
     allow_http: bool = False
 
     @property

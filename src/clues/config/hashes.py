@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clues.config.base import BUILT_IN
+from clues.errors import ConfigError
+from clues.reading import is_folder
 
 
 def content_hash(content: Any) -> str:
@@ -23,7 +25,7 @@ def built_in_folder() -> Path:
 def weights_sha256(name: str) -> str | None:
     """Hash of a base model on disk: weights, configuration, tokenizer. None for a hub name."""
     folder = built_in_folder() if name == BUILT_IN else Path(name)
-    if not folder.is_dir():
+    if not is_folder(folder, error=ConfigError):
         return None
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):

@@ -5,14 +5,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from clues.config.evaluate import LmEvalSettings
 from clues.config.hashes import weights_sha256
-from clues.config.recipe import PublicFile, PublicSet
+from clues.config.parsing import read_plain_yaml
+from clues.config.recipe import MAX_PUBLIC_BYTES, MAX_PUBLIC_TOTAL, PublicFile, PublicSet
 from clues.config.run import RunConfig, SharedConfig, SiloSettings
 from clues.config.strict import validate
 from clues.errors import ConfigError
+from clues.reading import is_folder, megabytes, read_bytes, shown, status
 
 Shared = TypeVar("Shared", bound=SharedConfig)
 
@@ -68,8 +68,18 @@ def _resolved(config: Shared, path: Path) -> Shared:
         )
         for domain, entry in config.recipe.public.items()
     }
+    sizes = {
+        f.path: f.path.stat().st_size
+        for entry in public.values()
+        for f in (entry.anchor, *entry.validation.values())
+    }
+    if sum(sizes.values()) > MAX_PUBLIC_TOTAL:
+        raise ConfigError(
+            f"{path.name}: the public files have {megabytes(sum(sizes.values()))} together, and at "
+            f"most {megabytes(MAX_PUBLIC_TOTAL)} travel to the silos. Name fewer rows."
+        )
     model = config.recipe.model
-    if (base / model.name).is_dir():
+    if is_folder(base / model.name, error=ConfigError):
         model = model.model_copy(update={"name": str((base / model.name).resolve())})
     found = weights_sha256(model.name)
     if found and model.weights_sha256 not in (None, found):
@@ -102,24 +112,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: missing, no UTF-8, no YAML, or no keys at its top.
     """
+    there = status(path, error=ConfigError)
+    if there is None:
+        raise ConfigError(f"{shown(path)}: there is no such file.{_yaml_beside(path)}")
+    if is_folder(path):
+        raise ConfigError(f"{path}: this is a folder, not a file.{_yaml_beside(path)}")
+    named = path.suffix in (".yaml", ".yml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file.{_yaml_beside(path)}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: this is a folder, not a file.{_yaml_beside(path)}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text. Save it as UTF-8.") from None
-    except yaml.YAMLError as error:
-        if path.suffix not in (".yaml", ".yml"):
-            raise ConfigError(
-                f"{path}: not valid YAML. Is this a data file? clues init --help says how to name "
-                "it in a configuration."
-            ) from None
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise ConfigError(f"{path.name}{line}: not valid YAML: {problem}.") from None
+        content = read_plain_yaml(path, where=path.name)
+    except ConfigError as error:
+        if named or "not valid YAML" not in str(error):
+            raise
+        content = error
+    if isinstance(content, ConfigError):
+        raise ConfigError(
+            f"{path}: not valid YAML. Is this a data file? clues init --help says how to name "
+            "it in a configuration."
+        )
     if not isinstance(content, dict):
         raise ConfigError(f"{path.name}: expected keys and values at the top, such as name: ... .")
     return content
@@ -145,14 +154,15 @@ def _silo_content(entry: Any, config_path: Path) -> Any:
     if isinstance(content, dict) and isinstance(content.get("data"), str):
         local = source.parent / content["data"]
         # A name that is no file may still be a data set on a hub; reading it decides.
-        if local.exists() or local.suffix:
+        if status(local, error=ConfigError) or local.suffix:
             content = {**content, "data": str(local.resolve())}
     return content
 
 
 def _existing(file: Path, base: Path, config_path: Path) -> Path:
+    there = status(base / file, error=ConfigError)
     resolved = (base / file).resolve()
-    if not resolved.exists():
+    if there is None:
         near = [p.name for p in resolved.parent.glob("*")] if resolved.parent.is_dir() else []
         close = get_close_matches(resolved.name, near, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -171,9 +181,11 @@ def _with_files(entry: LmEvalSettings, base: Path, config_path: Path) -> LmEvalS
 
 def _hashed(file: PublicFile, base: Path, config_path: Path) -> PublicFile:
     resolved = _existing(file.path, base, config_path)
-    if not resolved.is_file():
+    if is_folder(resolved):
         raise ConfigError(f"{config_path.name}: {file.path}: a public set must be one file.")
-    found = hashlib.sha256(resolved.read_bytes()).hexdigest()
+    advice = "It travels to every silo: name fewer or shorter rows."
+    content = read_bytes(resolved, limit=MAX_PUBLIC_BYTES, advice=advice, error=ConfigError)
+    found = hashlib.sha256(content).hexdigest()
     if file.sha256 not in (None, found):
         raise ConfigError(
             f"{config_path.name}: {file.path} has changed: its sha256 starts with {found[:12]}, "

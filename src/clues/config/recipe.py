@@ -3,18 +3,25 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Settings
+from clues.config.base import (
+    ALIGNMENT,
+    BUILT_IN,
+    LOSS,
+    Factor,
+    FactorOrZero,
+    Name,
+    Rounds,
+    Settings,
+    Steps,
+)
 from clues.config.hashes import content_hash
 from clues.config.score import ScoreSettings, ThresholdSettings
+
+# Of one public file, and of all: they travel to every silo, which takes no more. Some hundred rows
+# are meant, of a few kB each.
+MAX_PUBLIC_BYTES, MAX_PUBLIC_TOTAL = 50_000_000, 200_000_000
 
 
 class ModelSettings(Settings):
@@ -47,8 +54,8 @@ class LoraSettings(Settings):
         target_modules: the linear layers that get an adapter: their names, or `all-linear`.
     """
 
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 16.0
+    rank: int = Field(default=16, ge=1, le=1024)
+    alpha: Factor = 16.0
     dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
 
@@ -67,7 +74,7 @@ class TokenSettings(Settings):
     """
 
     template: Literal["auto", "chat", "alpaca"] = "auto"
-    max_length: PositiveInt = 2048
+    max_length: int = Field(default=2048, ge=1, le=1_048_576)
     overlong: Literal["drop", "truncate", "error"] = "drop"
     loss_on: Literal["assistant", "last"] = "assistant"
 
@@ -90,15 +97,15 @@ class TrainSettings(Settings):
         weight_decay: weight decay of the optimiser AdamW.
     """
 
-    epochs: PositiveFloat = 0.6
-    steps: PositiveInt | None = None
-    rounds: PositiveInt = 2
+    epochs: float = Field(default=0.6, ge=1e-6, le=10_000.0)
+    steps: Steps | None = None
+    rounds: Rounds = 2
     aggregation: Literal["ffa", "svd", "factors"] = "ffa"
-    checkpoints: PositiveInt = 1
-    learning_rate: PositiveFloat = 2e-5
+    checkpoints: Rounds = 1
+    learning_rate: float = Field(default=2e-5, ge=1e-12, le=1e3)
     warmup: float = Field(default=0.03, ge=0.0, le=1.0)
-    batch_size: PositiveInt = 16
-    weight_decay: NonNegativeFloat = 0.0
+    batch_size: int = Field(default=16, ge=1, le=65_536)
+    weight_decay: FactorOrZero = 0.0
 
     @model_validator(mode="after")
     def _rounds_hold_checkpoints(self) -> "TrainSettings":
@@ -118,7 +125,7 @@ class PublicFile(Settings):
     """
 
     path: Path
-    weight: PositiveFloat = 1.0
+    weight: Factor = 1.0
     sha256: str | None = None
 
 
@@ -168,7 +175,7 @@ class Recipe(Settings):
         threshold: how the anchors' scores become one threshold.
     """
 
-    seed: NonNegativeInt = 42
+    seed: int = Field(default=42, ge=0, le=2**63 - 1)
     model: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
     tokens: TokenSettings = TokenSettings()

@@ -1,8 +1,8 @@
 """One silo's settings, and a whole run's."""
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from clues.config.base import Name, Settings
+from clues.config.base import Count, Factor, Name, Settings
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.recipe import Recipe
@@ -20,10 +20,10 @@ class PrivacySettings(Settings):
             deviation of about 1.4 / count_epsilon rows.
     """
 
-    epsilon: PositiveFloat
-    delta: float = Field(gt=0.0, lt=1.0)
-    max_grad_norm: PositiveFloat = 1.0
-    count_epsilon: PositiveFloat = 0.2
+    epsilon: float = Field(ge=1e-4, le=1e6)
+    delta: float = Field(ge=1e-20, lt=1.0)
+    max_grad_norm: Factor = 1.0
+    count_epsilon: float = Field(default=0.2, ge=1e-5, le=1e6)
 
     @property
     def training_epsilon(self) -> float:
@@ -69,10 +69,10 @@ class SiloSettings(Settings):
     schema_name: str | None = Field(default=None, alias="schema")
     labels: str | None = None
     share_diagnostics: bool = False
-    min_kept: PositiveInt = 5
-    max_selections: PositiveInt = 20
+    min_kept: Count = 5
+    max_selections: Count = 20
     approval: bool = False
-    order_seed: NonNegativeInt | None = None
+    order_seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     privacy: PrivacySettings | None = None
     model_path: str | None = None
     license: str = "unknown"

@@ -1,15 +1,16 @@
 """How a row is scored and where the threshold lies, as settings."""
 
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from clues.config.base import ALIGNMENT, LOSS, Settings
+from clues.config.base import ALIGNMENT, LOSS, FactorOrZero, Settings, Share, Steps
 
 Baseline = Literal[
     "base_perplexity", "ifd", "alignment", "datainf", "embedding", "length", "random"
 ]
 Form = Literal["sgd", "adam", "adam_two_sided", "adam_exact", "cosine", "less"]
+Block = Annotated[int, Field(ge=0, le=10_000)]  # number of a transformer block
 BASELINE_NAMES: tuple[str, ...] = get_args(Baseline)
 FORMS: tuple[str, ...] = get_args(Form)
 LINEAR_FORMS = ("sgd", "adam", "adam_two_sided")
@@ -60,15 +61,15 @@ class ScoreSettings(Settings):
     form: Form = "less"
     way: Literal["auto", "side_branch", "gradients", "finite_difference"] = "auto"
     trajectory: Literal["local", "crossfit", "global", "inrun"] = "global"
-    refresh: PositiveInt | None = None
+    refresh: Steps | None = None
     visits: Literal["first", "every"] = "every"
-    layers: tuple[NonNegativeInt, ...] | Literal["all", "first", "last"] = "all"
+    layers: tuple[Block, ...] | Literal["all", "first", "last"] = "all"
     projections: tuple[str, ...] | Literal["all"] = "all"
     factors: Literal["both", "A", "B"] = "both"
     per_block: bool = False
-    loss_weight: NonNegativeFloat | Literal["auto"] = "auto"
+    loss_weight: FactorOrZero | Literal["auto"] = "auto"
     loss_under: Literal["base", "checkpoints"] = "base"
-    alignment_weight: NonNegativeFloat | Literal["auto"] = "auto"
+    alignment_weight: FactorOrZero | Literal["auto"] = "auto"
     compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
 
     @model_validator(mode="before")
@@ -173,13 +174,13 @@ class ThresholdSettings(Settings):
     rule: Literal[
         "anchor_tolerance", "anchor_mean", "anchor_quantile", "ratio", "preset", "mixture"
     ] = "anchor_tolerance"
-    quantile: float = Field(default=0.05, gt=0.0, lt=1.0)
-    ratio: float = Field(default=0.5, gt=0.0, lt=1.0)
-    preset: float | None = None
+    quantile: Share = 0.05
+    ratio: Share = 0.5
+    preset: Annotated[float, Field(ge=-1e30, le=1e30)] | None = None
     units: Literal["anchor", "raw"] = "anchor"
     combine: Literal["shortfall", "sum"] = "shortfall"
-    bootstrap: PositiveInt = 1000
-    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    bootstrap: int = Field(default=1000, ge=1, le=100_000)
+    confidence: Share = 0.95
 
     @model_validator(mode="after")
     def _preset_has_a_number(self) -> "ThresholdSettings":

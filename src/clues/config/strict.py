@@ -7,21 +7,37 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clues.errors import ConfigError
+from clues.reading import visible
 
+MAX_SHOWN = 20
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate(model: type[Model], content: Any, *, where: str) -> Model:
+def validate(
+    model: type[Model], content: Any, *, where: str, keys_are_public: bool = True
+) -> Model:
     """Build a settings object, or say which key is wrong and what was probably meant.
 
+    Args:
+        model: of the settings.
+        content: plain values.
+        where: what to call them in errors.
+        keys_are_public: whether an unknown key may be shown; in a file that quotes rows it may
+            be a row's text.
+
     Raises:
-        ConfigError: with one line per problem.
+        ConfigError: with one line per problem, at most twenty.
     """
     try:
         return model.model_validate(content)
     except ValidationError as error:
         problems = error.errors(include_input=False, include_url=False, include_context=False)
-    lines = [f"{where}: {_describe(model, problem)}" for problem in problems]
+    lines = [
+        f"{where}: {_describe(model, problem, keys_are_public=keys_are_public)}"
+        for problem in problems[:MAX_SHOWN]
+    ]
+    if len(problems) > MAX_SHOWN:
+        lines.append(f"{where}: and {len(problems) - MAX_SHOWN} more.")
     raise ConfigError("\n".join(lines))
 
 
@@ -31,16 +47,19 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def _describe(model: type[BaseModel], problem: Any) -> str:
-    keys = [str(part) for part in problem["loc"]]
+def _describe(model: type[BaseModel], problem: Any, *, keys_are_public: bool) -> str:
+    keys = [visible(str(part))[:80] for part in problem["loc"]]
     dotted = ".".join(keys) or "the file"
     if problem["type"] == "extra_forbidden":
+        if not keys_are_public:
+            place = ".".join(keys[:-1]) or "the file"
+            return f"{place}: has an unknown key, which is not shown. Known: {', '.join(sorted(_known_keys(model, keys[:-1])))}."
         close = get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"unknown key {dotted}.{hint}"
     if problem["type"] == "missing":
         return f"{dotted} is missing."
-    return f"{dotted}: {problem['msg'].removeprefix('Value error, ')}."
+    return f"{dotted}: {visible(problem['msg'].removeprefix('Value error, '))}."
 
 
 def _known_keys(model: type[BaseModel], parents: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ class StoredTensors(Mapping[str, Tensor]):
         self.path, self.field = path, field
         with path.open("rb") as file:
             n_header = int.from_bytes(start := file.read(8), "little")
-            header = read_header(start + file.read(n_header))
+            header = read_header(start + file.read(n_header), n_bytes=path.stat().st_size)
         self.start = 8 + n_header
         names = stored_names(read_text(header), field)
         self.specs: dict[str, Any] = {weight: header[name] for weight, name in names.items()}

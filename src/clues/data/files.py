@@ -2,6 +2,7 @@
 
 import difflib
 import gzip
+import io
 import json
 import re
 import zlib
@@ -12,9 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from clues.data.tables import BOM, READERS, Table, arrow_table, decode, keeps_schema, parse_json
+from clues.data.limits import MAX_FILE_BYTES, SPLIT
+from clues.data.tables import (
+    BOM,
+    READERS,
+    Table,
+    arrow_table,
+    decode,
+    keeps_schema,
+    parse_json,
+)
 from clues.errors import DataError
+from clues.reading import cannot_read, is_folder, megabytes, read_bytes, shown, status
 
+# Unpacked in pieces, and never to more than this many times the size: text has a tenth of it.
+_PIECE_BYTES, _FREE_BYTES, _MAX_RATIO = 1_000_000, 20_000_000, 200
 _GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow-stream"}
@@ -59,16 +72,16 @@ def read_source(source: str | Path) -> tuple[Path, Table, str]:
         DataError: there is nothing there, or it cannot be read.
     """
     path = Path(source)
-    if path.is_dir():
+    if is_folder(path):
         return _read_folder(path)
-    if path.exists():
+    if status(path):
         table = read_table(path)
         named = named_container(path)
         lies = named != table.container.removesuffix("-stream")
         return path, table, table.container + (f" (named {path.name})" if lies else "")
     hub = _HUB_NAME.fullmatch(source) if isinstance(source, str) else None
     # owner/name is also how a path looks: a folder `owner` or a file suffix says it is one.
-    if hub and not path.parent.is_dir() and named_container(path) is None:
+    if hub and not is_folder(path.parent) and named_container(path) is None:
         return _read_hub(hub["name"], hub["split"] or "train")
     raise DataError(_missing(path))
 
@@ -79,7 +92,7 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: the file is empty, damaged, of no known kind, not UTF-8, or has bad rows.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path, limit=MAX_FILE_BYTES, advice=SPLIT)
     packed = data.startswith(_GZIP)
     if packed:
         data = _unpack(path, data)
@@ -94,22 +107,33 @@ def read_table(path: Path) -> Table:
     return replace(table, container=f"{kind}.gz") if packed else table
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-    raise DataError(f"{path}: cannot be read ({reason}).")
-
-
 def _unpack(path: Path, data: bytes) -> bytes:
+    """What is in gzip data, taken out piece by piece: a bomb is found when it has grown a little."""
+    parts: list[bytes] = []
+    size = 0
+    reason = ""
     try:
-        return gzip.decompress(data)
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+            while part := packed.read(_PIECE_BYTES):
+                parts.append(part)
+                size += len(part)
+                if size > MAX_FILE_BYTES or size > max(_FREE_BYTES, _MAX_RATIO * len(data)):
+                    reason = "bomb"
+                    break
     except EOFError:
         reason = "the gzip data ends too early"
     except (zlib.error, gzip.BadGzipFile):
         reason = "the gzip data is damaged"
-    raise DataError(f"{path}: {reason} ({len(data)} bytes). Copy the file again.")
+    if reason == "bomb":
+        raise DataError(
+            f"{shown(path)}: {megabytes(len(data))} of gzip unpack to more than "
+            f"{megabytes(size)}; at most {_MAX_RATIO} times the size, and "
+            f"{megabytes(MAX_FILE_BYTES)}, are read. Rows of text are packed to a tenth: look "
+            "what is in it with zcat, and unpack it yourself if it is meant."
+        )
+    if reason:
+        raise DataError(f"{path}: {reason} ({len(data)} bytes). Copy the file again.")
+    return b"".join(parts)
 
 
 def _sniff(path: Path, data: bytes) -> str:
@@ -137,23 +161,36 @@ def _sniff(path: Path, data: bytes) -> str:
 
 
 def _missing(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path}: there is no folder {path.parent}."
-    names = sorted(entry.name for entry in path.parent.iterdir())
+    if not is_folder(path.parent):
+        return f"{shown(path)}: there is no folder {shown(path.parent)}."
+    names = sorted(entry.name for entry in _entries(path.parent))
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return f"{path}: there is no such file, and it is not a hub data set (owner/name).{hint}"
 
 
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder.
+
+    Raises:
+        DataError: it may not be listed.
+    """
+    try:
+        return list(folder.iterdir())
+    except OSError as problem:
+        failure = problem
+    raise cannot_read(folder, failure)
+
+
 def _read_folder(folder: Path) -> tuple[Path, Table, str]:
     if (folder / "dataset_dict.json").exists():
-        splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        splits = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
         raise DataError(f"{folder}: holds the splits {', '.join(splits)}. Name one of its folders.")
     if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
         return folder, *_saved(_load_saved(folder), folder, "a saved data set")
     files = sorted(
         entry
-        for entry in folder.iterdir()
+        for entry in _entries(folder)
         if entry.is_file() and named_container(entry) and not entry.name.startswith(".")
     )
     if not files:

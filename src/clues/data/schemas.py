@@ -9,6 +9,13 @@ from typing import Any
 from clues.data.samples import ROLES, Message, Sample
 from clues.data.tables import kind_of, parse_json
 
+# Of one row, all its turns together: half a million tokens, more than any model reads at once. The
+# tokenizer takes a hundred bytes for each of them.
+MAX_CHARACTERS = 2_000_000
+# A chat template is rendered once more for every answer: ten times the turns take a hundred times
+# as long.
+MAX_TURNS = 1_000
+
 SCHEMAS = {
     "alpaca": "instruction, output; optional input, system, history",
     "sharegpt": "conversations; optional system",
@@ -96,11 +103,22 @@ def parse_row(layout: Layout, record: dict[str, Any], row: int) -> Sample:
             raise BadRow("system is given both as a column and as the first turn")
         turns = [Message("system", system), *turns]
     choices, answer = _read_choices(layout, record)
+    _check_size([*(turn.content for turn in turns), *choices], len(turns))
     if layout.schema == "multiple_choice":
         if answer is None:
             raise BadRow("choices and answer are empty")
         turns.append(Message("assistant", choices[answer]))
     return Sample(row, tuple(turns), choices, answer)
+
+
+def _check_size(texts: Sequence[str], n_turns: int) -> None:
+    n_characters = sum(len(text) for text in texts)
+    if n_characters > MAX_CHARACTERS:
+        raise BadRow(
+            f"its text has {n_characters:,} characters, and at most {MAX_CHARACTERS:,} are read"
+        )
+    if n_turns > MAX_TURNS:
+        raise BadRow(f"it has {n_turns:,} turns, and at most {MAX_TURNS:,} are read")
 
 
 def _parse_alpaca(layout: Layout, record: dict[str, Any]) -> list[Message]:

@@ -18,6 +18,17 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clues import reading
+from clues.data.limits import (
+    MAX_BRACKETS,
+    MAX_COLUMNS,
+    MAX_ROW_BYTES,
+    check_counts,
+    load_arrow_file,
+    load_arrow_stream,
+    load_parquet,
+    too_long,
+)
 from clues.errors import DataError
 
 _N_SHOWN = 5
@@ -91,7 +102,7 @@ def keeps_schema(schema: Any) -> bool:
 def arrow_table(path: Path, rows: Any, container: str) -> Table:
     """Wrap a pyarrow table after checking its content and its column names."""
     columns = tuple(rows.column_names)
-    _refuse_equal_names(path, columns)
+    _check_names(path, columns)
     try:
         rows.validate(full=True)
         broken = False
@@ -106,12 +117,9 @@ def arrow_table(path: Path, rows: Any, container: str) -> Table:
 def parse_json(text: str) -> tuple[Any, str | None]:
     """Parse JSON; returns (value, None), or (None, reason) without any of the text."""
     try:
-        return json.loads(text), None
-    except json.JSONDecodeError as error:
-        at = f"character {error.colno}"
-        return None, f"not valid JSON ({at if error.lineno == 1 else f'line {error.lineno}, {at}'})"
-    except (ValueError, RecursionError):
-        return None, "not readable JSON (a number too long or brackets too deep)"
+        return reading.parse_json(text, max_items=MAX_BRACKETS), None
+    except reading.Unreadable as problem:
+        return None, str(problem)
 
 
 def write_table(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
@@ -139,6 +147,7 @@ def decode(path: Path, data: bytes) -> str:
 
 
 def _read_jsonl(path: Path, data: bytes) -> Table:
+    check_counts(path, data)
     decode(path, data)
     numbers: list[int] = []
     raw: list[bytes] = []
@@ -147,7 +156,10 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
     for number, line in enumerate(io.BytesIO(data.removeprefix(BOM)), start=1):
         if not line.strip():
             continue
-        value, problem = parse_json(line.decode())
+        value: Any = None
+        problem = too_long(line) or None
+        if problem is None:
+            value, problem = parse_json(line.decode())
         if problem is None and not isinstance(value, dict):
             problem = f"not a JSON object but {kind_of(value)}"
         if problem is not None:
@@ -172,6 +184,7 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
 
 
 def _read_json(path: Path, data: bytes) -> Table:
+    check_counts(path, data)
     text = decode(path, data)
     value, problem = parse_json(text)
     if problem is not None:
@@ -211,6 +224,7 @@ def _read_json(path: Path, data: bytes) -> Table:
 
 
 def _read_csv(path: Path, data: bytes) -> Table:
+    check_counts(path, data)
     decode(path, data)
     lines = io.BytesIO(data.removeprefix(BOM)).readlines()
     text = [line.decode() for line in lines]
@@ -218,14 +232,21 @@ def _read_csv(path: Path, data: bytes) -> Table:
     raw: list[bytes] = []
     records: list[dict[str, Any]] = []
     bad: list[tuple[str, str]] = []
+    overlong = [
+        (f"line {n}", reason) for n, line in enumerate(lines, start=1) if (reason := too_long(line))
+    ]
+    if overlong:
+        raise bad_rows(path, overlong)
     with _long_cells():
         reader = csv.reader(text, delimiter=_delimiter(path, text), strict=True)
-        columns = next(cells for cells in reader if cells)
-        _refuse_equal_names(path, columns)
+        columns = next((cells for cells in _cells(reader) if cells), None)
+        if columns is None:
+            raise DataError(f"{path} line 1: the header cannot be read.")
+        _check_names(path, columns)
         n_head = start = reader.line_num
         for cells in _cells(reader):
             if cells is None:
-                bad.append((f"line {start + 1}", "a quote is not closed or not doubled"))
+                bad.append((f"line {start + 1}", _NO_CELLS))
             elif cells and len(cells) != len(columns):
                 bad.append((f"line {start + 1}", f"{len(cells)} cells for {len(columns)} columns"))
             elif cells:
@@ -247,6 +268,12 @@ def _read_csv(path: Path, data: bytes) -> Table:
         head=head,
         named_by_row=True,
     )
+
+
+_NO_CELLS = (
+    "a quote is not closed or not doubled, or a cell has more than "
+    f"{reading.megabytes(MAX_ROW_BYTES)}"
+)
 
 
 def _cells(reader: Any) -> Iterator[list[str] | None]:
@@ -277,31 +304,45 @@ def _delimiter(path: Path, text: list[str]) -> str:
 @contextmanager
 def _long_cells() -> Iterator[None]:
     # The csv module refuses cells over 128 KiB; a clinical note can be longer.
-    before = csv.field_size_limit(2**31 - 1)
+    before = csv.field_size_limit(MAX_ROW_BYTES)
     try:
         yield
     finally:
         csv.field_size_limit(before)
 
 
-def _arrow_reader(container: str, load: Callable[[Any], Any]) -> Callable[[Path, bytes], Table]:
+def _arrow_reader(
+    container: str, load: Callable[[Path, Any], Any]
+) -> Callable[[Path, bytes], Table]:
     def read(path: Path, data: bytes) -> Table:
         try:
-            rows = load(pa.BufferReader(data))
+            rows = load(path, pa.BufferReader(data))
+            reason = ""
+        except MemoryError:
+            rows, reason = None, "needs more memory than there is. Split it"
         except (pa.ArrowException, OSError):
-            rows = None
-        if rows is None:
-            raise DataError(f"{path}: {container} data is cut off or damaged. Copy it again.")
+            rows, reason = None, f"{container} data is cut off or damaged. Copy it again"
+        if reason:
+            raise DataError(f"{path}: {reason}.")
         return arrow_table(path, rows, container)
 
     return read
 
 
-def _refuse_equal_names(path: Path, columns: Sequence[str]) -> None:
+def _check_names(path: Path, columns: Sequence[str]) -> None:
+    if len(columns) > MAX_COLUMNS:
+        raise DataError(
+            f"{path}: has {len(columns):,} columns, and at most {MAX_COLUMNS:,} are read. Leave out "
+            "those that are not needed."
+        )
     # Positions, not names: the first line of a csv without a header is a row.
-    twice = [str(i + 1) for i, name in enumerate(columns) if name in columns[:i]]
+    first: dict[str, int] = {}
+    twice = [str(i + 1) for i, name in enumerate(columns) if first.setdefault(name, i) != i]
     if twice:
-        raise DataError(f"{path}: column {', '.join(twice)} has the name of an earlier column.")
+        more = ", ..." if len(twice) > _N_SHOWN else ""
+        raise DataError(
+            f"{path}: column {', '.join(twice[:_N_SHOWN])}{more} has the name of an earlier column."
+        )
 
 
 def _keys(records: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -357,11 +398,9 @@ READERS: dict[str, Callable[[Path, bytes], Table]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "csv": _read_csv,
-    "parquet": _arrow_reader("parquet", lambda source: pq.ParquetFile(source).read()),
-    "arrow": _arrow_reader("arrow", lambda source: pa.ipc.open_file(source).read_all()),
-    "arrow-stream": _arrow_reader(
-        "arrow-stream", lambda source: pa.ipc.open_stream(source).read_all()
-    ),
+    "parquet": _arrow_reader("parquet", load_parquet),
+    "arrow": _arrow_reader("arrow", load_arrow_file),
+    "arrow-stream": _arrow_reader("arrow-stream", load_arrow_stream),
 }
 _WRITERS: dict[str, Callable[[Table, Sequence[int], BinaryIO], None]] = {
     "jsonl": _write_lines,

@@ -23,6 +23,7 @@ from clues.atomic import atomic_write_bytes, make_folder, write_atomically
 from clues.config import BUILT_IN, LoraSettings, ModelSettings, built_in_folder
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.tensorfile import parts_of
+from clues.reading import parse_json
 
 AdapterState = dict[str, Tensor]
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
@@ -327,7 +328,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         DataError: a part is missing, unreadable, or not what was written.
     """
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = parse_json((folder / "state.json").read_bytes())
         for name in CHECKPOINT_FILES:
             if _sha256(folder / f"{name}.safetensors") != state["sha256"][name]:
                 raise DataError(
@@ -342,7 +343,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             first_moment=load_file(folder / "first_moment.safetensors"),
             optimizer_steps=int(state["optimizer_steps"]),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, KeyError, SafetensorError) as error:
         raise DataError(
             f"{folder}: unreadable checkpoint ({_first_line(error)}). Train again."
         ) from None

@@ -4,10 +4,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clues.config import (
     Name,
+    Seconds,
     Settings,
     SharedConfig,
     SiloSettings,
@@ -53,7 +54,7 @@ class CoordinatorSettings(Settings):
     superlink: str = SUPERLINK
     insecure: bool = False
     folder: Path | None = None
-    start_s: PositiveFloat = 60.0
+    start_s: Seconds = 60.0
 
     @field_validator("public", "superlink", "listen")
     @classmethod
@@ -114,7 +115,7 @@ class JoinSettings(Settings):
     ca: Path | None = None
     key: Path | None = None
     insecure: bool = False
-    refused_s: PositiveFloat = 150.0
+    refused_s: Seconds = 150.0
     allow_degenerate: bool = False
 
     @field_validator("coordinator")

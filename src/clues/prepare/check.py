@@ -17,6 +17,7 @@ from clues.evaluation.tasks import encode_task
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.loss import make_batch, row_losses
 from clues.prepare.checklist import Check, FileCheck, Role, Source, TaskCheck, notes_on
+from clues.scoring.direction import scored_weights
 from clues.scoring.trajectory import n_train_steps
 from clues.selection.units import MIN_ANCHORS
 
@@ -55,6 +56,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             errors.append(f"{source}, labels: {error}")
         if source.role is Role.ANCHORS and rows.n_rows < MIN_ANCHORS:
             errors.append(f"{source}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
+    errors += _model_errors(config, model)
     tasks = _tasks(config, encoder, ids, errors)
     overlaps = _overlaps(ids)
     errors += [
@@ -104,6 +106,19 @@ def _spoils(a: Source, b: Source) -> bool:
     """
     roles = {a.role, b.role}
     return Role.SILO not in roles and not roles <= {Role.HELD_OUT, Role.TASK}
+
+
+def _model_errors(config: RunConfig, model: LoraModel) -> list[str]:
+    """What the recipe names and the model lacks: blocks and projections, found before training."""
+    recipe = config.recipe
+    if not (recipe.score.forms or recipe.score.inrun):
+        return []
+    frozen_a = recipe.score.shared and recipe.train.aggregation == "ffa"
+    try:
+        scored_weights(model, recipe.score, frozen_a=frozen_a)
+    except CluesError as error:
+        return [str(error)]
+    return []
 
 
 def _tasks(

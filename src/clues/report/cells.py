@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clues.errors import DataError
+from clues.reading import visible
 
 DASH = "\N{EN DASH}"
 FEW = "<10"
@@ -24,6 +25,31 @@ def need(mapping: Mapping[str, Any], key: str, where: str) -> Any:
 def clean(text: object) -> str:
     """Text without control, line-break or direction-changing characters."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+# Control characters (a line's end and a tabulator stay), and what turns, hides or joins others
+# unseen. Joiners stay: Persian words and family emojis are made with them.
+_UNSEEN = [
+    *range(9),
+    11,
+    12,
+    *range(14, 32),
+    *range(127, 160),
+    0xAD,
+    0x61C,
+    0x180E,
+    0x200B,
+    0x200E,
+    0x200F,
+]
+_UNSEEN += [*range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFC)]
+_UNSEEN += [*range(0xE0000, 0xE0080)]
+_ESCAPES = {code: visible(chr(code)) for code in _UNSEEN}
+
+
+def escaped(text: str) -> str:
+    """A row's text as it is, with an escape in place of each character that nobody would see."""
+    return text.translate(_ESCAPES)
 
 
 def number(value: float | None, decimals: int = 3) -> str:

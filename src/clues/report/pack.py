@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from clues.report.cells import escaped
+
 TEXT_BUDGET = 40_000_000  # characters of all rows together
 ROW_LIMIT = 20_000  # characters of one row
 CUT = " \N{HORIZONTAL ELLIPSIS}"
@@ -55,7 +57,7 @@ def pack_texts(
     parts: list[bytes] = []
     for turns, length in zip(texts, lengths.tolist(), strict=True):
         shown = turns if length <= limit else _shortened(turns, limit)
-        text = TURN.join(role + ROLE + _plain(content) for role, content in shown)
+        text = TURN.join(role + ROLE + escaped(content) for role, content in shown)
         # A lone surrogate has no UTF-8; such a row is refused before, and a column may hold one.
         parts.append(text.encode("utf-8", "replace"))
     ends = np.cumsum([len(part) for part in parts], dtype=np.uint64)
@@ -83,10 +85,3 @@ def _shortened(turns: Sequence[tuple[str, str]], limit: int) -> list[tuple[str, 
         (role, content if len(content) <= room else content[:room] + CUT)
         for (role, content), room in zip(turns, rooms, strict=True)
     ]
-
-
-def _plain(content: str) -> str:
-    """Without the two characters that separate turns."""
-    return content.replace(TURN, "\N{REPLACEMENT CHARACTER}").replace(
-        ROLE, "\N{REPLACEMENT CHARACTER}"
-    )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clues.report.cells import escaped
 from clues.report.histogram import Chart, score_histogram
 from clues.report.pack import pack, pack_texts
 from clues.report.page import environment
@@ -149,10 +150,15 @@ def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, An
         "terms": list(review.terms),
         "traces": list(review.traces),
         "losses": list(review.losses),
-        "kinds": kinds if review.labels is not None else None,
+        "kinds": [escaped(kind) for kind in kinds] if review.labels is not None else None,
         "reasons": reasons,
         "groupings": [
-            {"name": g.name, "values": g.values, "note": g.note} for g in review.groupings
+            {
+                "name": escaped(g.name),
+                "values": [escaped(value) for value in g.values],
+                "note": g.note,
+            }
+            for g in review.groupings
         ],
         "cutAfter": cut_after,
         "rulings": [[id_, keep, why] for id_, (keep, why) in review.rulings.items()],

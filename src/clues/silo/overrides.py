@@ -6,7 +6,6 @@ until somebody has looked at the new scores.
 """
 
 import hmac
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,11 +14,13 @@ from pydantic import Field, StrictBool, StringConstraints
 
 from clues.config import Settings, validate
 from clues.errors import DataError, RecipeMismatchError
+from clues.reading import read_json, shown
 from clues.rundir import hash_of, write_json
 from clues.selection.threshold import Ruling
 from clues.silo.workspace import Workspace
 
 FILE = "overrides.json"
+_EXPORT = "Export the overrides from the private report."
 _N_SHOWN = 3
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
@@ -55,19 +56,11 @@ def read_overrides(path: Path) -> Overrides:
         DataError: it is missing, unreadable or names a row twice.
         ConfigError: a key is missing, unknown or of another type.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        reason = "" if isinstance(content, dict) else "not an object"
-    except OSError as error:
-        content, reason = None, error.strerror or type(error).__name__
-    except (ValueError, RecursionError):
-        # A JSON error holds the document, and reasons may quote rows.
-        content, reason = None, "not JSON"
-    if reason:
-        raise DataError(
-            f"{path}: cannot be read as overrides ({reason}). Export them from the private report."
-        )
-    overrides = validate(Overrides, content, where=path.name)
+    # A JSON error holds the document, and reasons may quote rows: `read_json` shows neither.
+    content = read_json(path, advice=_EXPORT)
+    if not isinstance(content, dict):
+        raise DataError(f"{shown(path)}: cannot be read as overrides (not an object). {_EXPORT}")
+    overrides = validate(Overrides, content, where=path.name, keys_are_public=False)
     by_id: dict[str, set[bool]] = {}
     twice: list[str] = []
     for override in overrides.overrides:
@@ -155,16 +148,17 @@ def _under(space: Workspace, recipe_hash: str) -> dict[str, Ruling]:
     content: Mapping[str, Any] | None = _stored(space).get(recipe_hash)
     if content is None:
         return {}
-    return validate(Overrides, content, where=f"silo {space.name}, {FILE}").rulings
+    where = f"silo {space.name}, {FILE}"
+    return validate(Overrides, content, where=where, keys_are_public=False).rulings
 
 
 def _stored(space: Workspace) -> dict[str, Any]:
     path = space.private / FILE
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        reason = "not JSON"
-    raise DataError(f"{path}: {reason}. Restore the file, or remove it and select again.")
+    advice = "Restore the file, or remove it and select again."
+    content = read_json(path, advice=advice) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not an object. {advice}")
+    return content
 
 
 def _ids(ids: Sequence[str]) -> str:

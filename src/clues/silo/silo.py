@@ -43,6 +43,7 @@ from clues.silo.questions import Questions, check_question
 from clues.silo.review import write_review
 from clues.silo.score import nonfinite_text, score
 from clues.silo.select import check_threshold, decide, write_selection
+from clues.silo.sizes import check_request_size, checked_public
 from clues.silo.train import fit, train
 from clues.silo.workspace import LoadModel, Workspace
 from clues.wall.container import checksum_of
@@ -61,7 +62,6 @@ from clues.wall.messages import (
     SelectRequest,
     TrainRequest,
     from_bytes,
-    token_of,
 )
 
 log = logging.getLogger("clues")
@@ -111,6 +111,7 @@ class Silo:
         Raises:
             CluesError: the request or the silo's data cannot be used. Nothing is sent then.
         """
+        check_request_size(self.space, data)
         request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
         make_folder(self.private)
         make_folder(self.outbox)
@@ -187,18 +188,12 @@ class Silo:
                 "the same weights, or set model_path in the silo file."
             )
         check_private(self.space, recipe)
+        payloads = checked_public(recipe, request.public_files, domain=self.settings.domain)
         Questions(self.space).admit(request)
         public = self.private / "public"
         make_folder(public)
-        for name, content in request.public_files.items():
-            payload = bytes(content.numpy())
-            if token_of(payload) != name.split(".")[0] or Path(name).name != name:
-                raise DataError("the coordinator's public rows do not have the hash they claim.")
+        for name, payload in payloads.items():
             atomic_write_bytes(public / name, payload)
-        own_set = recipe.public[self.settings.domain]
-        sent = {name.split(".")[0] for name in request.public_files}
-        if not {f.sha256 for f in (own_set.anchor, *own_set.validation.values())} <= sent:
-            raise DataError("the coordinator left out public rows that its recipe names.")
         write_json(self.private / "recipe.json", own.model_dump(mode="json"))
         self.space.memory.clear()
         if self.settings.labels:

@@ -10,7 +10,6 @@ two sides' ledgers.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,10 +17,14 @@ from torch import Tensor
 
 from clues.model.tensorfile import DTYPES as KNOWN
 from clues.model.tensorfile import parts_of
+from clues.reading import parse_json
 
 # What messages may hold, by safetensors' names.
 DTYPES = {name: KNOWN[name] for name in ("F32", "F64", "U8")}
-MAX_HEADER_BYTES = 64_000_000
+# A tensor takes 100 to 250 bytes of header and more than that of its own; 4 MB are 200,000 numbers.
+# An adapter of 70 billion weights with LoRA on every layer has a header of 0.3 MB.
+MAX_HEADER_BYTES, FREE_HEADER_BYTES = 64_000_000, 4_000_000
+MAX_HEADER_ITEMS = 2_000_000
 START = b'{"__metadata__":{"sha256":"'
 UNSET = "0" * 64
 PLACE = slice(8 + len(START), 8 + len(START) + len(UNSET))
@@ -58,21 +61,26 @@ def is_whole(data: bytes) -> bool:
     return is_container(data) and data[PLACE] == checksum_of(data).encode()
 
 
-def read_header(data: bytes) -> dict[str, Any]:
+def read_header(data: bytes, *, n_bytes: int | None = None) -> dict[str, Any]:
     """The file's header, from its first bytes; whatever is wrong with it is one of many exceptions.
 
+    Args:
+        data: the message, or its beginning.
+        n_bytes: length of the whole message; None where `data` is all of it.
+
     Raises:
-        ValueError: it is no JSON, or claims to be giant.
+        ValueError: it is no JSON, or larger than what it describes. Nothing is built of it then.
     """
     n_header = int.from_bytes(data[:8], "little")
-    if n_header > MAX_HEADER_BYTES:
+    n_tensors = (len(data) if n_bytes is None else n_bytes) - 8 - n_header
+    if n_tensors < 0 or n_header > min(MAX_HEADER_BYTES, FREE_HEADER_BYTES + n_tensors):
         raise ValueError
-    return json.loads(data[8 : 8 + n_header])
+    return parse_json(data[8 : 8 + n_header], max_items=MAX_HEADER_ITEMS)
 
 
 def read_text(header: Mapping[str, Any]) -> dict[str, Any]:
     """The message's own header; whatever is wrong with it is one of many exceptions."""
-    return json.loads(header["__metadata__"]["clues"])
+    return parse_json(header["__metadata__"]["clues"], max_items=MAX_HEADER_ITEMS)
 
 
 def _sha256(parts: Iterable[bytes | memoryview]) -> str:

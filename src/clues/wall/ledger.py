@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from filelock import FileLock, Timeout
 
 from clues.atomic import append_line, cannot_write
 from clues.errors import LedgerError, UsageError
+from clues.reading import Unreadable, parse_json, read_bytes, shown, status
 
 START = "0" * 64
 LOST = "lost"
+# A line has 500 characters at most, and a run of a thousand silos and rounds a million lines.
+MAX_LINE, MAX_BYTES = 2_000, 500_000_000
 _DISTRUST = "Do not trust this ledger; compare a copy that is whole with the other side's."
 
 
@@ -69,7 +72,7 @@ class Ledger:
         self.path = path
         self._lock = _lock(path)
         if path.exists():
-            data = path.read_bytes()
+            data = read_bytes(path, limit=MAX_BYTES, error=LedgerError)
             whole = data[: data.rfind(b"\n") + 1]
             if whole != data:
                 # A killed run can leave half a line: that message was never sent.
@@ -127,25 +130,27 @@ def verify(path: Path) -> list[Entry]:
     Raises:
         LedgerError: it is missing or unreadable, or an entry was changed, dropped or moved.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    if status(path, error=LedgerError) is None:
         raise LedgerError(
-            f"{path}: no ledger can be read here ({error.strerror}). Name the folder of a run, or "
-            "a ledger.jsonl."
-        ) from None
+            f"{shown(path)}: no ledger can be read here (No such file or directory). Name the "
+            "folder of a run, or a ledger.jsonl."
+        )
+    data = read_bytes(path, limit=MAX_BYTES, advice=_DISTRUST, error=LedgerError)
+    try:
+        lines = data.decode().split("\n")
     except UnicodeDecodeError:
-        raise LedgerError(f"{path}: not a ledger but other bytes. {_DISTRUST}") from None
+        lines = None
+    if lines is None:
+        raise LedgerError(f"{shown(path)}: not a ledger but other bytes. {_DISTRUST}")
     entries: list[Entry] = []
     previous = START
-    for number, line in enumerate(lines):
-        try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines):
+        entry = _entry(line)
+        if entry is None:
             raise LedgerError(
-                f"{path} line {number + 1}: not a ledger entry; the line was changed or is damaged. "
-                f"{_DISTRUST}"
-            ) from None
+                f"{shown(path)} line {number + 1}: not a ledger entry; the line was changed or is "
+                f"damaged. {_DISTRUST}"
+            )
         whole = entry.n == number and entry.previous == previous
         if not whole or entry.chain != entry.expected_chain():
             raise LedgerError(
@@ -155,6 +160,26 @@ def verify(path: Path) -> list[Entry]:
         previous = entry.chain
         entries.append(entry)
     return entries
+
+
+def _entry(line: str) -> Entry | None:
+    """One line, if every field is what it must be: it is counted, compared and printed."""
+    if len(line) > MAX_LINE:
+        return None
+    try:
+        content = parse_json(line)
+    except Unreadable:
+        return None
+    if not isinstance(content, dict) or set(content) != {f.name for f in fields(Entry)}:
+        return None
+    numbers = (content.pop("n"), content.pop("n_bytes"))
+    texts = content.values()
+    good = all(type(n) is int and 0 <= n < 2**63 for n in numbers) and all(
+        isinstance(text, str) and text.isprintable() for text in texts
+    )
+    if not good or content["direction"] not in ("in", "out", LOST):
+        return None
+    return Entry(**content, n=numbers[0], n_bytes=numbers[1])
 
 
 def compare(ours: Iterable[Entry], theirs: Iterable[Entry]) -> dict[str, int]:

@@ -24,6 +24,8 @@ from clues.wall.container import is_container, is_whole, read_header, read_text,
 
 # Of the messages and what they mean; another number on the other side is refused.
 PROTOCOL = 1
+# Characters of a key (a weight's name has 60 to 100) and of a value (a path has 4,096 at most).
+MAX_NAME, MAX_TEXT = 300, 4096
 TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
 Tensors = dict[str, Tensor]
 # RecursionError: brackets nested thousands deep.
@@ -284,6 +286,9 @@ REPLIES: dict[str, type[Envelope]] = {
     for cls in (HelloReply, TrainReply, ScoreReply, SelectReply, FitReply, EvaluateReply)
 }
 
+KINDS = {*REQUESTS, *REPLIES, Refusal.kind, Failure.kind, WhoRequest.kind, WhoReply.kind}
+UNREADABLE = "unreadable"
+
 
 def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: str) -> Any:
     """Read and validate a message before anything uses it.
@@ -315,11 +320,14 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
     where = f"{sender}: {kind}"
     specs = {spec.name: spec for spec in fields(cls)}
     if set(header) != set(specs):
-        raise DataError(f"{where} lacks or adds field {min(set(header) ^ set(specs))[:40]!r}.")
+        lacks = sorted(set(specs) - set(header))
+        # What somebody else calls a field may be anything, a row's text too.
+        odd = f"field {lacks[0]!r}" if lacks else "a field that no such message has"
+        raise DataError(f"{where} lacks or adds {odd}.")
     for name, spec in specs.items():
         if not _fits(header[name], spec.type):
             raise DataError(f"{where}.{name} has the wrong type.")
-        _check_finite(header[name], f"{where}.{name}")
+        _check_values(header[name], f"{where}.{name}")
     _check_tensors(tensors, where)
     nested = {name: header.pop(name) for name in cls.tensor_fields()}
     try:
@@ -333,11 +341,12 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
 
 
 def kind_of(data: bytes) -> str:
-    """What a message says it is, for the ledger; bytes that are no message are `unreadable`."""
+    """What a message says it is, for the ledger; what is none of ours is `unreadable`."""
     try:
-        return str(read_text(read_header(data))["kind"])[:40]
+        kind = read_text(read_header(data))["kind"]
     except NOT_A_MESSAGE:
-        return "unreadable"
+        return UNREADABLE
+    return kind if isinstance(kind, str) and kind in KINDS else UNREADABLE
 
 
 def stored_names(text: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -387,13 +396,26 @@ def _check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
             raise NumericsError(f"{where} carries a tensor that is not finite.")
 
 
-def _check_finite(value: Any, where: str) -> None:
+def _check_values(value: Any, where: str) -> None:
+    """Numbers that are finite and fit into 64 bits, and texts that can be shown and stored."""
     left = [value]
     while left:
         item = left.pop()
         if isinstance(item, float) and not math.isfinite(item):
             raise NumericsError(f"{where} is not finite.")
+        if isinstance(item, int) and not -(2**63) <= item < 2**63:
+            raise DataError(f"{where} has a number that does not fit into 64 bits.")
+        if isinstance(item, str) and not _is_text(item):
+            raise DataError(f"{where} has a text that is too long, or no text.")
         if isinstance(item, dict):
+            # Keys are names, and stand in errors, records and pages.
+            if not all(len(key) <= MAX_NAME and key.isprintable() for key in item):
+                raise DataError(f"{where} has a name that is too long, or not printable.")
             left += item.values()
         elif isinstance(item, list):
             left += item
+
+
+def _is_text(value: str) -> bool:
+    # Half a surrogate pair is no character, and nothing could write it down.
+    return len(value) <= MAX_TEXT and not any("\ud800" <= c <= "\udfff" for c in value)

@@ -1,18 +1,19 @@
 """The openai client of one endpoint. It repeats what fails; we count and bound every request."""
 
 import asyncio
-import json
 import os
 from collections.abc import Callable
 from typing import Any
 
 from clues.config import JudgeSettings
 from clues.extras import needs
+from clues.reading import is_plain_number, parse_json
 
 with needs("openai", "httpx2", what="evaluate.judge"):
     import httpx2
     import openai
 
+MAX_BODY = 10_000_000  # of a reply; max_reply_tokens bounds an honest one to a few kB
 _NO_COMPLETION = "a reply that is no chat completion"
 
 
@@ -92,13 +93,18 @@ class Client:
 def _completion(body: bytes) -> dict[str, Any] | str:
     """What is kept of a chat completion, or a problem."""
     try:
-        content = json.loads(body)
+        if len(body) > MAX_BODY:
+            return _NO_COMPLETION
+        content = parse_json(body)
         words = content["choices"][0]["message"]["content"]
         usage = content.get("usage") or {}
         tokens = usage.get("total_tokens", 0)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return _NO_COMPLETION
     if words is not None and not isinstance(words, str):
         return _NO_COMPLETION
     # No words, as after a refusal, are an answer too, and an invalid one.
-    return {"content": words or "", "tokens": tokens if isinstance(tokens, int) else 0}
+    return {
+        "content": words or "",
+        "tokens": tokens if is_plain_number(tokens, low=0, high=2**53) else 0,
+    }

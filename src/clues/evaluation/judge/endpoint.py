@@ -10,6 +10,7 @@ from clues.config import JudgeSettings
 from clues.errors import ConfigError, DataError
 from clues.evaluation.judge.prompts import Messages, schema
 from clues.extras import require
+from clues.reading import read_json
 from clues.rundir import hash_of
 
 _REFUSED = (400, 413, 422)
@@ -77,10 +78,11 @@ class Endpoint:
         path = self._path(messages)
         if not path.exists():
             return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))["content"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}: not readable. Remove it to ask again.") from None
+        stored = read_json(path, advice="Remove it to ask again.")
+        content = stored.get("content") if isinstance(stored, dict) else None
+        if not isinstance(content, str):
+            raise DataError(f"{path}: not readable. Remove it to ask again.")
+        return content
 
     async def reply(self, messages: Messages, mode: str) -> str:
         """The judge's words, from the disk if they were paid for before.

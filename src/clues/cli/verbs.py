@@ -1,0 +1,31 @@
+"""The command line: all verbs in one program."""
+
+import typer
+
+from clues.cli import audit, network, stages, whole
+
+app = typer.Typer(
+    help=(
+        "Select good instruction rows across data owners, with one threshold for all.\n\n"
+        "New here? clues demo shows everything on generated rows, clues init writes a "
+        "configuration for your own files, clues check looks at it, clues run runs it."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    suggest_commands=False,  # click suggests already
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+WHOLE, STAGE, AUDIT = "Whole runs", "One stage (what it needs runs first)", "Audit"
+
+for panel, verbs in (
+    (WHOLE, (whole.demo, whole.init, whole.run, whole.check)),
+    (STAGE, (stages.train, stages.score, stages.threshold, stages.select)),
+    (STAGE, (stages.merge, stages.evaluate, stages.judge)),
+    (WHOLE, (whole.report,)),
+    (AUDIT, (audit.ledger, audit.approve, audit.version)),
+    (network.PANEL, (network.serve, network.join, network.edge)),
+):
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
+app.add_typer(network.keys, name="keys", rich_help_panel=network.PANEL)
