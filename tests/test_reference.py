@@ -29,7 +29,7 @@ def test_the_walk_finds_what_lies_deep() -> None:
 
 def test_values_and_defaults_are_those_of_the_settings() -> None:
     page = reference()
-    assert "| `rank` | whole number > 0 | `16` |" in page
+    assert "| `rank` | whole number ≥ 1, ≤ 1024 | `16` |" in page
     assert "| `schema` | text or `null` | `null` |" in page, "the key of the file, not of the code"
     assert "`float32`, `bfloat16`, `float16`, `float64` | `float32`" in page
 

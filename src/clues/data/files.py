@@ -27,7 +27,7 @@ from clues.errors import DataError
 from clues.reading import cannot_read, is_folder, megabytes, read_bytes, shown, status
 
 # Unpacked in pieces, and never to more than this many times the size: text has a tenth of it.
-_PIECE_BYTES, _FREE_BYTES, _MAX_RATIO = 1_000_000, 20_000_000, 200
+_PIECE_BYTES, _FREE_BYTES, _MAX_RATIO = 1_000_000, 100_000_000, 60
 _GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow-stream"}
@@ -110,24 +110,22 @@ def read_table(path: Path) -> Table:
 def _unpack(path: Path, data: bytes) -> bytes:
     """What is in gzip data, taken out piece by piece: a bomb is found when it has grown a little."""
     parts: list[bytes] = []
-    size = 0
-    reason = ""
+    most = min(MAX_FILE_BYTES, max(_FREE_BYTES, _MAX_RATIO * len(data)))
+    size, reason = 0, ""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            while part := packed.read(_PIECE_BYTES):
+            while not reason and (part := packed.read(_PIECE_BYTES)):
                 parts.append(part)
                 size += len(part)
-                if size > MAX_FILE_BYTES or size > max(_FREE_BYTES, _MAX_RATIO * len(data)):
-                    reason = "bomb"
-                    break
+                reason = "bomb" if size > most else ""
     except EOFError:
         reason = "the gzip data ends too early"
     except (zlib.error, gzip.BadGzipFile):
         reason = "the gzip data is damaged"
     if reason == "bomb":
         raise DataError(
-            f"{shown(path)}: {megabytes(len(data))} of gzip unpack to more than "
-            f"{megabytes(size)}; at most {_MAX_RATIO} times the size, and "
+            f"{shown(path)}: {megabytes(len(data))} of gzip unpack to "
+            f"{megabytes(size)} or more; at most {_MAX_RATIO} times the size, and "
             f"{megabytes(MAX_FILE_BYTES)}, are read. Rows of text are packed to a tenth: look "
             "what is in it with zcat, and unpack it yourself if it is meant."
         )
