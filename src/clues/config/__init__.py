@@ -20,8 +20,9 @@ from clues.config.evaluate import (
     LmEvalSettings,
     TaskSettings,
 )
-from clues.config.hashes import built_in_folder, content_hash, derived_seed, weights_sha256
+from clues.config.hashes import built_in_folder, content_hash, derived_seed
 from clues.config.loading import load_config, load_shared, load_silo, read_yaml
+from clues.config.modelfiles import differing, model_files
 from clues.config.recipe import (
     LoraSettings,
     ModelSettings,
@@ -31,7 +32,7 @@ from clues.config.recipe import (
     TokenSettings,
     TrainSettings,
 )
-from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloSettings
+from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.score import (
     BASELINE_NAMES,
     FORMS,
@@ -77,6 +78,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "SharedConfig",
+    "SiloModel",
     "SiloSettings",
     "TaskSettings",
     "ThresholdSettings",
@@ -86,11 +88,12 @@ __all__ = [
     "check_name",
     "content_hash",
     "derived_seed",
+    "differing",
     "dump_yaml",
     "load_config",
     "load_shared",
     "load_silo",
+    "model_files",
     "read_yaml",
     "validate",
-    "weights_sha256",
 ]

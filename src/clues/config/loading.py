@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 
 import yaml
 
+from clues.config.base import BUILT_IN
 from clues.config.evaluate import LmEvalSettings
-from clues.config.hashes import weights_sha256
-from clues.config.recipe import PublicFile, PublicSet
-from clues.config.run import RunConfig, SharedConfig, SiloSettings
+from clues.config.hashes import built_in_folder
+from clues.config.modelfiles import differing, model_files
+from clues.config.recipe import ModelSettings, PublicFile, PublicSet
+from clues.config.run import RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.strict import validate
 from clues.errors import ConfigError
 
@@ -31,7 +33,12 @@ def load_config(path: str | Path) -> RunConfig:
     silos = content.get("silos")
     if isinstance(silos, list):
         content["silos"] = [_silo_content(entry, path) for entry in silos]
-    return _resolved(validate(RunConfig, content, where=path.name), path)
+    config = _resolved(validate(RunConfig, content, where=path.name), path)
+    # Both sides are one person's here, so one place serves both.
+    model = config.recipe.model
+    shared = SiloModel(**{key: getattr(model, key) for key in SiloModel.model_fields})
+    silos = [s if s.model else s.model_copy(update={"model": shared}) for s in config.silos]
+    return config.model_copy(update={"silos": tuple(silos)})
 
 
 def load_shared(path: Path) -> SharedConfig:
@@ -69,15 +76,9 @@ def _resolved(config: Shared, path: Path) -> Shared:
         for domain, entry in config.recipe.public.items()
     }
     model = config.recipe.model
-    if (base / model.name).is_dir():
-        model = model.model_copy(update={"name": str((base / model.name).resolve())})
-    found = weights_sha256(model.name)
-    if found and model.weights_sha256 not in (None, found):
-        raise ConfigError(
-            f"{path.name}: the weights of {model.name} have changed since this config was "
-            "written. Restore them or remove recipe.model.weights_sha256."
-        )
-    model = model.model_copy(update={"weights_sha256": found or model.weights_sha256})
+    model = model.model_copy(update={"name": _place(model.name, base)})
+    if (folder := local_folder(model.name)) is not None:
+        model = with_files(model, model_files(folder, code=model.trust_remote_code))
     heldout, judge = config.evaluate.heldout, config.evaluate.judge
     if judge and judge.prompts:
         judge = judge.model_copy(update={"prompts": _existing(judge.prompts, base, path)})
@@ -147,7 +148,46 @@ def _silo_content(entry: Any, config_path: Path) -> Any:
         # A name that is no file may still be a data set on a hub; reading it decides.
         if local.exists() or local.suffix:
             content = {**content, "data": str(local.resolve())}
+    return with_place(content, source.parent)
+
+
+def with_place(content: Any, base: Path) -> Any:
+    """A silo's settings with the place of its base model made independent of the working folder."""
+    if not isinstance(content, dict) or not content.get("model"):
+        return content
+    model = content["model"]
+    if isinstance(model, str):
+        return {**content, "model": _place(model, base)}
+    if isinstance(model, dict) and isinstance(model.get("name"), str):
+        return {**content, "model": {**model, "name": _place(model["name"], base)}}
     return content
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a base model's name means on this machine; None for a hub name."""
+    if name == BUILT_IN:
+        return built_in_folder()
+    return Path(name) if Path(name).is_dir() else None
+
+
+def with_files(model: ModelSettings, found: dict[str, str]) -> ModelSettings:
+    """The model's settings with the hashes of its files.
+
+    Raises:
+        ConfigError: others stand there already.
+    """
+    if model.files and (what := differing(found, model.files)):
+        raise ConfigError(
+            f"{Path(model.name).name}: the base model has changed since this configuration was "
+            f"written ({what}). Restore it, or remove recipe.model.files."
+        )
+    return model.model_copy(update={"files": found})
+
+
+def _place(name: str, base: Path) -> str:
+    if name != BUILT_IN and (base / name).is_dir():
+        return str((base / name).resolve())
+    return name
 
 
 def _existing(file: Path, base: Path, config_path: Path) -> Path:

@@ -1,8 +1,11 @@
 """One silo's settings, and a whole run's."""
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pathlib import Path
+from typing import Any
 
-from clues.config.base import Name, Settings
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from clues.config.base import BUILT_IN, Name, Settings
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.recipe import Recipe
@@ -23,6 +26,21 @@ class PrivacySettings(Settings):
     max_grad_norm: PositiveFloat = 1.0
 
 
+class SiloModel(Settings):
+    """A silo's own copy of the base model.
+
+    Attributes:
+        name: `built-in`, a folder (relative to this file), or a hub name whose files are already
+            in this machine's cache. A silo that takes part in runs fetches nothing.
+        revision: commit or tag of a hub model.
+        trust_remote_code: let the model run the code in its folder, on this machine.
+    """
+
+    name: str = BUILT_IN
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
 class SiloSettings(Settings):
     """One owner of private rows. Never leaves the silo.
 
@@ -39,7 +57,10 @@ class SiloSettings(Settings):
             threshold.
         approval: whether every selection waits for `clues approve`.
         privacy: train with differential privacy; null is off.
-        model_path: where the recipe's base model lies on this machine, if it is another place.
+        model: where the base model lies on this machine, and whether it may run code. What a
+            coordinator sends decides neither: it only says which files it must consist of. A path
+            or a hub name, or `{name: ..., revision: ..., trust_remote_code: ...}`. Null is the
+            run's own `recipe.model` under `clues run`, and `built-in` under `clues join`.
         license: license of the rows, for the card beside those kept.
     """
 
@@ -53,8 +74,14 @@ class SiloSettings(Settings):
     max_selections: PositiveInt = 20
     approval: bool = False
     privacy: PrivacySettings | None = None
-    model_path: str | None = None
+    model: SiloModel | None = None
     license: str = "unknown"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """Accept a bare path or name."""
+        return {"name": value} if isinstance(value, str | Path) else value
 
 
 class SharedConfig(Settings):

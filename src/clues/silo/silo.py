@@ -19,11 +19,11 @@ from clues.config import (
     SiloSettings,
     derived_seed,
     validate,
-    weights_sha256,
 )
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError, RecipeMismatchError
 from clues.evaluation.detection import read_labels
+from clues.model.place import identify
 from clues.progress import Progress
 from clues.rundir import hash_of, write_json
 from clues.scoring.shards import Team
@@ -42,7 +42,7 @@ from clues.silo.review import write_review
 from clues.silo.score import score
 from clues.silo.select import decide, write_selection
 from clues.silo.train import fit, train
-from clues.silo.workspace import LoadModel, Workspace
+from clues.silo.workspace import Identify, LoadModel, Workspace
 from clues.wall.container import checksum_of
 from clues.wall.messages import (
     REQUESTS,
@@ -76,6 +76,7 @@ class Silo:
         allow_degenerate: bool = False,
         skip_nonfinite: bool = False,
         team: Team | None = None,
+        identify: Identify = identify,
     ) -> None:
         """Nothing is read before the first message.
 
@@ -87,6 +88,7 @@ class Silo:
             allow_degenerate: accept a threshold that keeps nothing or everything.
             skip_nonfinite: drop rows whose score is not finite, with that reason, and go on.
             team: processes of this machine that share the scoring.
+            identify: hashes of a base model's files; of other kinds of models, what says as much.
         """
         self.space = Workspace(
             settings,
@@ -95,6 +97,7 @@ class Silo:
             progress=progress,
             skip_nonfinite=skip_nonfinite,
             team=team,
+            identify=identify,
         )
         self.settings, self.folder = settings, folder
         self.allow_degenerate = allow_degenerate
@@ -118,13 +121,16 @@ class Silo:
                 f"{request.kind} request came for {request.recipe_hash}. Start again with hello."
             )
         # Where the rows lie does not count, what the silo agreed to share does.
-        ours_alone = {"data", "model_path", "max_selections", "approval"}
+        ours_alone = {"data", "model", "max_selections", "approval"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.skip_nonfinite]
         overruled = overrides_token(self.space, request.recipe_hash)
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):
             ours.append(overruled)
+        if isinstance(request, HelloRequest):
+            # Before the stored answer: the files here may have changed since.
+            self.space.check_model(self._recipe(request))
         stored = self.outbox / f"{request.kind}-{hash_of([checksum_of(data), ours])[:24]}.clues"
         if stored.exists():
             return stored.read_bytes()
@@ -156,27 +162,22 @@ class Silo:
 
     # --- the six answers
 
+    def _recipe(self, request: HelloRequest) -> Recipe:
+        return validate(Recipe, request.recipe, where="the coordinator's recipe")
+
     def _hello(self, request: HelloRequest) -> HelloReply:
         if request.version != __version__:
             raise RecipeMismatchError(
                 f"silo {self.settings.name}: the coordinator runs clues {request.version[:20]}, and "
                 f"here is {__version__}. Install the same version on both sides."
             )
-        recipe = validate(Recipe, request.recipe, where="the coordinator's recipe")
+        recipe = self._recipe(request)
         if recipe.hash != request.recipe_hash:
             raise RecipeMismatchError("the coordinator's recipe does not have the hash it claims.")
         if self.settings.domain not in recipe.public:
             raise DataError(
                 f"silo {self.settings.name}: domain {self.settings.domain!r} has no public set "
                 f"in the recipe, which lists: {', '.join(sorted(recipe.public))}."
-            )
-        own = self.space.own_model(recipe)
-        mine = weights_sha256(own.model.name)
-        if mine != recipe.model.weights_sha256:
-            raise RecipeMismatchError(
-                f"silo {self.settings.name}: the base model here is not the one of the recipe "
-                f"({str(mine)[:12]}, expected {str(recipe.model.weights_sha256)[:12]}). Fetch "
-                "the same weights, or set model_path in the silo file."
             )
         public = self.private / "public"
         make_folder(public)
@@ -189,6 +190,7 @@ class Silo:
         sent = {name.split(".")[0] for name in request.public_files}
         if not {f.sha256 for f in (own_set.anchor, *own_set.validation.values())} <= sent:
             raise DataError("the coordinator left out public rows that its recipe names.")
+        own = self.space.own_model(recipe)
         write_json(self.private / "recipe.json", own.model_dump(mode="json"))
         self.space.memory.clear()
         if self.settings.labels:
