@@ -19,7 +19,9 @@ from clues.config.modelfiles import MAX_FILES, MAX_NAME
 from clues.config.score import ScoreSettings, ThresholdSettings
 
 # Names and hashes that a coordinator sends: compared with ours, and never opened.
-FileName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME)]
+FileName = Annotated[
+    str, StringConstraints(max_length=MAX_NAME, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")
+]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -32,7 +32,8 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def _describe(model: type[BaseModel], problem: Any) -> str:
-    keys = [str(part) for part in problem["loc"]]
+    # A key may have come in a message: nothing of it may steer a terminal.
+    keys = [str(part)[:200].encode("unicode_escape").decode() for part in problem["loc"]]
     dotted = ".".join(keys) or "the file"
     if problem["type"] == "extra_forbidden":
         close = get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1)

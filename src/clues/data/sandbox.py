@@ -4,7 +4,8 @@ A chat template is a program that comes with a model. jinja's sandbox keeps it f
 does not keep `'a' * 10**9` or a loop of loops from taking all of it. So it runs where the system
 ends it. One line of JSON in, one line out; the first line in is the template.
 
-Started by file, with nothing of clues imported, so that it starts in a tenth of a second.
+Started by file, with nothing of clues imported, so that it starts in a tenth of a second; its one
+argument is the seconds of processor time that one line may take.
 """
 
 import json
@@ -19,7 +20,7 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-CPU_S, MEMORY, MAX_CHARS = 5.0, 2**30, 2**24
+MEMORY, MAX_CHARS = 2**29, 2**24
 
 
 class _Generation(jinja2.ext.Extension):
@@ -108,10 +109,18 @@ def _reply(content: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def _failed(error: Exception, template: str) -> dict[str, Any]:
-    """The kind of error, and its words only where they are the template's own: no row's text."""
+def _own_words(parsed: nodes.Template) -> set[str]:
+    """What a template says when it refuses, where that is written out and no row's text."""
+    calls = [c for c in parsed.find_all(nodes.Call) if isinstance(c.node, nodes.Name)]
+    said = [c.args[0] for c in calls if c.node.name == "raise_exception" and c.args]
+    return {word.value for word in said if isinstance(word, nodes.Const)}
+
+
+def _failed(error: Exception, words: set[str]) -> dict[str, Any]:
+    """The kind of error, and its words only where they are the template's own."""
     said = str(error)
-    return {"error": type(error).__name__, "said": said if said and said in template else ""}
+    own = isinstance(error, jinja2.TemplateSyntaxError) or said in words
+    return {"error": type(error).__name__, "said": said if own else ""}
 
 
 def _limited() -> None:
@@ -126,23 +135,25 @@ def _limited() -> None:
 
 def main() -> None:
     """Compile one template, then render it for every line until there are no more."""
+    cpu_s = float(sys.argv[1])
     _limited()
-    template, made = "", None
+    words: set[str] = set()
+    made: jinja2.Template | None = None
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        signal.setitimer(signal.ITIMER_PROF, cpu_s)
         values = json.loads(line)
         try:
             if made is None:
-                template = values["template"]
-                made = environment().from_string(template)
+                words = _own_words(environment().parse(values["template"]))
+                made = environment().from_string(values["template"])
                 reply: dict[str, Any] = {"text": ""}
             else:
                 text = made.render(values)
                 reply = {"text": text} if len(text) <= MAX_CHARS else {"error": "too much text"}
         except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
-            reply = _failed(error, template)
+            reply = _failed(error, words)
         except (ArithmeticError, MemoryError, RecursionError) as error:
-            reply = _failed(error, template)
+            reply = _failed(error, words)
         _reply(reply)
         signal.setitimer(signal.ITIMER_PROF, 0)
 

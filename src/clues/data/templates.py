@@ -17,8 +17,9 @@ from clues.errors import ConfigError, DataError
 
 PROGRAM = Path(__file__).with_name("sandbox.py")
 BASE = "transformers.tokenization_utils_base"
-# The process is ended after five seconds of its own; these are for one that cannot even run.
-PATIENCE_S, MAX_BYTES = 120.0, 2**27
+# Of the process's own time, for one row; and of anybody's, for a process that cannot even run.
+CPU_S, PATIENCE_S = 5.0, 120.0
+MAX_BYTES = 2**27
 MAX_TEMPLATE = 2**18
 
 
@@ -91,7 +92,7 @@ class ChatTemplate:
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the folder of the program holds modules that must not be taken for others.
         process = subprocess.Popen(
-            [sys.executable, "-P", str(PROGRAM)],
+            [sys.executable, "-P", str(PROGRAM), str(CPU_S)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -105,7 +106,7 @@ class ChatTemplate:
             _end(process)
             self._process = None
             raise DataError(
-                "this model's chat template takes over 5 seconds or too much memory for one row. "
+                f"this model's chat template takes over {CPU_S:g} seconds or too much memory for one row. "
                 "Set recipe.tokens.template to alpaca, or repair the template."
             )
         if isinstance(text := reply.get("text"), str):
