@@ -114,7 +114,8 @@ def write_hospitals(folder: Path, *, model: str = "built-in", tls: bool = True) 
             rows, share=share, kinds=DAMAGE_KINDS, seed=number, foreign=foreign
         )
         write_rows(source / f"rows/{name}.jsonl", [{k: r[k] for k in keys} for r in damaged])
-        silos.append({"name": name, "data": f"rows/{name}.jsonl", "domain": "medicine"})
+        entry = {"name": name, "data": f"rows/{name}.jsonl", "domain": "medicine"}
+        silos.append({**entry, "model": model})
     shared = shared_content(model)
     _write_yaml(source / "shared.yaml", shared)
     whole = _write_yaml(source / "clues.yaml", {**shared, "silos": silos})

@@ -483,3 +483,22 @@ def test_join_goes_offline_before_it_reads_anything(monkeypatch, tmp_path):
     monkeypatch.setattr("clues.network.settings.load_join", stop)
     CliRunner().invoke(app, ["join", str(tmp_path / "silo.yaml")])
     assert seen == [dict.fromkeys(names, "1")]
+
+
+@pytest.mark.parametrize("code", [True, False])
+def test_a_hub_is_asked_by_who_starts_a_run_and_for_what_counts(monkeypatch, tmp_path, code):
+    asked: list[dict[str, Any]] = []
+
+    def snapshot(name, **how):
+        asked.append({"name": name, **how})
+        return str(tmp_path)
+
+    monkeypatch.setattr("clues.model.place.snapshot_download", snapshot)
+    model = ModelSettings(name="owner/name", revision="v1", trust_remote_code=code)
+    ModelCache().fetched(model)
+    identify(model)
+    assert [call["local_files_only"] for call in asked] == [False, True, True]
+    assert {call["revision"] for call in asked} == {"v1"}
+    for call in asked:
+        assert ("*.py" in call["ignore_patterns"]) != code
+        assert {"*.bin", "*.pt", "*.pkl"} <= set(call["ignore_patterns"])

@@ -18,7 +18,7 @@ from clues.errors import DataError
 WITHOUT_EFFECT = (
     *("*.md", "readme*", "license*", "licence*", "notice*", "*.pdf", "*.html"),
     *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.ico"),
-    *("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.onnx"),
+    *("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.onnx"),
     *("*.onnx_data", "*.gguf", "*.ggml", "*.msgpack", "*.h5", "*.ot", "*.tflite", "*.npz"),
     *("*.mlmodel", "*.nemo", "*.tar", "*.gz", "*.zip", "*.pyc", "events.out.tfevents.*"),
 )
