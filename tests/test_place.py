@@ -209,7 +209,9 @@ def test_a_run_that_is_moved_with_its_model_does_nothing_twice(tmp_path, origina
     config = write_micro(first / "input", first / "base")
     config.write_text(config.read_text().replace(str(first / "base"), "../base"))
     run_until(open_micro(config, first / "run"), "train")
-    then = shutil.move(first, tmp_path / "there" / "deep") and tmp_path / "there" / "deep"
+    then = tmp_path / "there"
+    shutil.copytree(first, then)
+    shutil.rmtree(first)
     (then / "base").rename(then / "renamed")
     config = then / "input" / config.name
     config.write_text(config.read_text().replace("../base", "../renamed"))

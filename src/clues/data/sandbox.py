@@ -111,8 +111,10 @@ def _reply(content: dict[str, Any]) -> None:
 
 def _own_words(parsed: nodes.Template) -> set[str]:
     """What a template says when it refuses, where that is written out and no row's text."""
-    calls = [c for c in parsed.find_all(nodes.Call) if isinstance(c.node, nodes.Name)]
-    said = [c.args[0] for c in calls if c.node.name == "raise_exception" and c.args]
+    said: list[nodes.Expr] = []
+    for call in parsed.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name == "raise_exception":
+            said += call.args
     return {word.value for word in said if isinstance(word, nodes.Const)}
 
 
