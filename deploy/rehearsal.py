@@ -116,8 +116,8 @@ def write_hospitals(folder: Path, *, model: str = "built-in", tls: bool = True) 
         )
         write_rows(source / f"rows/{name}.jsonl", [{k: r[k] for k in keys} for r in damaged])
         # A seed for the order of rows: what comes out is compared with one process.
-        content = {"name": name, "data": f"rows/{name}.jsonl", "domain": "medicine"}
-        silos.append({**content, "order_seed": SEED})
+        entry = {"name": name, "data": f"rows/{name}.jsonl", "domain": "medicine"}
+        silos.append({**entry, "model": model, "order_seed": SEED})
     shared = shared_content(model)
     _write_yaml(source / "shared.yaml", shared)
     whole = _write_yaml(source / "clues.yaml", {**shared, "silos": silos})

@@ -311,11 +311,13 @@ def test_the_reading_half_works_without_torch():
     names = [f"clues.{module}" for module in WITHOUT_TORCH]
     names += [f"experiments.{module}" for module in EXPERIMENTS_WITHOUT_TORCH]
     # One process for all: the first that brings torch is named, the others wait for it.
+    # The hub's client reads HF_HUB_OFFLINE when it is imported; `clues join` sets it before.
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}:\n"
         "    importlib.import_module(name)\n"
-        "    sys.exit(name + ' imports torch') if 'torch' in sys.modules else None\n"
+        "    bad = {'torch', 'huggingface_hub'} & set(sys.modules)\n"
+        "    sys.exit(f'{name} imports {bad}') if bad else None\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

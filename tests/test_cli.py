@@ -302,3 +302,14 @@ def test_demo_splits_share_no_row_and_test_no_fact_of_the_public_sets(tmp_path) 
         union = set().union(*sets)
         # Geography and medicine ask different questions in every language.
         assert len(union) == sum(map(len, sets)), silo.name
+
+
+@pytest.mark.parametrize(("found", "typed"), [("/bin/clues", "clues"), (None, "python -m clues")])
+def test_commands_that_are_shown_can_be_typed_where_clues_is_run_as_a_module(
+    monkeypatch, tmp_path, found, typed
+):
+    from clues.cli.opening import program
+
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "src/clues/__main__.py"), "init"])
+    monkeypatch.setattr("clues.cli.opening.shutil.which", lambda name: found)
+    assert program() == typed

@@ -188,10 +188,10 @@ def test_a_silo_of_a_domain_that_the_recipe_does_not_know_says_so(world, tmp_pat
 def test_a_silo_with_another_base_model_is_refused_and_one_with_a_copy_is_not(world, tmp_path):
     copy = shutil.copytree(world.model, tmp_path / "copy")
     hello = world.request("hello")
-    assert reply_of(world.silo(tmp_path, model_path=str(copy)), hello).n_rows == 20
+    assert reply_of(world.silo(tmp_path, model=str(copy)), hello).n_rows == 20
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
-    other = world.silo(tmp_path, model_path=str(copy))
+    other = world.silo(tmp_path, model=str(copy))
     for stored in other.outbox.glob("hello-*"):
         stored.unlink()
     with pytest.raises(RecipeMismatchError, match="base model"):

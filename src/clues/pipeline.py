@@ -8,6 +8,7 @@ from typing import Any
 from clues.atomic import atomic_write_bytes, make_folder
 from clues.carriers.local import LocalTransport
 from clues.config import RunConfig, SharedConfig, dump_yaml
+from clues.config.loading import local_folder, with_files
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.outcomes import Outcome
 from clues.errors import UsageError
@@ -73,6 +74,7 @@ def open_run(
             allow_degenerate=allow_degenerate,
             one_owner=True,
             team=team,
+            identify=cache.identify,
         )
         for settings in config.silos
     }
@@ -91,7 +93,8 @@ def open_coordinator(
     cache: ModelCache | None = None,
 ) -> Run:
     """Set up the coordinator's side alone; the silos are where the transport leads."""
-    run_dir = RunDir(root)
+    run_dir, cache = RunDir(root), cache or ModelCache()
+    config = identified(config, cache)
     make_folder(run_dir.coordinator / "stages")
     atomic_write_bytes(root / "config.resolved.yaml", dump_yaml(config).encode())
     coordinator = Coordinator(
@@ -100,11 +103,26 @@ def open_coordinator(
         config.evaluate,
         run_dir.coordinator,
         transport=transport,
-        load_model=(cache or ModelCache()).load,
+        load_model=cache.load,
         progress=progress,
         federation=config.federation,
     )
     return Run(config, run_dir, coordinator, {})
+
+
+def identified(config: SharedConfig, cache: ModelCache) -> SharedConfig:
+    """The configuration with the hashes of the base model's files; a hub model is fetched for it.
+
+    Raises:
+        DataError: the model cannot be had.
+        ConfigError: it is not the one that the configuration names.
+    """
+    model = config.recipe.model
+    if model.files and local_folder(model.name) is not None:
+        return config
+    model = with_files(model, cache.fetched(model))
+    recipe = config.recipe.model_copy(update={"model": model})
+    return config.model_copy(update={"recipe": recipe})
 
 
 def run_until(run: Run, stage: str = "report") -> Outcome:

@@ -101,9 +101,9 @@ def configure(
     content["recipe"] = _recipe_content(content["recipe"], recipe)
     wanted = content["recipe"]["model"]
     if isinstance(model, BorrowedModel):
-        wanted |= {"name": model.name, "dtype": model.dtype, "weights_sha256": None}
+        wanted |= {"name": model.name, "dtype": model.dtype, "files": None}
     elif model is not None:
-        wanted |= {"name": answers.model, "weights_sha256": None}
+        wanted |= {"name": answers.model, "files": None}
     if seed is not None:
         content["recipe"]["seed"] = seed
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

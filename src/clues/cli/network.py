@@ -12,7 +12,7 @@ from rich.console import Console
 
 from clues.cli.calm import calm_libraries
 from clues.errors import UsageError
-from clues.network.children import FLOWER_ENVIRONMENT
+from clues.network.children import FLOWER_ENVIRONMENT, OFFLINE
 
 PANEL = "Separate machines"
 out, err = Console(markup=False), Console(stderr=True, markup=False)
@@ -62,6 +62,8 @@ def join(
     SILO.YAML names the coordinator, its certificate, this silo's key, its rows and its folder. One
     connection goes out; nothing has to come in.
     """
+    # Before any library that reads them. Nobody but the coordinator is asked for anything.
+    os.environ.update(OFFLINE)
     from clues.network.settings import load_join
 
     settings = load_join(config)

@@ -102,6 +102,8 @@ def again(opened: Any, config: Path) -> str:
 def program() -> str:
     """This program as the user can type it: its name alone only where the shell finds it."""
     own = Path(sys.argv[0])
+    if own.name == "__main__.py":
+        return "clues" if shutil.which("clues") else "python -m clues"
     found = shutil.which("clues")
     if found and Path(found).resolve() == own.resolve():
         return "clues"

@@ -20,8 +20,9 @@ from clues.config.evaluate import (
     LmEvalSettings,
     TaskSettings,
 )
-from clues.config.hashes import built_in_folder, content_hash, derived_seed, weights_sha256
+from clues.config.hashes import built_in_folder, content_hash, derived_seed
 from clues.config.loading import load_config, load_shared, load_silo, read_yaml
+from clues.config.modelfiles import differing, model_files
 from clues.config.recipe import (
     MAX_PUBLIC_BYTES,
     MAX_PUBLIC_TOTAL,
@@ -33,7 +34,7 @@ from clues.config.recipe import (
     TokenSettings,
     TrainSettings,
 )
-from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloSettings
+from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.score import (
     BASELINE_NAMES,
     FORMS,
@@ -82,6 +83,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "SharedConfig",
+    "SiloModel",
     "SiloSettings",
     "TaskSettings",
     "ThresholdSettings",
@@ -91,11 +93,12 @@ __all__ = [
     "check_name",
     "content_hash",
     "derived_seed",
+    "differing",
     "dump_yaml",
     "load_config",
     "load_shared",
     "load_silo",
+    "model_files",
     "read_yaml",
     "validate",
-    "weights_sha256",
 ]

@@ -5,11 +5,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from clues.config.base import BUILT_IN
 from clues.config.evaluate import LmEvalSettings
-from clues.config.hashes import weights_sha256
+from clues.config.hashes import built_in_folder
+from clues.config.modelfiles import differing, model_files
 from clues.config.parsing import read_plain_yaml
-from clues.config.recipe import MAX_PUBLIC_BYTES, MAX_PUBLIC_TOTAL, PublicFile, PublicSet
-from clues.config.run import RunConfig, SharedConfig, SiloSettings
+from clues.config.recipe import (
+    MAX_PUBLIC_BYTES,
+    MAX_PUBLIC_TOTAL,
+    ModelSettings,
+    PublicFile,
+    PublicSet,
+)
+from clues.config.run import RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.strict import validate
 from clues.errors import ConfigError
 from clues.reading import is_folder, megabytes, read_bytes, shown, status
@@ -31,7 +39,12 @@ def load_config(path: str | Path) -> RunConfig:
     silos = content.get("silos")
     if isinstance(silos, list):
         content["silos"] = [_silo_content(entry, path) for entry in silos]
-    return _resolved(validate(RunConfig, content, where=path.name), path)
+    config = _resolved(validate(RunConfig, content, where=path.name), path)
+    # Both sides are one person's here, so one place serves both.
+    model = config.recipe.model
+    shared = SiloModel(**{key: getattr(model, key) for key in SiloModel.model_fields})
+    silos = [s if s.model else s.model_copy(update={"model": shared}) for s in config.silos]
+    return config.model_copy(update={"silos": tuple(silos)})
 
 
 def load_shared(path: Path) -> SharedConfig:
@@ -79,15 +92,9 @@ def _resolved(config: Shared, path: Path) -> Shared:
             f"most {megabytes(MAX_PUBLIC_TOTAL)} travel to the silos. Name fewer rows."
         )
     model = config.recipe.model
-    if is_folder(base / model.name, error=ConfigError):
-        model = model.model_copy(update={"name": str((base / model.name).resolve())})
-    found = weights_sha256(model.name)
-    if found and model.weights_sha256 not in (None, found):
-        raise ConfigError(
-            f"{path.name}: the weights of {model.name} have changed since this config was "
-            "written. Restore them or remove recipe.model.weights_sha256."
-        )
-    model = model.model_copy(update={"weights_sha256": found or model.weights_sha256})
+    model = model.model_copy(update={"name": _place(model.name, base)})
+    if (folder := local_folder(model.name)) is not None:
+        model = with_files(model, model_files(folder, code=model.trust_remote_code))
     heldout, judge = config.evaluate.heldout, config.evaluate.judge
     if judge and judge.prompts:
         judge = judge.model_copy(update={"prompts": _existing(judge.prompts, base, path)})
@@ -156,7 +163,46 @@ def _silo_content(entry: Any, config_path: Path) -> Any:
         # A name that is no file may still be a data set on a hub; reading it decides.
         if status(local, error=ConfigError) or local.suffix:
             content = {**content, "data": str(local.resolve())}
+    return with_place(content, source.parent)
+
+
+def with_place(content: Any, base: Path) -> Any:
+    """A silo's settings with the place of its base model made independent of the working folder."""
+    if not isinstance(content, dict) or not content.get("model"):
+        return content
+    model = content["model"]
+    if isinstance(model, str):
+        return {**content, "model": _place(model, base)}
+    if isinstance(model, dict) and isinstance(model.get("name"), str):
+        return {**content, "model": {**model, "name": _place(model["name"], base)}}
     return content
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a base model's name means on this machine; None for a hub name."""
+    if name == BUILT_IN:
+        return built_in_folder()
+    return Path(name) if is_folder(Path(name), error=ConfigError) else None
+
+
+def with_files(model: ModelSettings, found: dict[str, str]) -> ModelSettings:
+    """The model's settings with the hashes of its files.
+
+    Raises:
+        ConfigError: others stand there already.
+    """
+    if model.files and (what := differing(found, model.files)):
+        raise ConfigError(
+            f"{Path(model.name).name}: the base model has changed since this configuration was "
+            f"written ({what}). Restore it, or remove recipe.model.files."
+        )
+    return model.model_copy(update={"files": found})
+
+
+def _place(name: str, base: Path) -> str:
+    if name != BUILT_IN and is_folder(base / name, error=ConfigError):
+        return str((base / name).resolve())
+    return name
 
 
 def _existing(file: Path, base: Path, config_path: Path) -> Path:

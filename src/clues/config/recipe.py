@@ -1,9 +1,9 @@
 """The recipe: whatever can change a score or the threshold. Every silo shares it."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from clues.config.base import (
     ALIGNMENT,
@@ -17,28 +17,35 @@ from clues.config.base import (
     Steps,
 )
 from clues.config.hashes import content_hash
+from clues.config.modelfiles import MAX_FILES, MAX_NAME
 from clues.config.score import ScoreSettings, ThresholdSettings
 
 # Of one public file, and of all: they travel to every silo, which takes no more. Some hundred rows
 # are meant, of a few kB each.
 MAX_PUBLIC_BYTES, MAX_PUBLIC_TOTAL = 50_000_000, 200_000_000
+# Names and hashes that a coordinator sends: compared with ours, and never opened.
+FileName = Annotated[
+    str, StringConstraints(max_length=MAX_NAME, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")
+]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ModelSettings(Settings):
     """Base model: `built-in`, a local folder or a hub name.
 
     Attributes:
-        name: `built-in`, a folder with a causal model and its tokenizer, or a hub name.
-        weights_sha256: hash of the weights on disk, so that the recipe's hash depends on them and
-            not on where they lie. It is filled in for you. If you give it, other weights are
-            refused.
+        name: `built-in`, a folder with a causal model and its tokenizer, or a hub name. It counts
+            on this machine alone: every silo names its own place in its own file.
+        files: hash of every file of the model that can change an answer, by name. It is filled in
+            for you, and silos compare it with their own. If you give it, other files are refused.
         revision: commit or tag of a hub model, because weights on a hub may change under a name.
+            It counts on this machine alone.
         dtype: number type of the base weights. The adapter and every sum are float32 or wider.
-        trust_remote_code: let a hub model run code of its own.
+        trust_remote_code: let the model run code of its own, on this machine alone.
     """
 
     name: str = BUILT_IN
-    weights_sha256: str | None = None
+    files: dict[FileName, Sha256] | None = Field(default=None, min_length=1, max_length=MAX_FILES)
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     trust_remote_code: bool = False
@@ -223,6 +230,7 @@ class Recipe(Settings):
         for public in content["public"].values():
             for entry in [public["anchor"], *public["validation"].values()]:
                 del entry["path"]
-        if content["model"]["weights_sha256"]:
-            del content["model"]["name"]
+        # Whoever has the same files has the same model, wherever it lies and whatever it is called.
+        if content["model"]["files"]:
+            content["model"] = {key: content["model"][key] for key in ("files", "dtype")}
         return content

@@ -1,8 +1,11 @@
 """One silo's settings, and a whole run's."""
 
-from pydantic import Field, model_validator
+from pathlib import Path
+from typing import Any
 
-from clues.config.base import Count, Factor, Name, Settings
+from pydantic import Field, field_validator, model_validator
+
+from clues.config.base import BUILT_IN, Count, Factor, Name, Settings
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.recipe import Recipe
@@ -37,6 +40,21 @@ class PrivacySettings(Settings):
         return self
 
 
+class SiloModel(Settings):
+    """A silo's own copy of the base model.
+
+    Attributes:
+        name: `built-in`, a folder (relative to this file), or a hub name whose files are already
+            in this machine's cache. A silo that takes part in runs fetches nothing.
+        revision: commit or tag of a hub model.
+        trust_remote_code: let the model run the code in its folder, on this machine.
+    """
+
+    name: str = BUILT_IN
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
 class SiloSettings(Settings):
     """One owner of private rows. Never leaves the silo.
 
@@ -59,7 +77,10 @@ class SiloSettings(Settings):
             from the silo's own key, nobody else can know it, and every training sets some rows
             aside. Give a number where a run must be repeatable and its rows are no secret.
         privacy: train with differential privacy; null is off.
-        model_path: where the recipe's base model lies on this machine, if it is another place.
+        model: where the base model lies on this machine, and whether it may run code. What a
+            coordinator sends decides neither: it only says which files it must consist of. A path
+            or a hub name, or `{name: ..., revision: ..., trust_remote_code: ...}`. Null is the
+            run's own `recipe.model` under `clues run`, and `built-in` under `clues join`.
         license: license of the rows, for the card beside those kept.
     """
 
@@ -74,8 +95,14 @@ class SiloSettings(Settings):
     approval: bool = False
     order_seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     privacy: PrivacySettings | None = None
-    model_path: str | None = None
+    model: SiloModel | None = None
     license: str = "unknown"
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        """Accept a bare path or name."""
+        return {"name": value} if isinstance(value, str | Path) else value
 
 
 class SharedConfig(Settings):

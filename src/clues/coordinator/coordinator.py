@@ -282,8 +282,9 @@ class Coordinator:
     def _inputs(self, stage: str, arm: str = "") -> dict[str, Any]:
         members = self.attendance.begin(f"{stage}-{arm}" if arm else stage)
         silos = {n: (s["domain"], s["token"]) for n, s in members.items()}
-        # Public rows count by their hash, not by where they lie: a run may be moved.
+        # Files count by their hash, not by where they lie: a run may be moved.
         content = portable_recipe(self.recipe)
+        del content["model"]["name"]
         # Another rule for the threshold does not make anyone train or score again.
         later = ("threshold",) if stage in ("train", "score", "fit", "measure") else ()
         kept = {k: v for k, v in content.items() if k not in later}

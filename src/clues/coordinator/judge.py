@@ -190,7 +190,7 @@ def _answers(
     key = hash_of(
         {
             "adapter": _sha256(coordinator.adapter_file(arm)),
-            "model": [recipe.model.name, recipe.model.revision, recipe.model.weights_sha256],
+            "model": recipe.model.files,
             "dtype": recipe.model.dtype,
             "prompts": prompts,
             "max_tokens": judge.max_answer_tokens,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from clues.config import EvaluateSettings, Recipe
+from clues.config.loading import local_folder
 from clues.data.formats import read_rows
 from clues.data.samples import Sample
 from clues.errors import ConfigError
@@ -68,8 +69,15 @@ def public_files(recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def portable_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it travels: no path of this machine in it."""
+    """The recipe as it travels: no path of this machine in it.
+
+    Of the base model travel a name to show, what its files are, and the type of its numbers. Where
+    a silo finds it and what it may do there is the silo's own affair.
+    """
     content = recipe.model_dump(mode="json")
+    model = recipe.model
+    name = model.name if local_folder(model.name) is None else Path(model.name).name
+    content["model"] = {"name": name, "files": model.files, "dtype": model.dtype}
     for public in content["public"].values():
         for file in (public["anchor"], *public["validation"].values()):
             file["path"] = _travel_name(Path(file["path"]), file["sha256"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clues.config import TokenSettings
 from clues.data.samples import Message, Sample
+from clues.data.templates import ChatTemplate, template_of
 from clues.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -77,13 +78,14 @@ class RowEncoder:
         """
         self.tokenizer: Any = tokenizer
         self.settings = settings
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        if settings.template == "chat" and not has_template:
+        wanted = settings.template != "alpaca"
+        self.chat = ChatTemplate(tokenizer) if wanted and template_of(tokenizer) else None
+        if settings.template == "chat" and self.chat is None:
             raise ConfigError(
                 "recipe.tokens.template is chat, but this model's tokenizer has no chat "
                 "template. Set it to alpaca or auto."
             )
-        self.template = "chat" if has_template and settings.template != "alpaca" else "alpaca"
+        self.template = "chat" if self.chat else "alpaca"
 
     def encode(self, sample: Sample, *, with_end: bool = True) -> EncodedRow:
         """Return token ids and mask of one sample, cut at `max_length`.
@@ -163,8 +165,8 @@ class RowEncoder:
                 continue
             if self.settings.loss_on == "last" and index < len(turns) - 1:
                 continue
-            prefix = self._render(turns[:index], header=True)
-            full = self._render(turns[: index + 1], header=False)
+            prefix = self._render(sample, turns[:index], header=True)
+            full = self._render(sample, turns[: index + 1], header=False)
             if not (prefix.startswith(done) and full.startswith(prefix)):
                 raise DataError(
                     f"row {sample.row + 1}: this model's chat template rewrites earlier turns, "
@@ -174,7 +176,7 @@ class RowEncoder:
             # A template without a generation prompt writes the header together with the answer.
             other = "1" if message.content.lstrip().startswith("0") else "0"
             answered = self._render(
-                [*turns[:index], {"role": "assistant", "content": other}], header=False
+                sample, [*turns[:index], {"role": "assistant", "content": other}], header=False
             )
             # The space before an answer stays with its first word: so tokenizers merge them.
             prefix += _common_start(full, answered)[len(prefix) :].rstrip(" ")
@@ -190,10 +192,12 @@ class RowEncoder:
         stripped = text.rstrip()
         return stripped, text[len(stripped) :]
 
-    def _render(self, turns: list[dict[str, str]], *, header: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=header
-        )
+    def _render(self, sample: Sample, turns: list[dict[str, str]], *, header: bool) -> str:
+        assert self.chat is not None
+        try:
+            return self.chat.render(turns, header=header)
+        except DataError as error:
+            raise DataError(f"row {sample.row + 1}: {error}") from None
 
     def _adds_bos(self) -> bool:
         return self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]

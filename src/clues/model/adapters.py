@@ -17,21 +17,18 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from clues.atomic import atomic_write_bytes, make_folder, write_atomically
-from clues.config import BUILT_IN, LoraSettings, ModelSettings, built_in_folder
+from clues.config import LoraSettings, ModelSettings
 from clues.errors import ConfigError, DataError, NumericsError
+from clues.model.base import load_base
+from clues.model.place import Opening, first_line, model_folder
 from clues.model.tensorfile import parts_of
 from clues.reading import parse_json
 
 AdapterState = dict[str, Tensor]
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
-ADVICE = (
-    "recipe.model.name may be a folder, relative to the configuration, or a hub name whose files "
-    "can be fetched."
-)
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -56,43 +53,17 @@ class Checkpoint:
     optimizer_steps: int = 0
 
 
-def model_folder(settings: ModelSettings) -> str:
-    """Return what `from_pretrained` should open: a local folder, or a hub name as it is.
-
-    Raises:
-        DataError: a local folder without a configuration or without weights.
-    """
-    if settings.name == BUILT_IN:
-        return str(built_in_folder())
-    folder = Path(settings.name)
-    if not folder.is_dir():
-        if folder.is_absolute() or settings.name.startswith("."):
-            raise DataError(f"{settings.name}: there is no such model folder.")
-        return settings.name
-    if not (folder / "config.json").exists():
-        raise DataError(f"{folder}: no config.json, so this is not a model folder.")
-    # Pickled weights could run code; safetensors cannot.
-    if not any((folder / name).exists() for name in WEIGHTS):
-        raise DataError(f"{folder}: no model.safetensors. Fetch the weights in that format.")
-    return str(folder)
-
-
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """Load the base model's tokenizer.
 
     Raises:
         DataError: it cannot be found.
     """
-    try:
+    folder = model_folder(settings)
+    with Opening(settings.name, "tokenizer"):
         return AutoTokenizer.from_pretrained(
-            model_folder(settings),
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
+            str(folder), local_files_only=True, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{settings.name}: no tokenizer can be loaded ({_first_line(error)}) {ADVICE}"
-        ) from error
 
 
 class LoraModel:
@@ -142,18 +113,9 @@ class LoraModel:
         Raises:
             DataError: the base model cannot be found or has no weights.
         """
-        try:
-            base = AutoModelForCausalLM.from_pretrained(
-                model_folder(model),
-                revision=model.revision,
-                dtype=getattr(torch, model.dtype),
-                trust_remote_code=model.trust_remote_code,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise DataError(
-                f"{model.name}: no model can be loaded ({_first_line(error)}) {ADVICE}"
-            ) from error
+        folder = model_folder(model)
+        with Opening(model.name, "model"):
+            base = load_base(folder, model)
         return cls(base, lora, seed=seed, device=device)
 
     @classmethod
@@ -345,7 +307,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         )
     except (OSError, ValueError, TypeError, OverflowError, KeyError, SafetensorError) as error:
         raise DataError(
-            f"{folder}: unreadable checkpoint ({_first_line(error)}). Train again."
+            f"{folder}: unreadable checkpoint ({first_line(error)}). Train again."
         ) from None
 
 
@@ -356,7 +318,3 @@ def _sha256(path: Path) -> str:
 
 def _as_list(value: Any) -> Any:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

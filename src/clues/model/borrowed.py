@@ -5,6 +5,7 @@ caller's has to be put back: not after an error, and not after Ctrl-C.
 """
 
 import copy
+import hashlib
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from clues.config import Recipe
+from clues.config import ModelSettings, Recipe
 from clues.data.tokens import RowEncoder
 from clues.errors import DataError, UsageError
 from clues.model.adapters import LoraModel
@@ -76,6 +77,14 @@ class BorrowedModel(ModelCache):
         """What reports call it."""
         known = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
         return f"{known.rstrip('/').split('/')[-1]} (as loaded)"
+
+    def identify(self, model: ModelSettings) -> dict[str, str]:
+        """Both sides have the same object; there are no files to compare."""
+        return {"as-loaded": hashlib.sha256(self.name.encode()).hexdigest()}
+
+    def fetched(self, model: ModelSettings) -> dict[str, str]:
+        """Nothing has to be fetched."""
+        return self.identify(model)
 
     def load(self, recipe: Recipe) -> tuple[LoraModel, RowEncoder]:
         """Return the caller's weights with a new adapter of the recipe's shape."""

@@ -1,8 +1,9 @@
 """Base models in memory, for whoever in this process works under a recipe."""
 
-from clues.config import Recipe
+from clues.config import ModelSettings, Recipe
 from clues.data.tokens import RowEncoder
 from clues.model.adapters import LoraModel, load_tokenizer
+from clues.model.place import fetch, identify
 
 
 class ModelCache:
@@ -14,6 +15,15 @@ class ModelCache:
     def __init__(self) -> None:
         """Load nothing yet."""
         self._loaded: dict[str, tuple[LoraModel, RowEncoder]] = {}
+
+    def identify(self, model: ModelSettings) -> dict[str, str]:
+        """Hash of every file of a base model that can change an answer, by name."""
+        return identify(model)
+
+    def fetched(self, model: ModelSettings) -> dict[str, str]:
+        """As `identify`, after fetching a hub model's files: for the person whose run it is."""
+        fetch(model)
+        return self.identify(model)
 
     def load(self, recipe: Recipe) -> tuple[LoraModel, RowEncoder]:
         """Return the model of a recipe, loading it at first use."""

@@ -22,6 +22,8 @@ FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# A silo under a coordinator's direction asks no hub for anything, whatever it is told to open.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 STOP_S = 10.0
 PR_SET_PDEATHSIG = 1
 

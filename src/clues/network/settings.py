@@ -17,6 +17,7 @@ from clues.config import (
     read_yaml,
     validate,
 )
+from clues.config.loading import with_place
 from clues.errors import ConfigError
 
 SUPERLINK = "127.0.0.1:8000"
@@ -188,11 +189,12 @@ def load_join(path: Path) -> JoinSettings:
     silo: Any = content.get("silo")
     if isinstance(silo, str):
         content["silo"] = load_silo(base / silo).model_dump(by_alias=True)
-    elif isinstance(silo, dict) and isinstance(silo.get("data"), str):
-        local = base / silo["data"]
+    elif isinstance(silo, dict):
+        local = base / str(silo.get("data", ""))
         # A name that is no file may still be a data set on a hub; reading it decides.
-        if local.exists() or local.suffix:
-            content["silo"] = {**silo, "data": str(local)}
+        if "data" in silo and (local.exists() or local.suffix):
+            silo = {**silo, "data": str(local)}
+        content["silo"] = with_place(silo, base)
     settings = validate(JoinSettings, content, where=path.name)
     found = {k: _file(getattr(settings, k), base, path) for k in ("ca", "key")}
     return settings.model_copy(update={**found, "folder": (base / settings.folder).resolve()})

@@ -16,6 +16,7 @@ from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.loss import make_batch, row_losses
+from clues.model.place import fetch
 from clues.prepare.checklist import Check, FileCheck, Role, Source, TaskCheck, notes_on
 from clues.scoring.direction import scored_weights
 from clues.scoring.trajectory import n_train_steps
@@ -33,6 +34,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         CluesError: the base model or the configuration cannot be used at all.
     """
     recipe = config.recipe
+    fetch(recipe.model)
     encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
     model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
     files: list[FileCheck] = []

@@ -68,6 +68,7 @@ def answers_of(flags: Flags, ask: Ask | None) -> Answers:
         heldout = heldout or all_asked(
             "Public test rows to compare models on, or Enter for none", _file_or_none
         )
+    if all_asked:
         model = model or all_asked(
             "Base model: built-in to try it out, a folder, or a hub name",
             check_model,

@@ -340,6 +340,11 @@ def _run_yaml(answers: Answers, public: Sequence[PublicAnswer]) -> str:
 
 
 def _silo_yaml(silo: SiloAnswer, answers: Answers) -> str:
+    folder, model = answers.path.parent, answers.model
     return _render(
-        "silo.yaml.j2", answers, silo=silo, data=_relative(silo.data, answers.path.parent)
+        "silo.yaml.j2",
+        answers,
+        silo=silo,
+        data=_relative(silo.data, folder),
+        model=model if model == BUILT_IN else _relative(model, folder),
     )

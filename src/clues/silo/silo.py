@@ -20,7 +20,6 @@ from clues.config import (
     SiloSettings,
     derived_seed,
     validate,
-    weights_sha256,
 )
 from clues.data.tokens import EncodedRow
 from clues.errors import (
@@ -30,6 +29,7 @@ from clues.errors import (
     RecipeMismatchError,
 )
 from clues.evaluation.detection import read_labels
+from clues.model.place import identify
 from clues.progress import Progress
 from clues.rundir import hash_of, write_json
 from clues.scoring.shards import Team
@@ -45,7 +45,7 @@ from clues.silo.score import nonfinite_text, score
 from clues.silo.select import check_threshold, decide, write_selection
 from clues.silo.sizes import check_request_size, checked_public
 from clues.silo.train import fit, train
-from clues.silo.workspace import LoadModel, Workspace
+from clues.silo.workspace import Identify, LoadModel, Workspace
 from clues.wall.container import checksum_of
 from clues.wall.messages import (
     REQUESTS,
@@ -80,6 +80,7 @@ class Silo:
         allow_degenerate: bool = False,
         one_owner: bool = False,
         team: Team | None = None,
+        identify: Identify = identify,
     ) -> None:
         """Nothing is read before the first message.
 
@@ -92,6 +93,7 @@ class Silo:
             one_owner: the coordinator belongs to the owner of the rows, as in a run in one
                 process: the order of the rows is the recipe's, so that the run can be repeated.
             team: processes of this machine that share the scoring.
+            identify: hashes of a base model's files; of other kinds of models, what says as much.
         """
         self.space = Workspace(
             settings,
@@ -100,6 +102,7 @@ class Silo:
             progress=progress,
             one_owner=one_owner,
             team=team,
+            identify=identify,
         )
         self.settings, self.folder = settings, folder
         self.allow_degenerate = allow_degenerate
@@ -124,13 +127,16 @@ class Silo:
                 f"{request.kind} request came for {request.recipe_hash}. Start again with hello."
             )
         # Where the rows lie does not count, what the silo agreed to share does.
-        ours_alone = {"data", "model_path", "max_selections", "approval"}
+        ours_alone = {"data", "model", "max_selections", "approval"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.one_owner]
         overruled = overrides_token(self.space, request.recipe_hash)
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):
             ours.append(overruled)
+        if isinstance(request, HelloRequest):
+            # Before the stored answer: the files here may have changed since.
+            self.space.check_model(self._recipe(request))
         stored = self.outbox / f"{request.kind}-{hash_of([checksum_of(data), ours])[:24]}.clues"
         if stored.exists():
             return stored.read_bytes()
@@ -165,13 +171,16 @@ class Silo:
 
     # --- the six answers
 
+    def _recipe(self, request: HelloRequest) -> Recipe:
+        return validate(Recipe, request.recipe, where="the coordinator's recipe")
+
     def _hello(self, request: HelloRequest) -> HelloReply:
         if request.version != __version__:
             raise RecipeMismatchError(
                 f"silo {self.settings.name}: the coordinator runs clues {request.version[:20]}, and "
                 f"here is {__version__}. Install the same version on both sides."
             )
-        recipe = validate(Recipe, request.recipe, where="the coordinator's recipe")
+        recipe = self._recipe(request)
         if recipe.hash != request.recipe_hash:
             raise RecipeMismatchError("the coordinator's recipe does not have the hash it claims.")
         if self.settings.domain not in recipe.public:
@@ -180,13 +189,6 @@ class Silo:
                 f"in the recipe, which lists: {', '.join(sorted(recipe.public))}."
             )
         own = self.space.own_model(recipe)
-        mine = weights_sha256(own.model.name)
-        if mine != recipe.model.weights_sha256:
-            raise RecipeMismatchError(
-                f"silo {self.settings.name}: the base model here is not the one of the recipe "
-                f"({str(mine)[:12]}, expected {str(recipe.model.weights_sha256)[:12]}). Fetch "
-                "the same weights, or set model_path in the silo file."
-            )
         check_private(self.space, recipe)
         payloads = checked_public(recipe, request.public_files, domain=self.settings.domain)
         Questions(self.space).admit(request)

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 
 from clues.atomic import atomic_write_bytes
-from clues.config import PublicFile, Recipe, SiloSettings, validate
+from clues.config import (
+    ModelSettings,
+    PublicFile,
+    Recipe,
+    SiloModel,
+    SiloSettings,
+    differing,
+    validate,
+)
 from clues.data.formats import RowFile, read_rows
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import DataError, RecipeMismatchError
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
+from clues.model.place import identify
 from clues.model.training import Trained, train
 from clues.progress import Progress
 from clues.rundir import write_json
@@ -25,6 +34,7 @@ from clues.scoring.trajectory import group_names
 from clues.selection.threshold import Threshold
 
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
+Identify = Callable[[ModelSettings], dict[str, str]]
 
 
 class Workspace:
@@ -39,12 +49,13 @@ class Workspace:
         progress: Progress,
         one_owner: bool = False,
         team: Team | None = None,
+        identify: Identify = identify,
     ) -> None:
         """Take what `Silo` was given; nothing is read yet."""
         self.settings = settings
         self.private, self.outbox = folder / "private", folder / "outbox"
-        self.load_model, self.progress = load_model, progress
         self.one_owner, self.team = one_owner, team
+        self.load_model, self.progress, self.identify = load_model, progress, identify
         self.memory: dict[str, Any] = {}
 
     @property
@@ -53,11 +64,28 @@ class Workspace:
         return self.settings.name
 
     def own_model(self, recipe: Recipe) -> Recipe:
-        """The recipe with the base model where this silo keeps it."""
-        if self.settings.model_path is None:
-            return recipe
-        model = recipe.model.model_copy(update={"name": self.settings.model_path})
-        return recipe.model_copy(update={"model": model})
+        """The recipe with this silo's own base model; nothing that was sent says where it lies."""
+        own = (self.settings.model or SiloModel()).model_dump()
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)})
+
+    def check_model(self, recipe: Recipe) -> None:
+        """See that this silo's base model consists of the files that a recipe names.
+
+        Raises:
+            RecipeMismatchError: it does not, or the recipe names none.
+            DataError: there is no base model here.
+        """
+        theirs = recipe.model.files
+        if not theirs:
+            raise RecipeMismatchError(
+                f"silo {self.name}: the recipe does not say which files the base model consists of."
+            )
+        mine = self.identify(self.own_model(recipe).model)
+        if what := differing(mine, theirs):
+            raise RecipeMismatchError(
+                f"silo {self.name}: the base model here is not the one of the recipe ({what}). "
+                "Fetch the same files, or set model in the silo's file to where they are."
+            )
 
     def recipe(self) -> Recipe:
         """The recipe that hello brought.
@@ -70,7 +98,9 @@ class Workspace:
             if not path.exists():
                 raise RecipeMismatchError(f"silo {self.name}: no recipe yet; hello first.")
             content = json.loads(path.read_text())
-            self.memory["recipe"] = validate(Recipe, content, where="the stored recipe")
+            # The place as our settings have it now, whatever was stored.
+            stored = validate(Recipe, content, where="the stored recipe")
+            self.memory["recipe"] = self.own_model(stored)
         return self.memory["recipe"]
 
     def model(self) -> LoraModel:

@@ -1,0 +1,157 @@
+"""Chat templates, rendered by a process that can be ended: `sandbox` says why."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clues.errors import ConfigError, DataError
+
+PROGRAM = Path(__file__).with_name("sandbox.py")
+BASE = "transformers.tokenization_utils_base"
+# Of the process's own time, for one row; and of anybody's, for a process that cannot even run.
+CPU_S, PATIENCE_S = 5.0, 120.0
+MAX_BYTES = 2**27
+MAX_TEMPLATE = 2**18
+
+
+def template_of(tokenizer: Any) -> str | None:
+    """A tokenizer's chat template; None where it has none.
+
+    Raises:
+        ConfigError: there are several and none is the usual one, or it is no text, or too long.
+    """
+    found = getattr(tokenizer, "chat_template", None)
+    if not found:
+        return None
+    if isinstance(found, Mapping):
+        found = found.get("default")
+    if not isinstance(found, str):
+        raise ConfigError(
+            "this model's chat template is no text, or there are several and none is called "
+            "default. Set recipe.tokens.template to alpaca."
+        )
+    if len(found) > MAX_TEMPLATE:
+        raise ConfigError(
+            f"this model's chat template has {len(found)} characters, and {MAX_TEMPLATE} are the "
+            "most. Set recipe.tokens.template to alpaca."
+        )
+    return found
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, with its special tokens.
+
+    The text is what the tokenizer's own `apply_chat_template` gives. A tokenizer with code of its
+    own for this, which its owner has allowed, is asked itself.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Start nothing yet."""
+        self.template = template_of(tokenizer)
+        self._tokenizer, self._lock = tokenizer, threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, turns: Sequence[Mapping[str, str]], *, header: bool) -> str:
+        """The text of a conversation.
+
+        Args:
+            turns: role and content of each.
+            header: whether what stands in front of an answer comes last.
+
+        Raises:
+            DataError: the template refuses these turns, is damaged, or takes too much.
+        """
+        if not turns:
+            raise DataError("there is no turn before the first response.")
+        if not _is_plain(self._tokenizer):
+            return self._tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=header
+            )
+        values = {
+            "messages": [dict(turn) for turn in turns],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": header,
+            **self._tokenizer.special_tokens_map,
+        }
+        with self._lock:
+            if self._process is None:
+                self._process = self._start()
+                self._ask(self._process, {"template": self.template})
+            return self._ask(self._process, values)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # -P: the folder of the program holds modules that must not be taken for others.
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM), str(CPU_S)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        weakref.finalize(self, _end, process)
+        return process
+
+    def _ask(self, process: subprocess.Popen[bytes], values: Mapping[str, Any]) -> str:
+        reply = _exchange(process, json.dumps(values).encode() + b"\n")
+        if reply is None:
+            _end(process)
+            self._process = None
+            raise DataError(
+                f"this model's chat template takes over {CPU_S:g} seconds or too much memory for one row. "
+                "Set recipe.tokens.template to alpaca, or repair the template."
+            )
+        if isinstance(text := reply.get("text"), str):
+            return text
+        if "template" in values:
+            _end(process)
+            self._process = None
+        said = f": {str(reply['said'])[:200]}" if reply.get("said") else ""
+        raise DataError(
+            f"this model's chat template cannot be used here ({str(reply.get('error'))[:40]}{said}"
+            "). Set recipe.tokens.template to alpaca, or repair the template."
+        )
+
+
+def _is_plain(tokenizer: Any) -> bool:
+    """Whether a tokenizer renders as transformers does, and not by code of its own."""
+    names = ("apply_chat_template", "get_chat_template")
+    homes = {
+        next(c for c in type(tokenizer).__mro__ if name in c.__dict__).__module__ for name in names
+    }
+    return homes == {BASE}
+
+
+def _exchange(process: subprocess.Popen[bytes], line: bytes) -> dict[str, Any] | None:
+    """One line in, one line out; None where the process ends, or is silent for too long."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    deadline, received = time.monotonic() + PATIENCE_S, bytearray()
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(line)
+        process.stdin.flush()
+    while not received.endswith(b"\n"):
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        part = os.read(process.stdout.fileno(), 2**20) if ready else b""
+        received += part
+        if not part or len(received) > MAX_BYTES:
+            return None
+    content = json.loads(received)
+    return content if isinstance(content, dict) else None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

@@ -1,0 +1,94 @@
+"""Base weights from a folder, with a look at the configuration before a model is built from it.
+
+A configuration of a kilobyte can ask for a million layers or a terabyte of weights. So what it asks
+for is counted first, on a device that holds no numbers, and compared with what the folder has.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from clues.config import ModelSettings
+from clues.errors import DataError
+from clues.model.place import read_object, stored_shapes
+
+# Room for weights that are made at the start, such as tables of positions.
+SLACK = 2**24
+# Packed weights: at most so many numbers in one that is stored.
+PACKED = 16
+MAX_BUFFERS = 2**31
+
+
+# With output_loading_info it returns a pair, which its types do not say.
+_WithReport: Any = AutoModelForCausalLM
+
+
+def load_base(folder: Path, settings: ModelSettings) -> Any:
+    """Load a causal model's weights; every one of them has to come from the folder.
+
+    Raises:
+        DataError: configuration and weights do not fit together.
+    """
+    config = _checked_config(folder, settings)
+    base, found = _WithReport.from_pretrained(
+        str(folder),
+        config=config,
+        dtype=getattr(torch, settings.dtype),
+        trust_remote_code=settings.trust_remote_code,
+        local_files_only=True,
+        use_safetensors=True,
+        weights_only=True,
+        output_loading_info=True,
+    )
+    missing, odd = sorted(found["missing_keys"]), sorted(map(str, found["mismatched_keys"]))
+    if missing or odd:
+        # They would be random numbers, and every score with them.
+        raise DataError(
+            f"{folder}: {len(missing) + len(odd)} weights that config.json asks for are not in the "
+            f"folder in that shape, for example {(missing + odd)[0][:120]}. Fetch the model again."
+        )
+    # A path of a cache tells nobody which model it was.
+    if settings.name != str(folder):
+        base.config._name_or_path = base.name_or_path = settings.name
+    return base
+
+
+def _checked_config(folder: Path, settings: ModelSettings) -> Any:
+    """The configuration, once it asks for no more than the folder has.
+
+    Raises:
+        DataError: it asks for more.
+    """
+    stored = stored_shapes(folder)
+    n_stored = sum(math.prod(shape) for shape in stored.values())
+    quantized = "quantization_config" in read_object(folder / "config.json")
+    config = AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=settings.trust_remote_code
+    )
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
+    wanted = sum(p.numel() for p in empty.parameters())
+    made = sum(b.numel() for b in empty.buffers())
+    if wanted > (PACKED if quantized else 1) * n_stored + SLACK or made > MAX_BUFFERS:
+        raise DataError(
+            f"{folder}: config.json asks for {wanted:,} weights, and the folder has {n_stored:,}. "
+            "Fetch the model again."
+        )
+    if not quantized:
+        _check_shapes(empty, stored, folder)
+    return config
+
+
+def _check_shapes(empty: Any, stored: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    for name, weight in empty.named_parameters():
+        if stored.get(name, tuple(weight.shape)) != tuple(weight.shape):
+            raise DataError(
+                f"{folder}: config.json asks for {name} of shape {tuple(weight.shape)}, and the "
+                f"folder has {stored[name]}. Fetch the model again."
+            )
