@@ -4,7 +4,6 @@ An adapter's state is a dictionary from PEFT's saved name, such as
 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, to a float32 tensor.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,14 +14,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from clues.atomic import atomic_write_bytes, make_folder, write_atomically
+from clues.atomic import atomic_write_bytes, make_folder, read_bytes, write_atomically
 from clues.config import BUILT_IN, LoraSettings, ModelSettings, built_in_folder
 from clues.errors import ConfigError, DataError, NumericsError
-from clues.model.tensorfile import parts_of
+from clues.model.tensorfile import is_sealed, sealed_parts
+from clues.rundir import file_hash, read_record, write_record
 
 AdapterState = dict[str, Tensor]
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
@@ -295,14 +295,26 @@ def check_state(state: Mapping[str, Tensor], *, like: Mapping[str, Tensor]) -> N
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
-    """Write safetensors beside and rename."""
-    parts = parts_of(tensors, metadata)
+    """Write safetensors, with their checksum in the metadata, beside and rename."""
+    parts = sealed_parts(tensors, metadata)
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
             file.writelines(parts)
 
     write_atomically(path, write)
+
+
+def read_tensors(path: Path) -> AdapterState:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        DataError: it is missing, may not be read, or is not what was written.
+    """
+    data = read_bytes(path)
+    if not is_sealed(data):
+        raise DataError(f"{path}: damaged (not what was written). Remove it and run again.")
+    return load(data)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -315,9 +327,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "step": checkpoint.step,
         "learning_rate": checkpoint.learning_rate,
         "optimizer_steps": checkpoint.optimizer_steps,
-        "sha256": {name: _sha256(folder / f"{name}.safetensors") for name in CHECKPOINT_FILES},
+        "files": {name: file_hash(folder / f"{name}.safetensors") for name in CHECKPOINT_FILES},
     }
-    atomic_write_bytes(folder / "state.json", json.dumps(state).encode())
+    write_record(folder / "state.json", state)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint."""
+    return [folder / "state.json", *(folder / f"{name}.safetensors" for name in CHECKPOINT_FILES)]
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -326,10 +343,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         DataError: a part is missing, unreadable, or not what was written.
     """
+    state = read_record(folder / "state.json", advice="Remove its folder and train again.")
     try:
-        state = json.loads((folder / "state.json").read_text())
         for name in CHECKPOINT_FILES:
-            if _sha256(folder / f"{name}.safetensors") != state["sha256"][name]:
+            if file_hash(folder / f"{name}.safetensors") != state["files"][name]:
                 raise DataError(
                     f"{folder}: {name}.safetensors is not the file that training wrote. Remove "
                     "the folder and train again."
@@ -342,15 +359,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             first_moment=load_file(folder / "first_moment.safetensors"),
             optimizer_steps=int(state["optimizer_steps"]),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise DataError(
             f"{folder}: unreadable checkpoint ({_first_line(error)}). Train again."
         ) from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_list(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """A silo's privacy budget: the epsilon that its trainings have spent, kept on its own disk."""
 
 import hmac
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from clues.errors import ConfigError, DataError
 from clues.extras import require
 from clues.model.noise import Spent, epsilon_of, noise_for, train_privately
 from clues.model.training import Schedule, Trained
-from clues.rundir import write_json
+from clues.rundir import read_record, write_record
 from clues.silo.workspace import Workspace
 
 
@@ -27,7 +26,8 @@ class Budget:
     def __init__(self, space: Workspace) -> None:
         """Read what was spent."""
         self.space, self.path = space, space.private / "privacy.json"
-        stored = json.loads(self.path.read_text()) if self.path.exists() else {}
+        advice = "Put it back: it says what was spent. Or start the run in a new folder."
+        stored = read_record(self.path, advice=advice) if self.path.exists() else {}
         self.booked: dict[str, Spent] = {key: tuple(value) for key, value in stored.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
@@ -97,7 +97,7 @@ class Budget:
                 "one arm always fit into it (evaluate.arms: [clues])."
             )
         # Before the training: whether a killed training has sent anything cannot be known.
-        write_json(self.path, after)
+        write_record(self.path, after)
         with self.space.progress.task(f"{self.space.name}: {what}", n_steps) as advance:
             return train_privately(
                 self.space.model(),
@@ -116,6 +116,6 @@ class Budget:
 
     def _secret_seed(self, booked: str) -> int:
         """A seed from the silo's own key: noise from the public seed could be computed and removed."""
-        self.space.data_token()
-        key = (self.space.private / "data.key").read_bytes()
-        return int.from_bytes(hmac.new(key, booked.encode(), "sha256").digest()[:6], "big")
+        return int.from_bytes(
+            hmac.new(self.space.secret(), booked.encode(), "sha256").digest()[:6], "big"
+        )

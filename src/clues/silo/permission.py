@@ -7,13 +7,12 @@ also make every selection wait for a person.
 """
 
 import hashlib
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from clues.errors import DataError, RecipeMismatchError, UsageError
-from clues.rundir import hash_of, write_json
+from clues.rundir import file_hash, hash_of, read_record, write_record
 from clues.silo.overrides import FILE
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
@@ -122,14 +121,16 @@ def approve(folder: Path) -> list[str]:
     for place in scored:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"time": now, "scores": _seen_hash(place / "private")}
-        write_json(place / "private" / "approval.json", content)
+        write_record(place / "private" / "approval.json", content)
     return [place.name for place in scored]
 
 
 def is_approved(private: Path) -> bool:
     """Whether a person has approved these very scores and overrides."""
     path = private / "approval.json"
-    return path.exists() and json.loads(path.read_text())["scores"] == _seen_hash(private)
+    if not path.exists():
+        return False
+    return read_record(path, advice="Approve again.").get("scores") == _seen_hash(private)
 
 
 def _met(space: Workspace) -> dict[str, str]:
@@ -139,7 +140,7 @@ def _met(space: Workspace) -> dict[str, str]:
 
 def _remember(space: Workspace, more: dict[str, str]) -> None:
     met = {**_met(space), **more}
-    write_json(_record(space), {**_stored(space), space.data_token(): met})
+    write_record(_record(space), {**_stored(space), space.data_token(): met})
 
 
 def _record(space: Workspace) -> Path:
@@ -148,7 +149,8 @@ def _record(space: Workspace) -> Path:
 
 def _stored(space: Workspace) -> dict[str, Any]:
     path = _record(space)
-    return json.loads(path.read_text()) if path.exists() else {}
+    advice = "It says which thresholds have decided: put it back, or start the run in a new folder."
+    return read_record(path, advice=advice) if path.exists() else {}
 
 
 def _decision(space: Workspace, request: SelectRequest) -> str:
@@ -156,7 +158,7 @@ def _decision(space: Workspace, request: SelectRequest) -> str:
 
     Overrides are not in it: a person may change them, and only the silo itself can.
     """
-    scores = hashlib.sha256((space.private / "scores.parquet").read_bytes()).hexdigest()
+    scores = file_hash(space.private / "scores.parquet")
     return hash_of([checksum_of(request.to_bytes()), scores])
 
 

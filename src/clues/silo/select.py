@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from clues.atomic import atomic_write_bytes
+from clues.data.files import named_container
 from clues.data.formats import write_rows
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
 from clues.selection.threshold import Ruling, Selection, Threshold, select
 from clues.silo.overrides import in_force
+from clues.silo.whole import note
 from clues.silo.workspace import Workspace
 
 
@@ -55,8 +57,13 @@ def decide(
 def write_selection(space: Workspace, selection: Selection, threshold: Threshold) -> None:
     """Kept and dropped rows in the format they came in, and a decision with a reason for each."""
     rows = space.rows()
-    write_rows(rows, selection.kept, space.private / f"kept{rows.suffix}")
-    write_rows(rows, selection.dropped, space.private / f"dropped{rows.suffix}")
+    halves = {"kept": selection.kept, "dropped": selection.dropped}
+    for name, chosen in halves.items():
+        path = write_rows(rows, chosen, space.private / f"{name}{rows.suffix}")
+        # The rows may have come in another format before.
+        for old in space.private.glob(f"{name}.*"):
+            if old != path and named_container(old):
+                old.unlink()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["row", "id", "score", "kept", "reason"])
@@ -66,6 +73,8 @@ def write_selection(space: Workspace, selection: Selection, threshold: Threshold
     write_json(space.private / "threshold.json", threshold.to_json())
     # The last file of a selection: what reads it finds the others whole.
     write_json(space.private / "selection.json", list(selection.kept))
+    names = [f"{name}{rows.suffix}" for name in halves]
+    note(space, "select", [*names, "decisions.csv", "threshold.json", "selection.json"])
 
 
 def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.ndarray:

@@ -4,6 +4,7 @@ A silo answers bytes with bytes and keeps everything on its own disk, so that it
 process for every message. An answered request is answered again from the outbox.
 """
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clues import __version__
-from clues.atomic import atomic_write_bytes, make_folder
+from clues.atomic import atomic_write_bytes, close_to_others, make_private_folder, read_bytes
 from clues.config import (
     ARMS,
     Recipe,
@@ -25,7 +26,7 @@ from clues.data.tokens import EncodedRow
 from clues.errors import DataError, RecipeMismatchError
 from clues.evaluation.detection import read_labels
 from clues.progress import Progress
-from clues.rundir import hash_of, write_json
+from clues.rundir import hash_if_there, hash_of, write_json
 from clues.scoring.shards import Team
 from clues.selection.threshold import Selection, Threshold
 from clues.silo.budget import Budget
@@ -42,8 +43,9 @@ from clues.silo.review import write_review
 from clues.silo.score import score
 from clues.silo.select import decide, write_selection
 from clues.silo.train import fit, train
+from clues.silo.whole import FILE, first_to_repeat
 from clues.silo.workspace import LoadModel, Workspace
-from clues.wall.container import checksum_of
+from clues.wall.container import checksum_of, is_whole
 from clues.wall.messages import (
     REQUESTS,
     Envelope,
@@ -61,6 +63,8 @@ from clues.wall.messages import (
     round_count,
     token_of,
 )
+
+log = logging.getLogger("clues")
 
 
 class Silo:
@@ -107,8 +111,9 @@ class Silo:
             CluesError: the request or the silo's data cannot be used. Nothing is sent then.
         """
         request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
-        make_folder(self.private)
-        make_folder(self.outbox)
+        make_private_folder(self.private)
+        make_private_folder(self.outbox)
+        again = self._settle(request) if isinstance(request, HelloRequest) else ""
         if (
             not isinstance(request, HelloRequest)
             and request.recipe_hash != self.space.recipe().hash
@@ -125,9 +130,10 @@ class Silo:
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):
             ours.append(overruled)
+        ours += self._made_of(request, again)
         stored = self.outbox / f"{request.kind}-{hash_of([checksum_of(data), ours])[:24]}.clues"
-        if stored.exists():
-            return stored.read_bytes()
+        if stored.exists() and is_whole(reply := read_bytes(stored)):
+            return reply
         if isinstance(request, TrainRequest | ScoreRequest | SelectRequest):
             admit(self.space, request.recipe_hash)
         if isinstance(request, SelectRequest):
@@ -140,7 +146,7 @@ class Silo:
         for old in self.outbox.glob(f"{request.kind}-*.clues"):
             old.unlink()
         handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
-            HelloRequest: self._hello,
+            HelloRequest: lambda r: self._hello(r, again),
             TrainRequest: lambda r: train(self.space, r),
             ScoreRequest: lambda r: admit_proposal(self.space, score(self.space, r)),
             SelectRequest: self._select,
@@ -156,7 +162,40 @@ class Silo:
 
     # --- the six answers
 
-    def _hello(self, request: HelloRequest) -> HelloReply:
+    def _made_of(self, request: Envelope, again: str) -> list[Any]:
+        """What an answer depends on beside the request, the rows' text and the settings."""
+        if isinstance(request, HelloRequest):
+            return [again, self.space.labels_token()]
+        if isinstance(request, FitRequest):
+            return [self.space.labels_token()] if request.arm == "oracle" else []
+        if isinstance(request, SelectRequest):
+            return [self.space.source_hash()]
+        if isinstance(request, EvaluateRequest):
+            # What was scored, selected and spent since then.
+            files = [hash_if_there(self.private / name) for name in (FILE, "privacy.json")]
+            return [self.space.source_hash(), files]
+        return []
+
+    def _settle(self, request: HelloRequest) -> str:
+        """Take recipe and public rows, and see whether what lies here is whole.
+
+        At every hello, and never from the outbox: files may have changed in between.
+
+        Returns:
+            The first stage that has to be asked again; empty where all stands.
+        """
+        n_open = sum(close_to_others(folder) for folder in (self.private, self.outbox))
+        if n_open:
+            log.warning(
+                "silo %s: %d private files were open to other users of this machine; now they "
+                "are closed.",
+                *(self.settings.name, n_open),
+            )
+        self._take_recipe(request)
+        self.space.memory.clear()
+        return first_to_repeat(self.space)
+
+    def _take_recipe(self, request: HelloRequest) -> None:
         if request.version != __version__:
             raise RecipeMismatchError(
                 f"silo {self.settings.name}: the coordinator runs clues {request.version[:20]}, and "
@@ -179,7 +218,7 @@ class Silo:
                 "the same weights, or set model_path in the silo file."
             )
         public = self.private / "public"
-        make_folder(public)
+        make_private_folder(public)
         for name, content in request.public_files.items():
             payload = bytes(content.numpy())
             if token_of(payload) != name.split(".")[0] or Path(name).name != name:
@@ -190,19 +229,19 @@ class Silo:
         if not {f.sha256 for f in (own_set.anchor, *own_set.validation.values())} <= sent:
             raise DataError("the coordinator left out public rows that its recipe names.")
         write_json(self.private / "recipe.json", own.model_dump(mode="json"))
-        self.space.memory.clear()
-        if self.settings.labels:
-            # Labels are read after the last training; a missing column must not wait for that.
-            self.space.rows().column(self.settings.labels)
+
+    def _hello(self, request: HelloRequest, again: str) -> HelloReply:
         n_rows = len(self.space.encoded().rows)
         return HelloReply(
-            recipe_hash=recipe.hash,
+            recipe_hash=request.recipe_hash,
             silo=self.settings.name,
             domain=self.settings.domain,
             n_rows=round_count(n_rows),
             data_token=self.space.data_token(),
             version=__version__,
-            overrides_token=overrides_token(self.space, recipe.hash),
+            overrides_token=overrides_token(self.space, request.recipe_hash),
+            labels_token=self.space.labels_token(),
+            again=again,
         )
 
     def _select(self, request: SelectRequest) -> SelectReply:
