@@ -27,7 +27,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 fast: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not federation"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not federation and not long"
 
 check: $(READY)
 	$(BIN)/ruff check .

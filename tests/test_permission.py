@@ -12,6 +12,7 @@ from clues.cli import program as cli
 from clues.errors import ApprovalError, DataError, DegenerateSelectionError, RecipeMismatchError
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
+from clues.rundir import read_record, write_record
 from clues.silo.permission import approve, is_approved
 from clues.silo.silo import Silo
 from clues.wall.ledger import verify
@@ -82,15 +83,15 @@ def test_a_refused_threshold_has_been_tried_too(world, tmp_path):
 def test_rows_meet_no_more_recipes_than_the_silo_allows(world, tmp_path):
     silo = world.silo(tmp_path, max_selections=2)
     path = silo.private / "thresholds.json"
-    [(token, met)] = json.loads(path.read_text()).items()
+    [(token, met)] = read_record(path, advice="").items()
     others = {f"recipe{k}": "x" for k in range(2)}
-    path.write_text(json.dumps({token: others}))
+    write_record(path, {token: others})
     forget_answers(silo)
     with pytest.raises(DataError, match=r"north: 2 recipes .* max_selections is 2"):
         silo.answer(world.request.to_bytes())
-    path.write_text(json.dumps({"other rows": others, token: {}}))
+    write_record(path, {"other rows": others, token: {}})
     silo.answer(world.request.to_bytes())
-    stored = json.loads(path.read_text())
+    stored = read_record(path, advice="")
     assert stored["other rows"] == others, "what other rows have met was forgotten"
     assert stored[token] == met
 

@@ -1,7 +1,5 @@
 """Training with differential privacy: the gradient is what it says, and the budget holds."""
 
-import json
-
 import pytest
 import torch
 from federation_helpers import open_micro, tiny_model, write_micro
@@ -11,6 +9,7 @@ from clues.errors import DataError
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule
 from clues.pipeline import run_until
+from clues.rundir import read_record, write_record
 
 pytest.importorskip("opacus", reason="Opacus is not installed: clues[dp]")
 from clues.model.noise import epsilon_of, noise_for, train_privately
@@ -101,14 +100,14 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     results = outcome.results
     assert results is not None
     for name, silo in results["silos"].items():
-        booked = json.loads((tmp_path / f"run/silos/{name}/private/privacy.json").read_text())
+        booked = read_record(tmp_path / f"run/silos/{name}/private/privacy.json", advice="")
         assert len(booked) == 4, "two rounds of warm-up, two of the fit"
         assert 0 < silo["epsilon"] <= 8.0
         assert silo["delta"] == 1e-3
         assert "precision" not in silo
     # As if other arms had been fitted before.
     path = tmp_path / "run/silos/north/private/privacy.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fit-other 0 x": [0.7, 0.5, 4]}))
+    write_record(path, read_record(path, advice="") | {"fit-other 0 x": [0.7, 0.5, 4]})
     before = path.read_bytes()
     with pytest.raises(DataError, match="north: mixed, round 1 would bring epsilon to"):
         run.coordinator.fit("mixed", outcome.selected)

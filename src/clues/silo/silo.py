@@ -13,22 +13,20 @@ from typing import Any
 import numpy as np
 
 from clues import __version__
-from clues.atomic import atomic_write_bytes, close_to_others, make_private_folder, read_bytes
+from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import (
     ARMS,
-    Recipe,
     SiloSettings,
     derived_seed,
-    validate,
-    weights_sha256,
 )
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError, RecipeMismatchError
 from clues.evaluation.detection import read_labels
 from clues.progress import Progress
-from clues.rundir import hash_if_there, hash_of, write_json
+from clues.rundir import hash_if_there, hash_of
 from clues.scoring.shards import Team
 from clues.selection.threshold import Selection, Threshold
+from clues.silo.arrival import settle
 from clues.silo.budget import Budget
 from clues.silo.evaluate import compared_rows, diagnostics
 from clues.silo.overrides import Overrides, check_overrides, overrides_token, store
@@ -43,7 +41,7 @@ from clues.silo.review import write_review
 from clues.silo.score import score
 from clues.silo.select import decide, write_selection
 from clues.silo.train import fit, train
-from clues.silo.whole import FILE, first_to_repeat
+from clues.silo.whole import FILE
 from clues.silo.workspace import LoadModel, Workspace
 from clues.wall.container import checksum_of, is_whole
 from clues.wall.messages import (
@@ -61,7 +59,6 @@ from clues.wall.messages import (
     TrainRequest,
     from_bytes,
     round_count,
-    token_of,
 )
 
 log = logging.getLogger("clues")
@@ -113,7 +110,7 @@ class Silo:
         request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
         make_private_folder(self.private)
         make_private_folder(self.outbox)
-        again = self._settle(request) if isinstance(request, HelloRequest) else ""
+        again = settle(self.space, request) if isinstance(request, HelloRequest) else ""
         if (
             not isinstance(request, HelloRequest)
             and request.recipe_hash != self.space.recipe().hash
@@ -175,60 +172,6 @@ class Silo:
             files = [hash_if_there(self.private / name) for name in (FILE, "privacy.json")]
             return [self.space.source_hash(), files]
         return []
-
-    def _settle(self, request: HelloRequest) -> str:
-        """Take recipe and public rows, and see whether what lies here is whole.
-
-        At every hello, and never from the outbox: files may have changed in between.
-
-        Returns:
-            The first stage that has to be asked again; empty where all stands.
-        """
-        n_open = sum(close_to_others(folder) for folder in (self.private, self.outbox))
-        if n_open:
-            log.warning(
-                "silo %s: %d private files were open to other users of this machine; now they "
-                "are closed.",
-                *(self.settings.name, n_open),
-            )
-        self._take_recipe(request)
-        self.space.memory.clear()
-        return first_to_repeat(self.space)
-
-    def _take_recipe(self, request: HelloRequest) -> None:
-        if request.version != __version__:
-            raise RecipeMismatchError(
-                f"silo {self.settings.name}: the coordinator runs clues {request.version[:20]}, and "
-                f"here is {__version__}. Install the same version on both sides."
-            )
-        recipe = validate(Recipe, request.recipe, where="the coordinator's recipe")
-        if recipe.hash != request.recipe_hash:
-            raise RecipeMismatchError("the coordinator's recipe does not have the hash it claims.")
-        if self.settings.domain not in recipe.public:
-            raise DataError(
-                f"silo {self.settings.name}: domain {self.settings.domain!r} has no public set "
-                f"in the recipe, which lists: {', '.join(sorted(recipe.public))}."
-            )
-        own = self.space.own_model(recipe)
-        mine = weights_sha256(own.model.name)
-        if mine != recipe.model.weights_sha256:
-            raise RecipeMismatchError(
-                f"silo {self.settings.name}: the base model here is not the one of the recipe "
-                f"({str(mine)[:12]}, expected {str(recipe.model.weights_sha256)[:12]}). Fetch "
-                "the same weights, or set model_path in the silo file."
-            )
-        public = self.private / "public"
-        make_private_folder(public)
-        for name, content in request.public_files.items():
-            payload = bytes(content.numpy())
-            if token_of(payload) != name.split(".")[0] or Path(name).name != name:
-                raise DataError("the coordinator's public rows do not have the hash they claim.")
-            atomic_write_bytes(public / name, payload)
-        own_set = recipe.public[self.settings.domain]
-        sent = {name.split(".")[0] for name in request.public_files}
-        if not {f.sha256 for f in (own_set.anchor, *own_set.validation.values())} <= sent:
-            raise DataError("the coordinator left out public rows that its recipe names.")
-        write_json(self.private / "recipe.json", own.model_dump(mode="json"))
 
     def _hello(self, request: HelloRequest, again: str) -> HelloReply:
         n_rows = len(self.space.encoded().rows)
