@@ -190,7 +190,7 @@ HELLO = HelloReply(
     data_token="",
     version=__version__,
     overrides_token="",
-    labels_token="",
+    oracle_token="",
     again="",
 )
 

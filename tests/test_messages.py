@@ -57,7 +57,7 @@ MESSAGES: tuple[Envelope, ...] = (
         data_token="f0",
         version="1.2.3",
         overrides_token="",
-        labels_token="",
+        oracle_token="",
         again="",
     ),
     TrainRequest(

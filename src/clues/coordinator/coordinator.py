@@ -107,7 +107,7 @@ class Coordinator:
             domains, limit = list(self.recipe.public), self.desk.federation.max_rows
             check_hello(name, reply, domains=domains, max_rows=limit)
             facts = {"domain": reply.domain, "n_rows": reply.n_rows, "token": reply.data_token}
-            more = {"overrides": reply.overrides_token, "labels": reply.labels_token}
+            more = {"overrides": reply.overrides_token, "labels": reply.oracle_token}
             for stage in stages_from(reply.again):
                 self.stages.forget(stage)
             return facts | {key: value for key, value in more.items() if value}

@@ -28,7 +28,7 @@ from clues.scoring.shards import Team
 from clues.selection.threshold import Selection, Threshold
 from clues.silo.arrival import settle
 from clues.silo.budget import Budget
-from clues.silo.evaluate import compared_rows, diagnostics
+from clues.silo.evaluate import compared_rows, diagnostics, oracle_token
 from clues.silo.overrides import Overrides, check_overrides, overrides_token, store
 from clues.silo.permission import (
     admit,
@@ -162,9 +162,9 @@ class Silo:
     def _made_of(self, request: Envelope, again: str) -> list[Any]:
         """What an answer depends on beside the request, the rows' text and the settings."""
         if isinstance(request, HelloRequest):
-            return [again, self.space.labels_token()]
+            return [again, oracle_token(self.space)]
         if isinstance(request, FitRequest):
-            return [self.space.labels_token()] if request.arm == "oracle" else []
+            return [oracle_token(self.space)] if request.arm == "oracle" else []
         if isinstance(request, SelectRequest):
             return [self.space.source_hash()]
         if isinstance(request, EvaluateRequest):
@@ -183,7 +183,7 @@ class Silo:
             data_token=self.space.data_token(),
             version=__version__,
             overrides_token=overrides_token(self.space, request.recipe_hash),
-            labels_token=self.space.labels_token(),
+            oracle_token=oracle_token(self.space),
             again=again,
         )
 

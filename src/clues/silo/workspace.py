@@ -15,7 +15,6 @@ from clues.config import PublicFile, Recipe, SiloSettings, validate
 from clues.data.formats import RowFile, read_rows
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import DataError, RecipeMismatchError
-from clues.evaluation.detection import read_labels
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.training import Trained, train
 from clues.progress import Progress
@@ -119,13 +118,8 @@ class Workspace:
     def data_token(self) -> str:
         """Changes when the rows change, and tells nobody without the silo's key what they are."""
         if "data_token" not in self.memory:
-            self.memory["data_token"] = self._token("".join(s.id for s in self.rows().samples))
+            self.memory["data_token"] = self.token("".join(s.id for s in self.rows().samples))
         return self.memory["data_token"]
-
-    def labels_token(self) -> str:
-        """Likewise of the column of labels; empty where the silo names none."""
-        labels = read_labels(self.rows(), self.settings.labels)
-        return "" if labels is None else self._token(f"labels {hash_of(labels)}")
 
     def source_hash(self) -> str:
         """Changes with any byte of what the rows were read from: other columns, order, format."""
@@ -158,7 +152,8 @@ class Workspace:
             )
         return key
 
-    def _token(self, text: str) -> str:
+    def token(self, text: str) -> str:
+        """Changes with a text, and tells nobody without the silo's key what it is."""
         return hmac.new(self.secret(), text.encode(), "sha256").hexdigest()[:16]
 
     def kept(self) -> list[int]:

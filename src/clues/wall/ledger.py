@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from clues.atomic import append_line, cannot_write
+from clues.atomic import append_line, cannot_write, read_bytes
 from clues.errors import LedgerError, UsageError
 
 START = "0" * 64
@@ -69,7 +69,7 @@ class Ledger:
         self.path = path
         self._lock = _lock(path)
         if path.exists():
-            data = path.read_bytes()
+            data = read_bytes(path)
             whole = data[: data.rfind(b"\n") + 1]
             if whole != data:
                 # A killed run can leave half a line: that message was never sent.
@@ -141,7 +141,7 @@ def verify(path: Path) -> list[Entry]:
     for number, line in enumerate(lines):
         try:
             entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise LedgerError(
                 f"{path} line {number + 1}: not a ledger entry; the line was changed or is damaged. "
                 f"{_DISTRUST}"

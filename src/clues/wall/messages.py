@@ -86,7 +86,7 @@ class HelloReply(Envelope):
     data_token: str
     version: str
     overrides_token: str
-    labels_token: str
+    oracle_token: str
     again: str
 
 
