@@ -190,6 +190,8 @@ HELLO = HelloReply(
     data_token="",
     version=__version__,
     overrides_token="",
+    oracle_token="",
+    again="",
 )
 
 

@@ -57,6 +57,8 @@ MESSAGES: tuple[Envelope, ...] = (
         data_token="f0",
         version="1.2.3",
         overrides_token="",
+        oracle_token="",
+        again="",
     ),
     TrainRequest(
         recipe_hash=HASH,

@@ -1,7 +1,5 @@
 """Training with differential privacy: the gradient is what it says, and the budget holds."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule
 from clues.pipeline import run_until
 from clues.progress import Silent
+from clues.rundir import read_record, write_record
 from clues.silo.budget import Budget
 from clues.silo.workspace import Workspace
 
@@ -105,7 +104,7 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     results = outcome.results
     assert results is not None
     for name, silo in results["silos"].items():
-        booked = json.loads((tmp_path / f"run/silos/{name}/private/privacy.json").read_text())
+        booked = read_record(tmp_path / f"run/silos/{name}/private/privacy.json", advice="")
         assert len(booked["trainings"]) == 4, "two rounds of warm-up, two of the fit"
         assert sorted(c["what"] for c in booked["counts"]) == ["all", "kept"]
         assert 0.4 < silo["epsilon"] <= 8.0
@@ -113,10 +112,10 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
         assert "precision" not in silo
     # As if other arms had been fitted before.
     path = tmp_path / "run/silos/north/private/privacy.json"
-    booked = json.loads(path.read_text())
+    booked = read_record(path, advice="")
     phase = {"kind": "fit", "arm": "other"}
     other = {"phase": phase, "request": "x", "noise": 0.7, "rate": 0.5, "steps": 4}
-    path.write_text(json.dumps(booked | {"trainings": [*booked["trainings"], other]}))
+    write_record(path, booked | {"trainings": [*booked["trainings"], other]})
     before = path.read_bytes()
     with pytest.raises(DataError, match="north: mixed, round 1 would bring epsilon to"):
         run.coordinator.fit("mixed", outcome.selected)

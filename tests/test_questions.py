@@ -12,6 +12,7 @@ from clues.config import Recipe
 from clues.errors import CluesError, DataError, DegenerateSelectionError, RecipeMismatchError
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
+from clues.rundir import read_record, write_record
 from clues.silo.questions import FILE
 from clues.silo.silo import Silo
 from clues.wall.messages import REPLIES, REQUESTS, from_bytes
@@ -86,16 +87,16 @@ def test_a_refused_threshold_has_been_tried_too(world, tmp_path):
 def test_other_rows_have_a_count_of_their_own(world, tmp_path):
     silo = world.silo(tmp_path, max_selections=1)
     path = silo.private / FILE
-    stored = json.loads(path.read_text())
+    stored = read_record(path, advice="")
     [(token, met)] = stored["rows"].items()
     crowded = {"other": met[world.request.recipe_hash]}
-    path.write_text(json.dumps({"version": 1, "rows": {token: crowded}}))
+    write_record(path, {"version": 1, "rows": {token: crowded}})
     forget_answers(silo)
     with pytest.raises(DataError, match=r"north: 1 recipes.* max_selections is 1"):
         silo.answer(world.request.to_bytes())
-    path.write_text(json.dumps({"version": 1, "rows": {"other rows": crowded}}))
+    write_record(path, {"version": 1, "rows": {"other rows": crowded}})
     silo.answer(world.request.to_bytes())
-    after = json.loads(path.read_text())["rows"]
+    after = read_record(path, advice="")["rows"]
     assert after["other rows"] == crowded, "what other rows have met was forgotten"
     assert list(after[token]) == [world.request.recipe_hash]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clues.atomic import atomic_write_bytes, make_folder
+from clues.atomic import atomic_write_bytes, close_to_others, make_folder, make_private_folder
 from clues.carriers.local import LocalTransport
 from clues.config import RunConfig, SharedConfig, dump_yaml
 from clues.config.loading import local_folder, with_files
@@ -95,6 +95,9 @@ def open_coordinator(
     """Set up the coordinator's side alone; the silos are where the transport leads."""
     run_dir, cache = RunDir(root), cache or ModelCache()
     config = identified(config, cache)
+    # Silos' adapters lie in it: not for other users of this machine.
+    make_private_folder(run_dir.coordinator)
+    close_to_others(run_dir.coordinator)
     make_folder(run_dir.coordinator / "stages")
     atomic_write_bytes(root / "config.resolved.yaml", dump_yaml(config).encode())
     coordinator = Coordinator(

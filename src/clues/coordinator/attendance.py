@@ -1,13 +1,12 @@
 """Who takes part in a run, and who was left out, when and why; a continued run reads it back."""
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from clues.errors import QuorumError
-from clues.rundir import write_json
+from clues.rundir import read_record, write_record
 
 KEYS = ("silo", "stage", "time", "why")
 
@@ -31,7 +30,8 @@ class Attendance:
         self.members: dict[str, dict[str, Any]] = {}
         self._begun: list[str] = []
         empty = {"recipe_hash": recipe_hash, "absent": [], "stops": []}
-        stored = json.loads(path.read_text()) if path.exists() else empty
+        advice = "Put it back, or remove it: then every silo is asked again."
+        stored = read_record(path, advice=advice) if path.exists() else empty
         self.record: dict[str, Any] = stored if stored["recipe_hash"] == recipe_hash else empty
 
     @property
@@ -76,7 +76,7 @@ class Attendance:
                 facts = self.members.pop(absence["silo"], {})
                 began = self._begun if facts else []
                 self.record["absent"].append({**absence, "facts": facts, "began": [*began]})
-        write_json(self.path, self.record)
+        write_record(self.path, self.record)
         if stops:
             raise QuorumError(
                 f"stage {stage}: {n_left} silos are left and {needed} are needed.\n"

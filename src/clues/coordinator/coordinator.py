@@ -3,21 +3,25 @@
 It sees public rows, adapters and anchor scores; it opens no silo's folder and imports no silo.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import load_file
 
 from clues import __version__
 from clues.config import CombineSettings, EvaluateSettings, FederationSettings, Recipe
 from clues.coordinator.attendance import Attendance
+from clues.coordinator.decided import Decided, stages_from
 from clues.coordinator.desk import Desk, LoadModel
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.fit import Fitting
 from clues.coordinator.guards import check_hello, check_select
 from clues.coordinator.outcomes import Fitted, Scored, Selected, Trained
-from clues.coordinator.public import check_public_rows, file_hash, portable_recipe, public_files
+from clues.coordinator.public import (
+    check_public_rows,
+    counted_recipe,
+    portable_recipe,
+    public_files,
+)
 from clues.coordinator.score import ask_for_scores, one_threshold
 from clues.coordinator.train import train_apart, train_together
 from clues.data.formats import read_rows
@@ -26,9 +30,9 @@ from clues.evaluation.choice import HeldOut, held_out, measure
 from clues.evaluation.harness import ask_harness, harness_inputs
 from clues.evaluation.questions import read_tasks
 from clues.evaluation.tasks import answer_task, encode_task
-from clues.model.adapters import AdapterState, LoraModel
+from clues.model.adapters import AdapterState, LoraModel, checkpoint_files, read_tensors
 from clues.progress import Progress
-from clues.rundir import Stages, hash_of, write_json
+from clues.rundir import Stages, file_hash, hash_of, source_hash, write_json
 from clues.selection.threshold import Threshold
 from clues.wall.messages import (
     EvaluateReply,
@@ -67,6 +71,7 @@ class Coordinator:
         )
         self.recipe, self.combine, self.evaluate, self.folder = recipe, combine, evaluate, folder
         self.stages = Stages(folder / "stages")
+        self.decided = Decided(folder / "decided.json", recipe_hash=recipe.hash)
 
     @property
     def exchange(self) -> Exchange:
@@ -102,13 +107,17 @@ class Coordinator:
             domains, limit = list(self.recipe.public), self.desk.federation.max_rows
             check_hello(name, reply, domains=domains, max_rows=limit)
             facts = {"domain": reply.domain, "n_rows": reply.n_rows, "token": reply.data_token}
-            return facts | ({"overrides": reply.overrides_token} if reply.overrides_token else {})
+            more = {"overrides": reply.overrides_token, "labels": reply.oracle_token}
+            for stage in stages_from(reply.again):
+                self.stages.forget(stage)
+            return facts | {key: value for key, value in more.items() if value}
 
         asked = [
             name for name in self.exchange.transport.silos if name not in self.attendance.left_out
         ]
         found = self.exchange.ask("hello", dict.fromkeys(asked, request), take)
         self.attendance.members = found
+        self.decided.check(self._members("train"))
         return found
 
     def train(self) -> Trained:
@@ -120,12 +129,20 @@ class Coordinator:
                 return train_apart(self.desk)
             return train_together(self.desk, self.folder / "trajectory" / hash_of(inputs)[:16])
 
-        return Trained.model_validate(self.stages.run("train", inputs, compute))
+        found = self.stages.run("train", inputs, compute, files=self._checkpoint_files)
+        return Trained.model_validate(found)
 
     def score(self, trained: Trained) -> Scored:
         """Have every silo score its rows; keep the anchors' scores by group."""
         inputs = {**self._inputs("score"), "trained": trained.content()}
-        found = self.stages.run("score", inputs, lambda: ask_for_scores(self.desk, trained))
+
+        def compute() -> dict[str, Any]:
+            if self.recipe.threshold.rule == "mixture":
+                # A silo proposes one cut per recipe: it is made of private scores.
+                self.decided.note(self._members("train"))
+            return ask_for_scores(self.desk, trained)
+
+        found = self.stages.run("score", inputs, compute)
         return Scored.model_validate(found)
 
     def threshold(self, scored: Scored) -> Threshold:
@@ -137,13 +154,18 @@ class Coordinator:
             write_json(self.folder / "threshold.json", threshold.to_json())
             return {"threshold": threshold.to_json()}
 
-        return Threshold.from_json(self.stages.run("threshold", inputs, compute)["threshold"])
+        found = self.stages.run(
+            "threshold", inputs, compute, files=lambda _: [self.folder / "threshold.json"]
+        )
+        return Threshold.from_json(found["threshold"])
 
     def select(self, threshold: Threshold) -> Selected:
         """Send the threshold; every silo decides about its own rows."""
-        content, overruled = threshold.to_json(), self._overruled("select")
+        content, overruled = threshold.to_json(), self._told("select", "overrides")
 
         def compute() -> dict[str, Any]:
+            # Before a silo is asked: it remembers the threshold even if it refuses.
+            self.decided.note(self._members("train"))
             request = SelectRequest(recipe_hash=self.recipe.hash, threshold=content)
 
             def take(name: str, reply: SelectReply) -> int:
@@ -164,8 +186,20 @@ class Coordinator:
         token = "" if arm in ("mixed", "oracle") else selected.token
         which = {"arm": arm, "token": token}
         inputs = {**self._inputs("fit", arm), **which, "combine": self.combine.content()}
+        if arm == "oracle":
+            inputs["labels"] = self._told("fit-oracle", "labels")
         folder = self.folder / "rounds" / f"{arm}-{hash_of(inputs)[:16]}"
-        found = self.stages.run(f"fit-{arm}", inputs, lambda: self._fit(arm, token, folder))
+        names = ("adapter_model.safetensors", "adapter_config.json")
+        places = [
+            self.folder / "arms" / arm,
+            *([self.folder / "adapter"] if arm == "clues" else []),
+        ]
+        found = self.stages.run(
+            f"fit-{arm}",
+            inputs,
+            lambda: self._fit(arm, token, folder),
+            files=lambda _: [place / name for place in places for name in names],
+        )
         return Fitted(**which, **found)
 
     def measure(self, fitted: Fitted) -> dict[str, Any]:
@@ -173,7 +207,7 @@ class Coordinator:
         if self.evaluate.heldout is None:
             return {"heldout_loss": None, "knowledge_accuracy": None, "knowledge_stderr": None}
         arm = fitted.arm
-        inputs = {**self._measured(fitted), "heldout": [file_hash(self.evaluate.heldout)]}
+        inputs = {**self._measured(fitted), "heldout": source_hash(self.evaluate.heldout)}
 
         def compute() -> dict[str, Any]:
             heldout = self.heldout()
@@ -199,7 +233,7 @@ class Coordinator:
     def _own_tasks(self, fitted: Fitted) -> dict[str, Any]:
         arm = fitted.arm
         tasks = [
-            {**t.model_dump(mode="json"), "path": t.path.name, "sha256": file_hash(t.path)}
+            {**t.model_dump(mode="json"), "path": t.path.name, "sha256": source_hash(t.path)}
             for t in self.evaluate.tasks
         ]
 
@@ -230,7 +264,7 @@ class Coordinator:
 
     def joint(self, arm: str) -> tuple[LoraModel, AdapterState]:
         """An arm's joint adapter, and the model that it fits: its rank may not be the recipe's."""
-        state = load_file(self.adapter_file(arm))
+        state = read_tensors(self.adapter_file(arm))
         return self.desk.at_rank(state), state
 
     def adapter_file(self, arm: str) -> Path:
@@ -240,6 +274,8 @@ class Coordinator:
     def _measured(self, fitted: Fitted) -> dict[str, Any]:
         # The curve is looked at on the way and changes no adapter.
         fit = {k: v for k, v in fitted.content().items() if k != "curve"}
+        # The bytes of the adapter: labels or a person's decisions may change it and no figure.
+        fit["adapter"] = file_hash(self.adapter_file(fitted.arm))
         combine = self.combine.content()
         return {"fit": fit, "combine": combine, **self._inputs("measure", fitted.arm)}
 
@@ -280,11 +316,9 @@ class Coordinator:
         return {"steps": steps, **record}
 
     def _inputs(self, stage: str, arm: str = "") -> dict[str, Any]:
-        members = self.attendance.begin(f"{stage}-{arm}" if arm else stage)
-        silos = {n: (s["domain"], s["token"]) for n, s in members.items()}
-        # Files count by their hash, not by where they lie: a run may be moved.
-        content = portable_recipe(self.recipe)
-        del content["model"]["name"]
+        silos = self._members(f"{stage}-{arm}" if arm else stage)
+        # Public rows and base models count by their hash, not by where they lie: a run may move.
+        content = counted_recipe(self.recipe)
         # Another rule for the threshold does not make anyone train or score again.
         later = ("threshold",) if stage in ("train", "score", "fit", "measure") else ()
         kept = {k: v for k, v in content.items() if k not in later}
@@ -292,10 +326,21 @@ class Coordinator:
             kept["mixture"] = self.recipe.threshold.rule == "mixture"
         return {"stage": stage, "recipe": kept, "silos": silos}
 
-    def _overruled(self, stage: str) -> dict[str, Any]:
-        """Tokens of the silos where a person overruled rows: they decide what is selected."""
+    def _members(self, stage: str) -> dict[str, tuple[str, str]]:
+        """Domain and token of the rows of the silos that a stage began with."""
         members = self.attendance.begin(stage)
-        return {n: s["overrides"] for n, s in members.items() if s.get("overrides")}
+        return {n: (s["domain"], s["token"]) for n, s in members.items()}
+
+    def _told(self, stage: str, what: str) -> dict[str, Any]:
+        """What silos said of their labels or of a person's decisions: tokens, where there are any."""
+        members = self.attendance.begin(stage)
+        return {n: s[what] for n, s in members.items() if s.get(what)}
+
+    def _checkpoint_files(self, trained: Mapping[str, Any]) -> list[Path]:
+        """Files of the checkpoints that are scored; none where every silo keeps its own."""
+        names: Sequence[str] = trained.get("checkpoints", ())
+        base = self.folder / "trajectory" / trained.get("folder", "")
+        return [file for name in names for file in checkpoint_files(base / name)]
 
 
 def _without_seconds(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,12 @@
 """The rounds that make one joint adapter of an arm's rows, or the one merge."""
 
-import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clues.config import CombineSettings, FederationSettings, Recipe, derived_seed
@@ -17,7 +16,7 @@ from clues.coordinator.exchange import Exchange
 from clues.coordinator.guards import check_fit, too_long, update_norm
 from clues.coordinator.inbox import Inbox, Update
 from clues.errors import DataError
-from clues.model.adapters import AdapterState, write_tensors
+from clues.model.adapters import AdapterState, read_tensors, write_tensors
 from clues.model.merging import (
     Merged,
     adaptive_shares,
@@ -29,8 +28,10 @@ from clues.model.merging import (
 )
 from clues.model.robust import robust_aggregate
 from clues.model.serveropt import ServerState, server_step
-from clues.rundir import write_json
+from clues.rundir import read_record, write_record
 from clues.wall.messages import FitReply, FitRequest
+
+log = logging.getLogger("clues")
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,17 @@ class Fitting:
             QuorumError: too few silos are left.
         """
         n_rounds = 1 if self.combine.method != "fedavg" else self.combine.rounds
-        stored = [folder / f"round-{number}.safetensors" for number in range(n_rounds)]
+        stored = [_round_file(folder, number) for number in range(n_rounds)]
         adapter = self.initial
         record: dict[str, Any] = {"energy_lost": 0.0, "n_silos": 0}
+        n_done = 0
         # The newest counts: earlier rounds are removed on the way.
-        n_done = max((n + 1 for n, file in enumerate(stored) if file.exists()), default=0)
-        if n_done:
-            adapter = load_file(stored[n_done - 1])
-            record = json.loads((folder / "record.json").read_text())
-        else:
+        for number in reversed([n for n, file in enumerate(stored) if file.exists()]):
+            found = self._stored_round(folder, number)
+            if found is not None:
+                n_done, (adapter, record) = number + 1, found
+                break
+        if not n_done:
             record["curve"] = self.watch.look([], 0, n_rounds, adapter)
         inbox = Inbox(folder / "inbox")
         for number in range(n_done, n_rounds):
@@ -100,13 +103,26 @@ class Fitting:
             known = {"energy_lost": lost, "curve": curve, "seconds": round(took, 3)}
             record = {"n_silos": len(sent), **known, **extra}
             # Before the adapter: killed in between, the round is done again and gives the same.
-            write_json(folder / "record.json", record)
+            write_record(folder / "record.json", record)
             write_tensors(stored[number], adapter)
             inbox.clear()
             for old in (number - 2,) if number >= 2 else ():
                 stored[old].unlink(missing_ok=True)
                 _server_file(folder, old).unlink(missing_ok=True)
         return adapter, record
+
+    def _stored_round(
+        self, folder: Path, number: int
+    ) -> tuple[AdapterState, dict[str, Any]] | None:
+        """A round that is on disk and whole; damaged ones are done again, and give the same."""
+        try:
+            record = read_record(folder / "record.json", advice="The rounds are done again.")
+            if self.combine.server and number + 1 < self.combine.rounds:
+                ServerState.read(_server_file(folder, number))
+            return read_tensors(_round_file(folder, number)), record
+        except DataError as error:
+            log.warning("%s", error)
+            return None
 
     def _ask(
         self, arm: str, number: int, adapter: AdapterState, inbox: Inbox, *, token: str
@@ -176,6 +192,10 @@ def _on_top(before: AdapterState, added: AdapterState) -> AdapterState:
     rank = next(t.shape[0] for n, t in joint.items() if ".lora_A." in n)
     room = max(min(d.shape) for d in updates(joint).values())
     return joint if rank <= room else factorise(updates(joint), rank=None).adapter
+
+
+def _round_file(folder: Path, number: int) -> Path:
+    return folder / f"round-{number}.safetensors"
 
 
 def _server_file(folder: Path, number: int) -> Path:

@@ -1,6 +1,5 @@
 """The judge of a run: which prompts, whose answers, what it costs, and where the verdicts lie."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from clues.evaluation.judge.endpoint import Endpoint, check_endpoint
 from clues.evaluation.judge.figures import pairwise_figures, reference_figures
 from clues.evaluation.judge.panel import ask_all
 from clues.evaluation.judge.prompts import Inquiry, Verdict, about_pair, about_reference
-from clues.rundir import hash_of, write_json
+from clues.rundir import file_hash, hash_of, read_record, write_record
 
 Answers = Mapping[str, Mapping[int, str]]
 _CHARACTERS_A_TOKEN = 4  # of English text; a rough figure for an estimate
@@ -135,7 +134,7 @@ def judge_run(
     if "pairwise" in by_mode:
         figures["pairwise"] = pairwise_figures(by_mode["pairwise"], identical)
     key = _key(config, coordinator, judge)
-    write_json(folder / "figures.json", {"inputs": key, "figures": figures})
+    write_record(folder / "figures.json", {"inputs": key, "figures": figures})
     return {**figures, "calls": endpoint.n_calls, "tokens": endpoint.n_tokens}
 
 
@@ -145,12 +144,9 @@ def stored_figures(config: SharedConfig, coordinator: Coordinator) -> dict[str, 
     if config.evaluate.judge is None or not path.exists():
         return None
     judge = settings_of(config, allow_private=True)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        same = found["inputs"] == _key(config, coordinator, judge)
-        return found["figures"] if same else None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: not readable. Remove it, and run clues judge again.") from None
+    found = read_record(path, advice="Remove it, and run clues judge again.")
+    same = found["inputs"] == _key(config, coordinator, judge)
+    return found["figures"] if same else None
 
 
 def _key(config: SharedConfig, coordinator: Coordinator, judge: JudgeSettings) -> str:
@@ -159,9 +155,9 @@ def _key(config: SharedConfig, coordinator: Coordinator, judge: JudgeSettings) -
     return hash_of(
         {
             "judge": judge.model_dump(mode="json", exclude=_NOT_ASKED | {"prompts"}),
-            "prompts": _sha256(path),
+            "prompts": file_hash(path),
             "recipe": config.recipe.hash,
-            "adapters": {arm: _sha256(coordinator.adapter_file(arm)) for arm in judge.arms},
+            "adapters": {arm: file_hash(coordinator.adapter_file(arm)) for arm in judge.arms},
         }
     )
 
@@ -189,8 +185,8 @@ def _answers(
     prompts = [encoder.encode_prompt(sample) for sample in samples]
     key = hash_of(
         {
-            "adapter": _sha256(coordinator.adapter_file(arm)),
             "model": recipe.model.files,
+            "adapter": file_hash(coordinator.adapter_file(arm)),
             "dtype": recipe.model.dtype,
             "prompts": prompts,
             "max_tokens": judge.max_answer_tokens,
@@ -251,7 +247,3 @@ def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     # Escaped: a line separator inside a text must not end a line.
     text = "".join(json.dumps(line) + "\n" for line in lines)
     atomic_write_bytes(path, text.encode())
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

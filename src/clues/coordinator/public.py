@@ -1,6 +1,5 @@
 """Public rows on the coordinator's side: checked, and made ready to travel."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clues.atomic import read_bytes
 from clues.config import EvaluateSettings, Recipe
 from clues.config.loading import local_folder
 from clues.data.formats import read_rows
@@ -63,7 +63,7 @@ def public_files(recipe: Recipe) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for public in recipe.public.values():
         for file in (public.anchor, *public.validation.values()):
-            content = np.frombuffer(file.path.read_bytes(), dtype=np.uint8)
+            content = np.frombuffer(read_bytes(file.path), dtype=np.uint8)
             found[_travel_name(file.path, str(file.sha256))] = torch.from_numpy(content.copy())
     return found
 
@@ -84,9 +84,12 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def counted_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a stage depends on of the recipe: the bytes of the base model and not where it lies."""
+    content = portable_recipe(recipe)
+    if content["model"]["weights_sha256"]:
+        del content["model"]["name"]
+    return content
 
 
 def _travel_name(path: Path, sha256: str) -> str:

@@ -1,6 +1,6 @@
 """The coordinator's train stage: rounds of the joint trajectory whose checkpoints are scored."""
 
-import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,26 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from clues.atomic import make_folder
 from clues.coordinator.desk import Desk
 from clues.coordinator.guards import check_train, too_long, update_norm
 from clues.coordinator.inbox import Inbox, Update
+from clues.errors import DataError
 from clues.model.adapters import (
     AdapterState,
     Checkpoint,
     load_checkpoint,
+    read_tensors,
     save_checkpoint,
     write_tensors,
 )
 from clues.model.merging import aggregate
 from clues.model.tensorfile import pack, unpack
-from clues.rundir import write_json
+from clues.rundir import read_record, write_record
 from clues.scoring.inrun import Reference
 from clues.scoring.rounds import is_refreshed, make_reference
 from clues.scoring.trajectory import n_train_steps
 from clues.wall.messages import TrainReply, TrainRequest
+
+log = logging.getLogger("clues")
 
 
 def train_apart(desk: Desk) -> dict[str, Any]:
@@ -57,9 +60,9 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
     curve = desk.watch.look([], 0, settings.rounds, desk.initial)
     for number in range(settings.rounds):
         place = folder / f"round-{number}"
-        if (place / "state.json").exists():
-            before = load_checkpoint(place)
-            record = json.loads((place / "record.json").read_text())
+        stored = _stored_round(place)
+        if stored is not None:
+            before, record = stored
             lost, curve = max(lost, record["energy_lost"]), record.get("curve", curve)
             seconds += record.get("seconds", 0.0)
             continue
@@ -74,7 +77,7 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
         took = round(time.perf_counter() - started, 3)
         seconds += took
         record = {"energy_lost": energy_lost, "curve": curve, "seconds": took}
-        write_json(place / "record.json", record)
+        write_record(place / "record.json", record)
         save_checkpoint(before, place)
     kept = [
         f"round-{round(settings.rounds * (i + 1) / settings.checkpoints) - 1}"
@@ -82,6 +85,18 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
     ]
     figures = {"energy_lost": lost, "curve": curve, "seconds": round(seconds, 3)}
     return {"folder": folder.name, "checkpoints": kept, **figures}
+
+
+def _stored_round(place: Path) -> tuple[Checkpoint, dict[str, Any]] | None:
+    """A round that is on disk and whole; a damaged one is done again, and gives the same."""
+    if not (place / "state.json").exists():
+        return None
+    try:
+        record = read_record(place / "record.json", advice="The round is done again.")
+        return load_checkpoint(place), record
+    except DataError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _ask_round(
@@ -141,7 +156,10 @@ def _reference(
 ) -> Reference:
     """A domain's directions for a round, and their units; made anew where the round is due."""
     file, record = folder / f"{domain}.safetensors", folder / f"{domain}.json"
-    stored: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"round": -1}
+    advice = f"Remove {folder.parent.name} there and run again."
+    stored: dict[str, Any] = {"round": -1}
+    if record.exists():
+        stored = read_record(record, advice=advice)
     n_rows = [s["n_rows"] for s in desk.silos.values()]
     if is_refreshed(number, per_round, desk.recipe, n_rows) and stored["round"] != number:
         made = make_reference(
@@ -155,8 +173,8 @@ def _reference(
         stored = {"plan": plan, "products": made.products, "loss": made.loss, "round": number}
         make_folder(folder)
         write_tensors(file, tensors)
-        write_json(record, stored)
-    directions = unpack(stored["plan"], load_file(file).pop)
+        write_record(record, stored)
+    directions = unpack(stored["plan"], read_tensors(file).pop)
     return Reference(directions, stored["products"], stored["loss"])
 
 

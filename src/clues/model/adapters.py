@@ -4,7 +4,6 @@ An adapter's state is a dictionary from PEFT's saved name, such as
 `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`, to a float32 tensor.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,17 +14,17 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from clues.atomic import atomic_write_bytes, make_folder, write_atomically
+from clues.atomic import atomic_write_bytes, make_folder, read_bytes, write_atomically
 from clues.config import LoraSettings, ModelSettings
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.base import load_base
 from clues.model.place import Opening, first_line, model_folder
-from clues.model.tensorfile import parts_of
-from clues.reading import parse_json
+from clues.model.tensorfile import is_sealed, sealed_parts
+from clues.rundir import file_hash, read_record, write_record
 
 AdapterState = dict[str, Tensor]
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
@@ -258,14 +257,26 @@ def check_state(state: Mapping[str, Tensor], *, like: Mapping[str, Tensor]) -> N
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
-    """Write safetensors beside and rename."""
-    parts = parts_of(tensors, metadata)
+    """Write safetensors, with their checksum in the metadata, beside and rename."""
+    parts = sealed_parts(tensors, metadata)
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
             file.writelines(parts)
 
     write_atomically(path, write)
+
+
+def read_tensors(path: Path) -> AdapterState:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        DataError: it is missing, may not be read, or is not what was written.
+    """
+    data = read_bytes(path)
+    if not is_sealed(data):
+        raise DataError(f"{path}: damaged (not what was written). Remove it and run again.")
+    return load(data)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -278,9 +289,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
         "step": checkpoint.step,
         "learning_rate": checkpoint.learning_rate,
         "optimizer_steps": checkpoint.optimizer_steps,
-        "sha256": {name: _sha256(folder / f"{name}.safetensors") for name in CHECKPOINT_FILES},
+        "files": {name: file_hash(folder / f"{name}.safetensors") for name in CHECKPOINT_FILES},
     }
-    atomic_write_bytes(folder / "state.json", json.dumps(state).encode())
+    write_record(folder / "state.json", state)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint."""
+    return [folder / "state.json", *(folder / f"{name}.safetensors" for name in CHECKPOINT_FILES)]
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -289,10 +305,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         DataError: a part is missing, unreadable, or not what was written.
     """
+    state = read_record(folder / "state.json", advice="Remove its folder and train again.")
     try:
-        state = parse_json((folder / "state.json").read_bytes())
         for name in CHECKPOINT_FILES:
-            if _sha256(folder / f"{name}.safetensors") != state["sha256"][name]:
+            if file_hash(folder / f"{name}.safetensors") != state["files"][name]:
                 raise DataError(
                     f"{folder}: {name}.safetensors is not the file that training wrote. Remove "
                     "the folder and train again."
@@ -309,11 +325,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise DataError(
             f"{folder}: unreadable checkpoint ({first_line(error)}). Train again."
         ) from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_list(value: Any) -> Any:

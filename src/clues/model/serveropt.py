@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clues.config import ServerSettings
-from clues.model.adapters import AdapterState, write_tensors
+from clues.model.adapters import AdapterState, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class ServerState:
     def read(cls, path: Path) -> "ServerState":
         """Read what `write` wrote."""
         found: dict[str, AdapterState] = {"m": {}, "v": {}}
-        for key, tensor in load_file(path).items():
+        for key, tensor in read_tensors(path).items():
             owner, _, name = key.partition("|")
             found[owner][name] = tensor
         return cls(**found)

@@ -4,8 +4,9 @@
 not once more. The bytes are the same, which a test compares.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# A sealed file begins with its own checksum, the SHA-256 of the file with zeros in its place.
+START = b'{"__metadata__":{"sha256":"'
+UNSET = "0" * 64
+PLACE = slice(8 + len(START), 8 + len(START) + len(UNSET))
 
 
 def parts_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Any]:
@@ -45,6 +50,36 @@ def parts_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
     return [len(head).to_bytes(8, "little") + head, *parts]
+
+
+def sealed_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[Any]:
+    """As `parts_of`, with the file's checksum in its metadata."""
+    first, *others = parts_of(tensors, {"sha256": UNSET, **metadata})
+    checksum = _sha256([first, *others]).encode()
+    return [first[: PLACE.start] + checksum + first[PLACE.stop :], *others]
+
+
+def checksum_of(data: bytes) -> str:
+    """What the checksum of these bytes must be: equal for equal files."""
+    view = memoryview(data)
+    return _sha256([view[: PLACE.start], UNSET.encode(), view[PLACE.stop :]])
+
+
+def begins_sealed(data: bytes) -> bool:
+    """Whether this is meant to be a sealed file, whole or not."""
+    return data[8 : PLACE.start] == START
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether a file is what `sealed_parts` made."""
+    return begins_sealed(data) and data[PLACE] == checksum_of(data).encode()
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def pack(tree: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from clues.atomic import make_folder
+from clues.atomic import OTHERS, make_folder, private_opener
 from clues.errors import NetworkError
 
 # Nothing is reported to anybody and nothing is installed while a run is under way.
@@ -53,7 +53,7 @@ class Child:
         self.name, self.log = name, log
         make_folder(log.parent)
         program = find_program(command[0])
-        with log.open("ab") as output:
+        with open(log, "ab", opener=private_opener) as output:
             self.start = output.tell()
             self.process = subprocess.Popen(
                 [program, *command[1:]],
@@ -63,6 +63,8 @@ class Child:
                 env={**os.environ, **(environment or {})},
                 # Ctrl-C at our terminal is for us; we end the child.
                 start_new_session=True,
+                # What it writes is a silo's or the coordinator's own: state, logs, copies of messages.
+                umask=OTHERS,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
 

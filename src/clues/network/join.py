@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from clues.atomic import make_folder
+from clues.atomic import make_private_folder
 from clues.carriers.flower import make_client_app
 from clues.errors import NetworkError
 from clues.extras import needs
@@ -54,7 +54,7 @@ def join(
     if settings.key is not None and not settings.insecure:
         check_private_key(settings.key)
     folder = settings.folder / "network"
-    make_folder(folder)
+    make_private_folder(folder)
     app = make_client_app(_answering(settings, progress), lambda _: _errors(settings))
     refused_since: float | None = None
     while going():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from clues.atomic import atomic_write_bytes, make_folder
+from clues.atomic import OTHERS, atomic_write_bytes, make_private_folder
 from clues.errors import KeyFileError
 from clues.extras import needs
 
@@ -160,7 +160,16 @@ def check_private_key(path: Path) -> None:
             f"{path}: not a private key of the kind ecdsa (384 bits) in OpenSSH's format and "
             "without a passphrase. `clues keys node` makes one."
         )
-    if path.stat().st_mode & 0o077:
+    check_closed(path)
+
+
+def check_closed(path: Path) -> None:
+    """Refuse a private key that others on this machine can read.
+
+    Raises:
+        KeyFileError: they can.
+    """
+    if path.stat().st_mode & OTHERS:
         raise KeyFileError(f"{path}: other users can read this key. Call: chmod 600 {path}")
 
 
@@ -194,6 +203,7 @@ def fingerprint(pem: bytes) -> str:
 def _read_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     ca_file, key_file = folder / "ca.crt", folder / "ca.key"
     ca_pem, key_pem = _read(ca_file), _read(key_file)
+    check_closed(key_file)
     try:
         ca = x509.load_pem_x509_certificate(ca_pem)
     except ValueError:
@@ -271,12 +281,12 @@ def _refuse_existing(*paths: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    make_folder(path.parent)
-    atomic_write_bytes(path, data)
+    """Write what others are given: they may read it."""
+    atomic_write_bytes(path, data, private=False)
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    make_folder(path.parent)
-    # Private from its first byte on: made empty with these rights, then filled.
-    path.touch(mode=0o600, exist_ok=False)
-    path.write_bytes(data)
+    # A folder that the user had before may hold other things, and stays as open as it is.
+    if not path.parent.exists():
+        make_private_folder(path.parent)
+    atomic_write_bytes(path, data, private=True)

@@ -3,11 +3,11 @@
 import secrets
 from pathlib import Path
 
+from clues.atomic import atomic_write_bytes
+
 
 def write_secret(folder: Path) -> Path:
     """A new random secret in a file that only we can read."""
     path = folder / "tasks.secret"
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(secrets.token_bytes(32))
+    atomic_write_bytes(path, secrets.token_bytes(32), private=True)
     return path

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from clues.atomic import atomic_write_bytes, make_folder
+from clues.atomic import atomic_write_bytes, make_private_folder
 from clues.errors import NetworkError
 from clues.extras import needs
 from clues.network import flower_inside
@@ -130,7 +130,7 @@ def open_superlink(coordinator: Coordinator, folder: Path) -> Iterator[SuperLink
     settings = coordinator.settings
     host, port = split_address(settings.superlink)
     check_port_is_free(host, port, what="superlink")
-    make_folder(folder)
+    make_private_folder(folder)
     forget_other_keys(folder, coordinator.keys)
     secret_file = write_secret(folder)
     command = ["flower-superlink", "--isolation", "process"]

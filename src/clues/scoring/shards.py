@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from clues.atomic import make_folder
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel, write_tensors
-from clues.model.tensorfile import pack, unpack
+from clues.model.tensorfile import is_sealed, pack, unpack
 from clues.scoring.forms import form_scores
 from clues.scoring.influence import RowScores
 
@@ -228,6 +229,8 @@ def read_shard(folder: Path, number: int, job: Job) -> RowScores | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
-    with safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
-        head = json.loads(file.metadata()["clues"])
-        return {name: file.get_tensor(name) for name in file.keys()}, head  # noqa: SIM118
+    data = path.read_bytes()
+    if not is_sealed(data):
+        raise ValueError
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return load(data), json.loads(header["__metadata__"]["clues"])

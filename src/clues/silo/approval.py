@@ -5,18 +5,18 @@ approved. Another threshold, other scores or other overrides wait for another ap
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from clues.config import Settings, validate
-from clues.errors import DataError, UsageError
-from clues.rundir import write_json
+from clues.errors import UsageError
+from clues.rundir import read_record, write_record
 from clues.silo.overrides import FILE
 from clues.wall.container import checksum_of
 from clues.wall.messages import SelectRequest
 
+_AGAIN = "Remove it, run again, and approve what then waits."
 WAITING, APPROVAL = "waiting.json", "approval.json"
 
 
@@ -64,7 +64,7 @@ class Approved:
 def wait(private: Path, request: SelectRequest, selection: Waiting) -> None:
     """Write down what waits, in place of what waited before."""
     assert selection.request == checksum_of(request.to_bytes())
-    write_json(private / WAITING, selection.model_dump(mode="json"))
+    write_record(private / WAITING, selection.model_dump(mode="json"))
 
 
 def is_approved(private: Path, request: SelectRequest) -> bool:
@@ -72,7 +72,7 @@ def is_approved(private: Path, request: SelectRequest) -> bool:
     path = private / APPROVAL
     if not path.exists():
         return False
-    approved = validate(Approval, _read(path), where=str(path)).selection
+    approved = validate(Approval, read_record(path, advice=_AGAIN), where=str(path)).selection
     return (approved.request, approved.seen) == (
         checksum_of(request.to_bytes()),
         seen_hash(private),
@@ -101,7 +101,7 @@ def approve(folder: Path) -> list[Approved]:
     approved: list[Approved] = []
     for place in places:
         path = place / "private" / WAITING
-        selection = validate(Waiting, _read(path), where=str(path))
+        selection = validate(Waiting, read_record(path, advice=_AGAIN), where=str(path))
         if selection.seen != seen_hash(place / "private"):
             raise UsageError(
                 f"{place}: the scores or overrides have changed since the selection was asked for. "
@@ -111,7 +111,7 @@ def approve(folder: Path) -> list[Approved]:
     for entry, place in zip(approved, places, strict=True):
         now = datetime.now(UTC).isoformat(timespec="seconds")
         content = Approval(time=now, selection=entry.selection)
-        write_json(place / "private" / APPROVAL, content.model_dump(mode="json"))
+        write_record(place / "private" / APPROVAL, content.model_dump(mode="json"))
     return approved
 
 
@@ -123,11 +123,3 @@ def seen_hash(private: Path) -> str:
     return hashlib.sha256(
         seen + (overrides.read_bytes() if overrides.exists() else b"")
     ).hexdigest()
-
-
-def _read(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        reason = "cannot be read"
-    raise DataError(f"{path}: {reason}. Remove it, run again, and approve what then waits.")

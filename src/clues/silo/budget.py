@@ -5,7 +5,6 @@ noise (Opacus), and a number of rows leaves with noise of its own. Both are book
 are made, and together they cost no more than `privacy.epsilon`.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from clues.errors import ConfigError, DataError
 from clues.extras import require
 from clues.model.noise import Spent, epsilon_of, noise_for, train_privately
 from clues.model.training import Schedule, Trained
-from clues.rundir import write_json
+from clues.rundir import read_record, write_record
 from clues.silo.crowd import secret_seed
 from clues.silo.workspace import Workspace
 
@@ -89,7 +88,9 @@ class Budget:
         self.space, self.path = space, space.private / FILE
         self.record = Record()
         if self.path.exists():
-            self.record = validate(Record, self._read(), where=str(self.path))
+            advice = "Put it back: it says what was spent. Or start the run in a new folder."
+            content = read_record(self.path, advice=advice)
+            self.record = validate(Record, content, where=str(self.path))
 
     @property
     def settings(self) -> PrivacySettings:
@@ -203,7 +204,7 @@ class Budget:
         """
         self._refuse_above(after, what)
         self.record = after
-        write_json(self.path, after.model_dump(mode="json"))
+        write_record(self.path, after.model_dump(mode="json"))
 
     def _refuse_above(self, after: Record, what: str) -> None:
         total, allowed = self._epsilon(after), self.settings.epsilon
@@ -219,13 +220,6 @@ class Budget:
         trainings = [training.spent for training in record.trainings]
         spent = epsilon_of(trainings, delta=self.settings.delta) if trainings else 0.0
         return spent + sum(count.epsilon for count in record.counts)
-
-    def _read(self) -> Any:
-        try:
-            return json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            reason = "cannot be read"
-        raise DataError(f"{self.path}: {reason}, and it says what epsilon is spent. Restore it.")
 
 
 def check_private(space: Workspace, recipe: Recipe) -> None:

@@ -88,7 +88,7 @@ def secret_seed(space: Workspace, *purpose: str) -> int:
     """A seed of 256 bits for one purpose, from the silo's own key."""
     # Each part ends where it ends: no two purposes make the same text.
     text = "".join(f"{len(part)}:{part}" for part in purpose)
-    return int.from_bytes(hmac.new(space.key(), text.encode(), "sha256").digest(), "big")
+    return int.from_bytes(hmac.new(space.secret(), text.encode(), "sha256").digest(), "big")
 
 
 def _generator(space: Workspace, *purpose: str) -> np.random.Generator:

@@ -8,6 +8,7 @@ from clues.errors import DataError
 from clues.evaluation.compare import Alone, select_alone
 from clues.evaluation.compare import figures as compared_figures
 from clues.evaluation.detection import detection, ranking, read_labels
+from clues.rundir import hash_of
 from clues.scoring.parts import (
     BEFORE,
     OUTSIDE_BLOCKS,
@@ -72,6 +73,12 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
         dropped = np.array([row not in kept for row in table.row])
         figures.setdefault("dropped_by_kind", {})[kind] = float(dropped[mask].mean())
     return figures
+
+
+def oracle_token(space: Workspace) -> str:
+    """Changes with the labels, and so with the rows of arm oracle; empty where there are none."""
+    labels = read_labels(space.rows(), space.settings.labels)
+    return "" if labels is None else space.token(f"labels {hash_of(labels)}")
 
 
 def compared_rows(space: Workspace, name: str) -> set[int]:

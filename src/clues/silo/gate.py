@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from clues.errors import CluesError
+from clues.atomic import open_private
+from clues.errors import CluesError, DataError
 from clues.wall.ledger import Ledger
 from clues.wall.messages import (
     Failure,
@@ -54,10 +55,8 @@ class KeptInside:
         ours = isinstance(error, CluesError)
         text = str(error) if ours else "".join(traceback.format_exception(error))
         # A full disk must not undo what this is for.
-        with contextlib.suppress(OSError):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(f"--- {now} reference {self.reference}\n{text}\n")
+        with contextlib.suppress(OSError, DataError), open_private(self.file) as file:
+            file.write(f"--- {now} reference {self.reference}\n{text}\n")
         log.error("Reference %s: the reason is in %s", self.reference, self.file)
         return True
 

@@ -7,7 +7,6 @@ Process 0 runs everything. The others watch the run's folder for scoring jobs an
 n-th shard. They touch no network and share no memory: if one dies, process 0 does its part.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from clues.config import Recipe, validate
 from clues.errors import CluesError
 from clues.model.adapters import LoraModel
-from clues.rundir import write_json
+from clues.rundir import read_json, write_json
 from clues.scoring.shards import Job, Team, compute_shard, read_shard
 
 POLL_S = 0.2
@@ -72,7 +71,8 @@ def help_scoring(
             try:
                 job = Job.read(file.parent)
                 stored = file.parents[2] / "recipe.json"
-                recipe = validate(Recipe, json.loads(stored.read_text()), where=str(stored))
+                content = read_json(stored, advice="Process 0 writes it again.")
+                recipe = validate(Recipe, content, where=str(stored))
             except (CluesError, OSError, ValueError):
                 continue  # process 0 has removed it meanwhile
             if recipe.hash not in models:

@@ -15,7 +15,7 @@ from pydantic import Field, StrictBool, StringConstraints
 from clues.config import Settings, validate
 from clues.errors import DataError, RecipeMismatchError
 from clues.reading import read_json, shown
-from clues.rundir import hash_of, write_json
+from clues.rundir import hash_of, read_record, write_record
 from clues.selection.threshold import Ruling
 from clues.silo.workspace import Workspace
 
@@ -106,7 +106,7 @@ def check_overrides(space: Workspace, overrides: Overrides) -> None:
 def store(space: Workspace, overrides: Overrides) -> None:
     """Put them in force for their recipe; those of other recipes stay where they are."""
     stored = _stored(space) | {overrides.recipe_hash: overrides.model_dump(mode="json")}
-    write_json(space.private / FILE, stored)
+    write_record(space.private / FILE, stored)
 
 
 def in_force(space: Workspace, recipe_hash: str) -> dict[str, Ruling]:
@@ -131,10 +131,8 @@ def overrides_token(space: Workspace, recipe_hash: str) -> str:
     rulings = in_force(space, recipe_hash)
     if not rulings:
         return ""
-    space.data_token()
     content = hash_of({id_: [r.keep, r.reason] for id_, r in sorted(rulings.items())})
-    key = (space.private / "data.key").read_bytes()
-    return hmac.new(key, f"overrides {content}".encode(), "sha256").hexdigest()[:16]
+    return hmac.new(space.secret(), f"overrides {content}".encode(), "sha256").hexdigest()[:16]
 
 
 def _of_these_rows(space: Workspace, rulings: dict[str, Ruling]) -> dict[str, Ruling]:
@@ -155,10 +153,7 @@ def _under(space: Workspace, recipe_hash: str) -> dict[str, Ruling]:
 def _stored(space: Workspace) -> dict[str, Any]:
     path = space.private / FILE
     advice = "Restore the file, or remove it and select again."
-    content = read_json(path, advice=advice) if path.exists() else {}
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not an object. {advice}")
-    return content
+    return read_record(path, advice=advice) if path.exists() else {}
 
 
 def _ids(ids: Sequence[str]) -> str:

@@ -11,17 +11,14 @@ Two things come once per recipe, whatever is left: the threshold, and the cut th
 proposes. With many thresholds, or many directions, the score of one row can be found by bisection.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from clues.config import ARMS, CombineSettings, Settings, validate
 from clues.errors import DataError, RecipeMismatchError
-from clues.rundir import hash_of, write_json
+from clues.rundir import file_hash, hash_of, read_record, write_record
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
 from clues.wall.messages import Envelope, FitRequest, ScoreReply, SelectRequest, TrainRequest
@@ -89,7 +86,12 @@ class Questions:
         self.space, self.path = space, space.private / FILE
         self.record = Record()
         if self.path.exists():
-            self.record = validate(Record, _read(self.path), where=str(self.path))
+            # Without it the count would begin anew.
+            advice = (
+                "It says what was asked about these rows: put it back, or start in a new folder."
+            )
+            content = read_record(self.path, advice=advice)
+            self.record = validate(Record, content, where=str(self.path))
 
     def admit(self, request: Envelope, *, overruled: str = "") -> None:
         """Count a request, before any work; refuse more than the silo allows.
@@ -173,14 +175,14 @@ class Questions:
         token = self.space.data_token()
         rows = {**self.record.rows, token: {**self._met(), recipe_hash: under}}
         self.record = Record(rows=rows)
-        write_json(self.path, self.record.model_dump(mode="json"))
+        write_record(self.path, self.record.model_dump(mode="json"))
 
     def _decision(self, request: SelectRequest) -> str:
         """A threshold together with the scores that it decides about.
 
         Overrides are not in it: a person may change them, and only the silo itself can.
         """
-        scores = hashlib.sha256((self.space.private / "scores.parquet").read_bytes()).hexdigest()
+        scores = file_hash(self.space.private / "scores.parquet")
         return hash_of([checksum_of(request.to_bytes()), scores])
 
 
@@ -202,15 +204,6 @@ def _identity(request: Envelope) -> str:
     if request.kind == "hello":
         return request.recipe_hash
     return checksum_of(request.to_bytes())
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        reason = "cannot be read"
-    # Without it the count would begin anew.
-    raise DataError(f"{path}: {reason}, and it says what was asked about these rows. Restore it.")
 
 
 def check_question(space: Workspace, request: Envelope) -> None:

@@ -23,6 +23,7 @@ from clues.selection.threshold import Threshold, cut_of
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
 from clues.silo.select import in_units
+from clues.silo.whole import REVIEW, note
 from clues.silo.workspace import Workspace
 
 N_BANDS = 5
@@ -39,6 +40,7 @@ def write_review(space: Workspace) -> None:
     page = render_private(review(space))
     atomic_write_bytes(space.private / "report.html", page.encode())
     atomic_write_bytes(space.private / "card.md", data_card(_card(space)).encode())
+    note(space, "review", REVIEW)
 
 
 def _card(space: Workspace) -> DataFacts:

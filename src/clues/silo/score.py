@@ -40,6 +40,7 @@ from clues.selection.threshold import mixture_cut
 from clues.selection.units import anchor_units, combine
 from clues.selection.weighing import GRID, replaced
 from clues.silo.sent import check_sent, sent_scores, sent_trajectory
+from clues.silo.whole import SCORES, note
 from clues.silo.workspace import Workspace, as_lists
 from clues.wall.messages import ScoreReply, ScoreRequest
 
@@ -97,6 +98,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
     )
     table = _table(recipe, rows, fold, raw, parts, finite)
     table.write(space.private / "scores.parquet")
+    note(space, "score", SCORES)
     anchors = {group: scored.anchors for group, scored in found.items()}
     return ScoreReply(
         recipe_hash=recipe.hash,

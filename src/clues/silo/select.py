@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from clues.atomic import atomic_write_bytes
+from clues.data.files import named_container
 from clues.data.formats import write_rows
 from clues.errors import RecipeMismatchError
 from clues.rundir import write_json
@@ -16,6 +17,7 @@ from clues.selection.threshold import Ruling, Selection, Threshold, group_units,
 from clues.selection.units import Units
 from clues.selection.weighing import replaced
 from clues.silo.overrides import in_force
+from clues.silo.whole import note
 from clues.silo.workspace import Workspace
 
 
@@ -112,8 +114,13 @@ def _numbers(units: Units) -> list[float]:
 def write_selection(space: Workspace, selection: Selection, threshold: Threshold) -> None:
     """Kept and dropped rows in the format they came in, and a decision with a reason for each."""
     rows = space.rows()
-    write_rows(rows, selection.kept, space.private / f"kept{rows.suffix}")
-    write_rows(rows, selection.dropped, space.private / f"dropped{rows.suffix}")
+    halves = {"kept": selection.kept, "dropped": selection.dropped}
+    for name, chosen in halves.items():
+        path = write_rows(rows, chosen, space.private / f"{name}{rows.suffix}")
+        # The rows may have come in another format before.
+        for old in space.private.glob(f"{name}.*"):
+            if old != path and named_container(old):
+                old.unlink()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["row", "id", "score", "kept", "reason"])
@@ -123,6 +130,8 @@ def write_selection(space: Workspace, selection: Selection, threshold: Threshold
     write_json(space.private / "threshold.json", threshold.to_json())
     # The last file of a selection: what reads it finds the others whole.
     space.keep(selection.kept)
+    names = [f"{name}{rows.suffix}" for name in halves]
+    note(space, "select", [*names, "decisions.csv", "threshold.json", "selection.json"])
 
 
 def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.ndarray:

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from clues import __version__
-from clues.atomic import atomic_write_bytes, make_folder
+from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import (
     ARMS,
-    Recipe,
     SiloSettings,
     derived_seed,
-    validate,
 )
 from clues.data.tokens import EncodedRow
 from clues.errors import (
@@ -31,22 +29,25 @@ from clues.errors import (
 from clues.evaluation.detection import read_labels
 from clues.model.place import identify
 from clues.progress import Progress
-from clues.rundir import hash_of, write_json
+from clues.rundir import hash_if_there, hash_of
 from clues.scoring.shards import Team
 from clues.selection.threshold import Selection, Threshold
 from clues.silo.approval import Waiting, is_approved, seen_hash, wait
-from clues.silo.budget import Budget, check_private
+from clues.silo.arrival import settle
+from clues.silo.budget import FILE as SPENT
+from clues.silo.budget import Budget
 from clues.silo.counts import told_of_all, told_of_kept
-from clues.silo.evaluate import compared_rows, diagnostics
+from clues.silo.evaluate import compared_rows, diagnostics, oracle_token
 from clues.silo.overrides import Overrides, check_overrides, overrides_token, store
 from clues.silo.questions import Questions, check_question
 from clues.silo.review import write_review
 from clues.silo.score import nonfinite_text, score
 from clues.silo.select import check_threshold, decide, write_selection
-from clues.silo.sizes import check_request_size, checked_public
+from clues.silo.sizes import check_request_size
 from clues.silo.train import fit, train
+from clues.silo.whole import FILE
 from clues.silo.workspace import Identify, LoadModel, Workspace
-from clues.wall.container import checksum_of
+from clues.wall.container import checksum_of, is_whole
 from clues.wall.messages import (
     REQUESTS,
     Envelope,
@@ -116,8 +117,9 @@ class Silo:
         """
         check_request_size(self.space, data)
         request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
-        make_folder(self.private)
-        make_folder(self.outbox)
+        make_private_folder(self.private)
+        make_private_folder(self.outbox)
+        again = settle(self.space, request) if isinstance(request, HelloRequest) else ""
         if (
             not isinstance(request, HelloRequest)
             and request.recipe_hash != self.space.recipe().hash
@@ -134,14 +136,12 @@ class Silo:
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):
             ours.append(overruled)
-        if isinstance(request, HelloRequest):
-            # Before the stored answer: the files here may have changed since.
-            self.space.check_model(self._recipe(request))
+        ours += self._made_of(request, again)
         stored = self.outbox / f"{request.kind}-{hash_of([checksum_of(data), ours])[:24]}.clues"
-        if stored.exists():
-            return stored.read_bytes()
+        if stored.exists() and is_whole(reply := read_bytes(stored)):
+            return reply
         if not isinstance(request, HelloRequest):
-            # Hello passes in its own answer: only there its recipe is known to be one.
+            # A hello has passed when it was settled.
             check_question(self.space, request)
             Questions(self.space).admit(request, overruled=overruled)
         if isinstance(request, SelectRequest):
@@ -155,7 +155,7 @@ class Silo:
         for old in self.outbox.glob(f"{request.kind}-*.clues"):
             old.unlink()
         handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
-            HelloRequest: self._hello,
+            HelloRequest: lambda r: self._hello(r, again),
             TrainRequest: lambda r: train(self.space, r),
             ScoreRequest: self._score,
             SelectRequest: self._select,
@@ -171,44 +171,31 @@ class Silo:
 
     # --- the six answers
 
-    def _recipe(self, request: HelloRequest) -> Recipe:
-        return validate(Recipe, request.recipe, where="the coordinator's recipe")
+    def _made_of(self, request: Envelope, again: str) -> list[Any]:
+        """What an answer depends on beside the request, the rows' text and the settings."""
+        if isinstance(request, HelloRequest):
+            return [again, oracle_token(self.space)]
+        if isinstance(request, FitRequest):
+            return [oracle_token(self.space)] if request.arm == "oracle" else []
+        if isinstance(request, SelectRequest):
+            return [self.space.source_hash()]
+        if isinstance(request, EvaluateRequest):
+            # What was scored, selected and spent since then.
+            files = [hash_if_there(self.private / name) for name in (FILE, SPENT)]
+            return [self.space.source_hash(), files]
+        return []
 
-    def _hello(self, request: HelloRequest) -> HelloReply:
-        if request.version != __version__:
-            raise RecipeMismatchError(
-                f"silo {self.settings.name}: the coordinator runs clues {request.version[:20]}, and "
-                f"here is {__version__}. Install the same version on both sides."
-            )
-        recipe = self._recipe(request)
-        if recipe.hash != request.recipe_hash:
-            raise RecipeMismatchError("the coordinator's recipe does not have the hash it claims.")
-        if self.settings.domain not in recipe.public:
-            raise DataError(
-                f"silo {self.settings.name}: domain {self.settings.domain!r} has no public set "
-                f"in the recipe, which lists: {', '.join(sorted(recipe.public))}."
-            )
-        own = self.space.own_model(recipe)
-        check_private(self.space, recipe)
-        payloads = checked_public(recipe, request.public_files, domain=self.settings.domain)
-        Questions(self.space).admit(request)
-        public = self.private / "public"
-        make_folder(public)
-        for name, payload in payloads.items():
-            atomic_write_bytes(public / name, payload)
-        write_json(self.private / "recipe.json", own.model_dump(mode="json"))
-        self.space.memory.clear()
-        if self.settings.labels:
-            # Labels are read after the last training; a missing column must not wait for that.
-            self.space.rows().column(self.settings.labels)
+    def _hello(self, request: HelloRequest, again: str) -> HelloReply:
         return HelloReply(
-            recipe_hash=recipe.hash,
+            recipe_hash=request.recipe_hash,
             silo=self.settings.name,
             domain=self.settings.domain,
             n_rows=told_of_all(self.space),
             data_token=self.space.data_token(),
             version=__version__,
-            overrides_token=overrides_token(self.space, recipe.hash),
+            overrides_token=overrides_token(self.space, request.recipe_hash),
+            oracle_token=oracle_token(self.space),
+            again=again,
         )
 
     def _score(self, request: ScoreRequest) -> ScoreReply:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.atomic import atomic_write_bytes
+from clues.atomic import atomic_write_bytes, read_bytes
 from clues.config import (
     ModelSettings,
     PublicFile,
@@ -27,12 +27,13 @@ from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
 from clues.model.training import Trained, train
 from clues.progress import Progress
-from clues.rundir import write_json
+from clues.rundir import hash_of, read_json, source_hash, write_json
 from clues.scoring.shards import Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
 from clues.selection.threshold import Threshold
 
+N_KEY_BYTES = 32
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
 Identify = Callable[[ModelSettings], dict[str, str]]
 
@@ -97,7 +98,7 @@ class Workspace:
             path = self.private / "recipe.json"
             if not path.exists():
                 raise RecipeMismatchError(f"silo {self.name}: no recipe yet; hello first.")
-            content = json.loads(path.read_text())
+            content = read_json(path, advice="Start again with hello.")
             # The place as our settings have it now, whatever was stored.
             stored = validate(Recipe, content, where="the stored recipe")
             self.memory["recipe"] = self.own_model(stored)
@@ -139,15 +140,10 @@ class Workspace:
         return {n: self._public(file, f"validation set {n}") for n, file in sets.items()}
 
     def _public(self, file: PublicFile, where: str) -> list[EncodedRow]:
-        path = next((self.private / "public").glob(f"{file.sha256}.*"))
+        path = next((self.private / "public").glob(f"{file.sha256}.*"), None)
+        if path is None:
+            raise DataError(f"silo {self.name}: {where} are missing. Start again with hello.")
         return list(encode_rows(read_rows(path).samples, self.encoder(), where=where).rows)
-
-    def key(self) -> bytes:
-        """The silo's own key: of its tokens, of the order of its rows, of its noise."""
-        file = self.private / "data.key"
-        if not file.exists():
-            atomic_write_bytes(file, secrets.token_bytes(32))
-        return file.read_bytes()
 
     def order_seed(self) -> int | None:
         """Number from which the order of rows in training follows; None where it is a secret."""
@@ -167,10 +163,43 @@ class Workspace:
     def data_token(self) -> str:
         """Changes when the rows change, and tells nobody without the silo's key what they are."""
         if "data_token" not in self.memory:
-            ids = "".join(sample.id for sample in self.rows().samples)
-            token = hmac.new(self.key(), ids.encode(), "sha256").hexdigest()
-            self.memory["data_token"] = token[:16]
+            self.memory["data_token"] = self.token("".join(s.id for s in self.rows().samples))
         return self.memory["data_token"]
+
+    def source_hash(self) -> str:
+        """Changes with any byte of what the rows were read from: other columns, order, format."""
+        if "source_hash" not in self.memory:
+            path = Path(self.settings.data)
+            if path.exists():
+                self.memory["source_hash"] = source_hash(path)
+            else:
+                # A hub data set has no file here; what was read of it stands for it.
+                table = self.rows().table
+                records = [list(record.items()) for record in table.read(table.columns)]
+                text = json.dumps([table.container, records], default=str)
+                self.memory["source_hash"] = hash_of(text)
+        return self.memory["source_hash"]
+
+    def secret(self) -> bytes:
+        """The silo's own key, made at the first use.
+
+        Raises:
+            DataError: the file is not a key; with a known one, anybody could guess what is hidden.
+        """
+        path = self.private / "data.key"
+        if not path.exists():
+            atomic_write_bytes(path, secrets.token_bytes(N_KEY_BYTES), private=True)
+        key = read_bytes(path)
+        if len(key) != N_KEY_BYTES:
+            raise DataError(
+                f"{path}: not a key ({len(key)} bytes instead of {N_KEY_BYTES}). Put it back, or "
+                "start the run in a new folder."
+            )
+        return key
+
+    def token(self, text: str) -> str:
+        """Changes with a text, and tells nobody without the silo's key what it is."""
+        return hmac.new(self.secret(), text.encode(), "sha256").hexdigest()[:16]
 
     def keep(self, kept: Sequence[int]) -> None:
         """Write down the selection that is in force, and what it was made of."""
@@ -184,13 +213,17 @@ class Workspace:
             DataError: nothing is selected yet under this recipe, or the rows have changed since.
         """
         path = self.private / "selection.json"
-        content = json.loads(path.read_text()) if path.exists() else {}
-        if content.get("recipe") != self.recipe().hash or content["rows"] != self.data_token():
-            raise DataError(
-                f"silo {self.name}: nothing is selected yet under recipe {self.recipe().hash} and "
-                "of these rows. Run clues select."
-            )
-        return content["kept"]
+        content = read_json(path, advice="Select again.") if path.exists() else {}
+        made_of = {"recipe": self.recipe().hash, "rows": self.data_token()}
+        if isinstance(content, dict) and made_of.items() <= content.items():
+            kept = content.get("kept")
+            if isinstance(kept, list) and all(type(row) is int for row in kept):
+                return kept
+            raise DataError(f"{path}: damaged (not row numbers). Select again.")
+        raise DataError(
+            f"silo {self.name}: nothing is selected yet under recipe {self.recipe().hash} and of "
+            "these rows. Run clues select."
+        )
 
     def scores(self) -> ScoreTable:
         """The table of private scores."""
@@ -205,7 +238,12 @@ class Workspace:
         path = self.private / "threshold.json"
         if not path.exists():
             raise DataError(f"silo {self.name}: nothing is selected yet. Run clues select.")
-        return Threshold.from_json(json.loads(path.read_text()))
+        content = read_json(path, advice="Select again.")
+        try:
+            return Threshold.from_json(content)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            reason = "not a threshold"
+        raise DataError(f"{path}: damaged ({reason}). Select again.")
 
     def unscored(self) -> dict[int, str]:
         """Rows without a score, by position, and why."""
@@ -254,7 +292,10 @@ class Workspace:
         path = self.private / name
         if not path.exists():
             raise DataError(f"silo {self.name}: private/{name} is missing. Score the silo again.")
-        return json.loads(path.read_text())
+        content = read_json(path, advice="Score the silo again.")
+        if isinstance(content, dict):
+            return content
+        raise DataError(f"{path}: damaged (not by name). Score the silo again.")
 
     def groups(self) -> list[str]:
         """Names of the groups that the silo's scores are put into units by."""

@@ -9,14 +9,15 @@ changed by accident or cut. Who changes a message on purpose can make a new one,
 two sides' ledgers.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from clues.model.tensorfile import DTYPES as KNOWN
-from clues.model.tensorfile import parts_of
+from clues.model.tensorfile import PLACE, UNSET, checksum_of, sealed_parts
+from clues.model.tensorfile import begins_sealed as is_container
+from clues.model.tensorfile import is_sealed as is_whole
 from clues.reading import parse_json
 
 # What messages may hold, by safetensors' names.
@@ -25,9 +26,19 @@ DTYPES = {name: KNOWN[name] for name in ("F32", "F64", "U8")}
 # An adapter of 70 billion weights with LoRA on every layer has a header of 0.3 MB.
 MAX_HEADER_BYTES, FREE_HEADER_BYTES = 64_000_000, 4_000_000
 MAX_HEADER_ITEMS = 2_000_000
-START = b'{"__metadata__":{"sha256":"'
-UNSET = "0" * 64
-PLACE = slice(8 + len(START), 8 + len(START) + len(UNSET))
+
+__all__ = [
+    "DTYPES",
+    "MAX_HEADER_BYTES",
+    "PLACE",
+    "UNSET",
+    "checksum_of",
+    "is_container",
+    "is_whole",
+    "read_header",
+    "read_text",
+    "write",
+]
 
 
 def write(text: str, tensors: Mapping[str, Tensor]) -> bytes:
@@ -40,25 +51,7 @@ def write(text: str, tensors: Mapping[str, Tensor]) -> bytes:
     Returns:
         The file. Equal contents give equal bytes, and it is the only copy that is made.
     """
-    first, *others = parts_of(tensors, {"sha256": UNSET, "clues": text})
-    checksum = _sha256([first, *others]).encode()
-    return b"".join([first[: PLACE.start], checksum, first[PLACE.stop :], *others])
-
-
-def checksum_of(data: bytes) -> str:
-    """What the checksum of these bytes must be: equal for equal messages."""
-    view = memoryview(data)
-    return _sha256([view[: PLACE.start], UNSET.encode(), view[PLACE.stop :]])
-
-
-def is_container(data: bytes) -> bool:
-    """Whether this is meant to be a message, whole or not."""
-    return data[8 : PLACE.start] == START
-
-
-def is_whole(data: bytes) -> bool:
-    """Whether a message is what its sender has written."""
-    return is_container(data) and data[PLACE] == checksum_of(data).encode()
+    return b"".join(sealed_parts(tensors, {"clues": text}))
 
 
 def read_header(data: bytes, *, n_bytes: int | None = None) -> dict[str, Any]:
@@ -81,10 +74,3 @@ def read_header(data: bytes, *, n_bytes: int | None = None) -> dict[str, Any]:
 def read_text(header: Mapping[str, Any]) -> dict[str, Any]:
     """The message's own header; whatever is wrong with it is one of many exceptions."""
     return parse_json(header["__metadata__"]["clues"], max_items=MAX_HEADER_ITEMS)
-
-
-def _sha256(parts: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

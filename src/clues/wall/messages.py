@@ -77,9 +77,10 @@ class HelloReply(Envelope):
     kind: ClassVar[str] = "hello-reply"
     reveals: ClassVar[str] = (
         "the silo's name and domain; how many rows it has, rounded to tens; its version of "
-        "clues; a token that changes when the rows change, and another "
-        "that changes when a person overrules rows. Without the silo's key a token tells "
-        "nothing else"
+        "clues; a token that changes when the rows change, another that changes when a person "
+        "overrules rows, and, where it names a column of labels, one that changes with the "
+        "labels. Without the silo's key a token tells nothing else. Also from which stage the "
+        "silo must be asked again because its own files were damaged or its file of rows changed"
     )
     silo: str
     domain: str
@@ -87,6 +88,8 @@ class HelloReply(Envelope):
     data_token: str
     version: str
     overrides_token: str
+    oracle_token: str
+    again: str
 
 
 @dataclass(frozen=True, kw_only=True)
