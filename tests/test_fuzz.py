@@ -144,7 +144,9 @@ def mutated(value: Any, rng: random.Random) -> Any:
         elif change == 4 and isinstance(part, list):
             part.extend([part[key]] * rng.choice((1, 2, 100)))
         elif change == 5 and isinstance(part, dict):
-            name = rng.choice((f"{key}x", str(key).upper(), MARKER, "\u202e", "", "x" * 300))
+            name = rng.choice(
+                (f"{key}x", str(key).upper(), f"{MARKER} text", "\u202e", "", "x" * 300)
+            )
             part[name] = part.pop(key) if rng.random() < 0.5 else part[key]
         elif change == 6:
             part[key] = [part[key]] if rng.random() < 0.5 else {"a": part[key]}
