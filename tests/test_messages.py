@@ -262,8 +262,10 @@ def test_a_missing_or_an_added_field_is_refused(message):
     for spec in fields(message):
         with pytest.raises(DataError, match=rf"{SENDER}.*'{spec.name}'"):
             read(with_header(message, **{spec.name: ...}))
-    with pytest.raises(DataError, match=rf"{SENDER}.*'surplus'"):
+    with pytest.raises(DataError, match="a field that no such message has") as odd:
         read(with_header(message, surplus=1))
+    assert SENDER in str(odd.value)
+    assert "surplus" not in str(odd.value), "it may be anything, a row's text too"
 
 
 def test_a_tensor_is_named_once_and_is_there():

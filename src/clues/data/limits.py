@@ -94,6 +94,8 @@ def _collected(path: Path, schema: Any, batches: Any) -> Any:
     taken: list[Any] = []
     n_rows = n_bytes = 0
     for batch in batches:
+        # Before anything else is asked of it: a missing part of a damaged one ends the process.
+        batch.validate()
         n_rows, n_bytes = n_rows + batch.num_rows, n_bytes + batch.nbytes
         _check_arrow(path, n_rows, len(schema), n_bytes)
         taken.append(batch)

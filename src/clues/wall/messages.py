@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clues.errors import DataError, NumericsError
 from clues.model.tensorfile import pack, unpack
+from clues.reading import visible
 from clues.wall.container import is_container, is_whole, read_header, read_text, write
 
 # Of the messages and what they mean; another number on the other side is refused.
@@ -314,7 +315,7 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
         raise DataError(f"{sender}: what arrived is not a message of this program.") from None
     if protocol != PROTOCOL:
         raise DataError(
-            f"{sender}: it speaks another protocol ({str(protocol)[:20]}, here {PROTOCOL}). Install "
+            f"{sender}: it speaks another protocol ({visible(str(protocol)[:20])}, here {PROTOCOL}). Install "
             "the same version of clues on both sides."
         )
     if kind not in allowed:
