@@ -18,6 +18,8 @@ LAYERS = (
     ("errors", "extras", "atomic"),
     ("config",),
     ("rundir", "progress"),
+    # What a run found: read by all that come after it, and without torch.
+    ("results",),
     ("data",),
     ("model",),
     ("selection",),
@@ -30,7 +32,7 @@ LAYERS = (
     # The two sides. Neither may import the other: the wall is kept by a test of its own.
     ("silo", "coordinator"),
     ("carriers",),
-    ("results", "pipeline", "whatif", "prepare"),
+    ("collect", "pipeline", "whatif", "prepare"),
     ("api",),
     ("network",),
     ("cli", "__main__"),
@@ -55,6 +57,7 @@ WITHOUT_TORCH = (
     "selection.weighing",
     "selection.threshold",
     "prepare.facts",
+    "results.run",
     "report.shared",
     "report.private",
     "wall.ledger",
@@ -69,7 +72,7 @@ WITHOUT_TORCH = (
     "network.edge",
     "cli.program",
 )
-EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "statistics", "paper")
+EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "stored", "statistics", "paper")
 
 
 def modules() -> list[str]:

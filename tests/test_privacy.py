@@ -100,12 +100,12 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     outcome = run_until(run)
     results = outcome.results
     assert results is not None
-    for name, silo in results["silos"].items():
+    for name, silo in results.silos.items():
         booked = json.loads((tmp_path / f"run/silos/{name}/private/privacy.json").read_text())
         assert len(booked) == 4, "two rounds of warm-up, two of the fit"
-        assert 0 < silo["epsilon"] <= 8.0
-        assert silo["delta"] == 1e-3
-        assert "precision" not in silo
+        assert 0 < silo.epsilon <= 8.0
+        assert silo.delta == 1e-3
+        assert not silo.labelled
     # As if other arms had been fitted before.
     path = tmp_path / "run/silos/north/private/privacy.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fit-other 0 x": [0.7, 0.5, 4]}))

@@ -52,7 +52,7 @@ def serve(
         err.print("Interrupted. The same command goes on where it stopped.", highlight=False)
         raise typer.Exit(130) from None
     if as_json:
-        out.print_json(json.dumps(results, allow_nan=False))
+        out.print_json(json.dumps(results.to_json(), allow_nan=False))
         return
     print_table(results, out)
     out.print(f"\nReport: {coordinator.folder / 'report.html'}", highlight=False, soft_wrap=True)
