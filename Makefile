@@ -6,7 +6,7 @@
 # make experiment NAME=fiqa ARGS="--seeds 3"   one of the paper's tables; without NAME their list
 # make results     docs/results.md from the stored results
 # make docs        the documentation as a site, in site/, built strictly and without a network
-# make reference   docs/configuration.md from the settings themselves
+# make reference   docs/configuration.md from the settings, docs/results-json.md from the types of the results
 # make leaves      the table of what leaves a silo, in README.md and docs/privacy.md, from the messages
 # make architecture  the picture and the figures of docs/architecture.md from the code's imports
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
@@ -60,6 +60,7 @@ results: $(READY)
 
 reference: $(READY)
 	$(BIN)/python docs/reference.py docs/configuration.md
+	$(BIN)/python -m docs.results_json
 
 leaves: $(READY)
 	$(BIN)/python -m docs.leaves

@@ -37,6 +37,7 @@ PLACES: dict[str, tuple[float, float, str]] = {
     "model": (1.0, 7, "trains and combines"),
     "selection": (2.0, 7, "threshold, decisions"),
     "data": (1.0, 8, "rows in, tokens out"),
+    "results": (0.0, 8, "what a run found"),
     "config": (2.0, 9, "settings"),
 }
 COLUMN, ROW, LEFT, TOP = 200, 92, 110, 56

@@ -1,27 +1,27 @@
 """One figure an experiment: what each arm gains over mixed, and how well each score ranks."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from clues.atomic import atomic_write_bytes
 from experiments.statistics import over_seeds, paired_bootstrap, silo_means
+from experiments.stored import StoredRun, StoredSeed
 
 # Okabe and Ito's colours tell apart for all common kinds of colour blindness.
 OURS, OTHERS, CEILING = "#0072B2", "#8a8a8a", "#009E73"
 
 
-def write_figure(seeds: Sequence[Mapping[str, Any]], path: Path) -> bool:
+def write_figure(seeds: Sequence[StoredSeed], path: Path) -> bool:
     """Draw the first variant's arms and scores as SVG; False where there is nothing to draw.
 
     Equal results give an equal file.
     """
-    name = next(iter(seeds[0]["variants"]))
-    runs = [seed["variants"][name] for seed in seeds]
+    name = next(iter(seeds[0].variants))
+    runs = [seed.variants[name] for seed in seeds]
     gains, ranks = _gains(runs), _ranks(runs)
     panels = [p for p in ((gains, "held-out loss below mixed, nats"), (ranks, "AUC")) if p[0]]
     if not panels:
@@ -48,9 +48,9 @@ def write_figure(seeds: Sequence[Mapping[str, Any]], path: Path) -> bool:
     return True
 
 
-def _gains(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, float]]:
+def _gains(runs: Sequence[StoredRun]) -> list[tuple[str, float, float, float]]:
     """By arm: loss of mixed minus its own, with a paired bootstrap interval."""
-    losses = [run.get("heldout_losses", {}) for run in runs]
+    losses = [run.heldout_losses for run in runs]
     if not losses[0] or "mixed" not in losses[0]:
         return []
     rows: list[tuple[str, float, float, float]] = []
@@ -64,10 +64,10 @@ def _gains(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, f
     return sorted(rows, key=lambda row: -row[1])
 
 
-def _ranks(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, float]]:
+def _ranks(runs: Sequence[StoredRun]) -> list[tuple[str, float, float, float]]:
     """By score: AUC, mean over silos, lowest and highest seed."""
     rows: list[tuple[str, float, float, float]] = []
-    names = {n for run in runs for s in run["silos"].values() for n in s.get("detection", {})}
+    names = {n for run in runs for silo in run.results.silos.values() for n in silo.detection}
     for name in names:
         if per_seed := silo_means(runs, name):
             mean = over_seeds(per_seed).mean

@@ -1,12 +1,12 @@
 """The goals that the experiments were built for, beside what came out."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from experiments.statistics import share_of_gain, silo_means
+from experiments.statistics import losses_of, share_of_gain, silo_means
+from experiments.stored import StoredSeed
 
-Seeds = Sequence[Mapping[str, Any]]  # of one experiment, scale and base model
+Seeds = Sequence[StoredSeed]  # of one experiment, scale and base model
 AUC = ("medicalqa", "fiqa", "mmedbench")
 FEDERATED, MERGED = 0.96, 0.91  # shares of the oracle's gain: the paper's claims
 RECALL = 0.99
@@ -52,10 +52,10 @@ def _rows(
 
 def _best_auc(seeds: Seeds) -> list[tuple[str, str, bool]]:
     """Of the first variant, as its table of scores says it."""
-    variant = next(iter(seeds[0]["variants"]))
-    runs = [seed["variants"][variant] for seed in seeds]
+    variant = next(iter(seeds[0].variants))
+    runs = [seed.variants[variant] for seed in seeds]
     found: dict[str, float] = {}
-    for name in next(iter(runs[0]["silos"].values()))["detection"]:
+    for name in next(iter(runs[0].results.silos.values())).detection:
         found[name] = statistics.fmean(silo_means(runs, name))
     ours = found["selection score"]
     best = max((name for name in found if name not in OURS), key=found.__getitem__)
@@ -75,11 +75,11 @@ def _gains(
 ) -> list[tuple[str, str, bool]]:
     """Of every variant that trained mixed, clues and the oracle."""
     found: list[tuple[str, str, bool]] = []
-    for variant in seeds[0]["variants"]:
-        runs = [seed["variants"][variant] for seed in seeds]
-        trained = {"mixed", "clues", "oracle"} <= set(runs[0]["arms"])
-        if trained and is_meant(runs[0]["method"]["combine"]):
-            share = share_of_gain(runs, "clues", figure="heldout_loss")
+    for variant in seeds[0].variants:
+        runs = [seed.variants[variant] for seed in seeds]
+        trained = {"mixed", "clues", "oracle"} <= set(runs[0].arms)
+        if trained and is_meant(runs[0].results.method.combine):
+            share = share_of_gain(losses_of(runs), "clues")
             shown = "the oracle gains nothing" if share is None else f"{share:.0%}"
             found.append((_where(seeds, variant), shown, share is not None and share >= goal))
     return found
@@ -87,17 +87,17 @@ def _gains(
 
 def _clean_recall(seeds: Seeds) -> list[tuple[str, str, bool]]:
     found: list[tuple[str, str, bool]] = []
-    for variant in seeds[0]["variants"]:
+    for variant in seeds[0].variants:
         recall = statistics.fmean(
-            silo["recall"]
+            silo.recall
             for seed in seeds
-            for silo in seed["variants"][variant]["silos"].values()
-            if silo.get("recall") is not None
+            for silo in seed.variants[variant].results.silos.values()
+            if silo.recall is not None
         )
         found.append((_where(seeds, variant), f"{recall:.3f}", recall >= RECALL))
     return found
 
 
 def _where(seeds: Seeds, variant: str) -> str:
-    name = seeds[0]["experiment"]
-    return f"{name}, {variant}" if len(seeds[0]["variants"]) > 1 else name
+    name = seeds[0].experiment
+    return f"{name}, {variant}" if len(seeds[0].variants) > 1 else name

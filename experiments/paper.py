@@ -1,9 +1,13 @@
 """Markdown tables of one experiment from its stored files. No torch."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from clues.results.run import Method
+from clues.results.tasks import TaskArm
 from experiments.statistics import (
+    losses_of,
     over_seeds,
     paired_bootstrap,
     share_of_gain,
@@ -11,8 +15,8 @@ from experiments.statistics import (
     shown_interval,
     silo_means,
 )
+from experiments.stored import StoredRun, StoredSeed
 
-Stored = Mapping[str, Any]  # one seed of one experiment, as `run_seed` writes it
 # Seconds. Files from before rounds kept theirs have next to none where another variant trained an arm.
 TAKEN_OVER = 0.5
 DASH = "\N{EN DASH}"
@@ -23,17 +27,17 @@ HEADS = {
 }
 
 
-def experiment_tables(seeds: Sequence[Stored]) -> list[str]:
+def experiment_tables(seeds: Sequence[StoredSeed]) -> list[str]:
     """All tables of one experiment at one scale with one base model."""
     lines = [_heading(seeds)]
-    variants = list(seeds[0]["variants"])
+    variants = list(seeds[0].variants)
     for found in (arms_table(seeds), tasks_table(seeds)):
         lines += ["", *found] if found else []
     for block in (scores_table, rules_table, anchors_table, length_table):
         # Variants of the threshold or of the merge have the same scores: one table, all names.
         alike: dict[tuple[str, ...], list[str]] = {}
         for name in variants:
-            found = block([seed["variants"][name] for seed in seeds])
+            found = block([seed.variants[name] for seed in seeds])
             alike.setdefault(tuple(found), []).append(name)
         for table, names in alike.items():
             title = [f"**{', '.join(names)}**", ""] if len(alike) > 1 else []
@@ -41,23 +45,21 @@ def experiment_tables(seeds: Sequence[Stored]) -> list[str]:
     return [*lines, *_remarks(seeds)]
 
 
-def arms_table(seeds: Sequence[Stored]) -> list[str]:
+def arms_table(seeds: Sequence[StoredSeed]) -> list[str]:
     """One line an arm of a variant: what it kept, how well it trained, and paired differences.
 
     An arm that a variant did not train is taken from the first variant on the same rows.
     """
-    variants = list(seeds[0]["variants"])
-    first = [seed["variants"][variants[0]] for seed in seeds]
+    variants = list(seeds[0].variants)
+    first = [seed.first for seed in seeds]
     lines: list[str] = []
     for name in variants:
-        runs = [seed["variants"][name] for seed in seeds]
-        same_rows = runs[0]["arms"].keys() != set() and _same_rows(runs, first)
-        known = [
-            _with_arms(run, other if same_rows else run)
-            for run, other in zip(runs, first, strict=True)
-        ]
+        runs = [seed.variants[name] for seed in seeds]
+        # Arms that the variant did not train itself.
+        others = first if runs[0].arms and _same_rows(runs, first) else runs
+        known = [_with_arms(run, other) for run, other in zip(runs, others, strict=True)]
         prefix = f"{name}: " if len(variants) > 1 else ""
-        lines += _arm_lines(known, list(runs[0]["arms"]), prefix)
+        lines += _arm_lines(known, list(runs[0].arms), prefix)
     if not lines:
         return []
     return [
@@ -68,19 +70,24 @@ def arms_table(seeds: Sequence[Stored]) -> list[str]:
     ]
 
 
-def tasks_table(seeds: Sequence[Stored]) -> list[str]:
+def tasks_table(seeds: Sequence[StoredSeed]) -> list[str]:
     """Share of questions that each arm's model answers right, by task; mean and sd over seeds."""
     lines: list[str] = []
-    for name in seeds[0]["variants"]:
-        runs = [seed["variants"][name] for seed in seeds]
-        prefix = f"{name}: " if len(seeds[0]["variants"]) > 1 else ""
-        for task, figures in runs[0].get("tasks", {}).items():
-            head = figures["headline"]
-            questions, guessing = figures["questions"], f"{figures['guessing']:.3f}"
+    for name in seeds[0].variants:
+        runs = [seed.variants[name] for seed in seeds]
+        prefix = f"{name}: " if len(seeds[0].variants) > 1 else ""
+        for task, figures in runs[0].results.tasks.items():
+            head, questions = figures.headline, figures.questions
+            guessing = f"{figures.guessing:.3f}"
             lines.append(f"| {prefix}{task} | guessing | {questions} | {guessing} | | |")
-            for arm in figures["arms"]:
-                own = [run["tasks"][task]["arms"][arm] for run in runs]
-                cells = (_spread(own, head), _mean(own, f"{head}_stderr", 3), _minus_mixed(own))
+            for arm in figures.arms:
+                own = [run.results.tasks[task].arms[arm] for run in runs]
+                errors = [answers.figure(f"{head}_stderr") for answers in own]
+                cells = (
+                    _spread([answers.figure(head) for answers in own]),
+                    _mean(errors, 3),
+                    _minus_mixed(own),
+                )
                 lines.append(f"| {prefix}{task} | {arm} | {questions} | {' | '.join(cells)} |")
     if not lines:
         return []
@@ -92,56 +99,59 @@ def tasks_table(seeds: Sequence[Stored]) -> list[str]:
     ]
 
 
-def _minus_mixed(own: Sequence[Mapping[str, Any]]) -> str:
-    gaps = [o["minus_mixed"]["value"] for o in own if o.get("minus_mixed")]
+def _minus_mixed(own: Sequence[TaskArm]) -> str:
+    gaps = [answers.minus_mixed.value for answers in own if answers.minus_mixed]
     return f"{min(gaps):+.3f}, {max(gaps):+.3f}" if gaps else DASH
 
 
-def _same_rows(runs: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]]) -> bool:
+def _same_rows(runs: Sequence[StoredRun], first: Sequence[StoredRun]) -> bool:
     return all(
-        {n: (s["rows"], s.get("clean")) for n, s in run["silos"].items()}
-        == {n: (s["rows"], s.get("clean")) for n, s in other["silos"].items()}
+        {n: (silo.rows, silo.clean) for n, silo in run.results.silos.items()}
+        == {n: (silo.rows, silo.clean) for n, silo in other.results.silos.items()}
         for run, other in zip(runs, first, strict=True)
     )
 
 
-def _with_arms(run: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    return {**run, **{key: {**other[key], **run[key]} for key in ("arms", "heldout_losses")}}
+def _with_arms(run: StoredRun, other: StoredRun) -> StoredRun:
+    """The run with arms of another one where it has none of that name."""
+    results = run.results.model_copy(update={"arms": {**other.arms, **run.arms}})
+    losses = {**other.heldout_losses, **run.heldout_losses}
+    return replace(run, results=results, heldout_losses=losses)
 
 
-def _arm_lines(runs: Sequence[Mapping[str, Any]], arms: Sequence[str], prefix: str) -> list[str]:
+def _arm_lines(runs: Sequence[StoredRun], arms: Sequence[str], prefix: str) -> list[str]:
     lines: list[str] = []
     for arm in arms:
-        own = [run["arms"][arm] for run in runs]
+        own = [run.arms[arm] for run in runs]
         cells = [
-            _mean(own, "kept", 0),
-            _mean(own, "auc", 3),
-            _mean(own, "recall", 3),
-            _spread(own, "heldout_loss"),
+            _mean([found.kept for found in own], 0),
+            _mean([found.auc for found in own], 3),
+            _mean([found.recall for found in own], 3),
+            _spread([found.heldout_loss for found in own]),
             _difference(runs, arm, "mixed"),
             _difference(runs, arm, "random"),
-            _spread(own, "knowledge_accuracy"),
+            _spread([found.knowledge_accuracy for found in own]),
             _share(runs, arm),
-            _mean([o for o in own if o["seconds"] >= TAKEN_OVER], "seconds", 0),
+            _mean([found.seconds for found in own if found.seconds >= TAKEN_OVER], 0),
         ]
         shown_name = f"**{arm}**" if arm == "clues" else arm
         lines.append(f"| {prefix}{shown_name} | " + " | ".join(cells) + " |")
     return lines
 
 
-def scores_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def scores_table(runs: Sequence[StoredRun]) -> list[str]:
     """AUC by score and by kind of damage, mean over silos and then over seeds."""
-    silos = [s for run in runs for s in run.get("silos", {}).values() if "detection" in s]
+    silos = [silo for run in runs for silo in run.results.silos.values() if silo.detection]
     if not silos:
         return []
-    kinds = sorted({k for s in silos for k in s["detection"]["selection score"]["auc_by_kind"]})
+    kinds = sorted({k for s in silos for k in s.detection["selection score"].auc_by_kind})
     if not kinds:
         return []
     lines = [
         f"| score | AUC | {' | '.join(kinds)} |",
         "| :--- | ---: |" + " ---: |" * len(kinds),
     ]
-    for name in silos[0]["detection"]:
+    for name in silos[0].detection:
         per_seed = silo_means(runs, name)
         cells = [shown(over_seeds(per_seed)) if per_seed else DASH]
         for kind in kinds:
@@ -151,9 +161,9 @@ def scores_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def rules_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def rules_table(runs: Sequence[StoredRun]) -> list[str]:
     """Every threshold rule on the same scores: what it keeps and what it drops."""
-    found = [run["analysis"]["rules"] for run in runs if run.get("analysis")]
+    found = [run.analysis["rules"] for run in runs if run.analysis]
     if not found:
         return []
     kinds = sorted(
@@ -169,13 +179,13 @@ def rules_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     for rule in found[0]:
         own = [rules[rule] for rules in found if rules.get(rule)]
         keys = ("recall", "lowest recall", "precision", "share", *kinds)
-        lines.append(f"| {rule} | " + " | ".join(_mean(own, key, 3) for key in keys) + " |")
+        lines.append(f"| {rule} | " + " | ".join(_mean(_under(own, key), 3) for key in keys) + " |")
     return lines
 
 
-def anchors_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def anchors_table(runs: Sequence[StoredRun]) -> list[str]:
     """Clean recall and kept share when fewer anchors, drawn anew, set the threshold."""
-    found = [run["analysis"].get("anchors") for run in runs if run.get("analysis")]
+    found = [run.analysis.get("anchors") for run in runs if run.analysis]
     found = [draws for draws in found if draws]
     if not found:
         return []
@@ -196,9 +206,9 @@ def anchors_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def length_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def length_table(runs: Sequence[StoredRun]) -> list[str]:
     """How much of each score is length."""
-    found = [run["analysis"]["length"] for run in runs if run.get("analysis")]
+    found = [run.analysis["length"] for run in runs if run.analysis]
     if not found:
         return []
     lines = [
@@ -207,54 +217,53 @@ def length_table(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for name in found[0]:
         own = [scores[name] for scores in found if name in scores]
-        cells = (_mean(own, "spearman", 2), _mean(own, "auc at equal length", 3))
+        cells = (_mean(_under(own, "spearman"), 2), _mean(_under(own, "auc at equal length"), 3))
         lines.append(f"| {HEADS.get(name, name)} | " + " | ".join(cells) + " |")
     return lines
 
 
-def score_in_words(methods: Sequence[Mapping[str, Any]]) -> str:
+def score_in_words(methods: Sequence[Method]) -> str:
     """What made the scores of stored runs; weights that differ from run to run are all named."""
     first = methods[0]
-    if first["score"] != "influence":
-        return f"{first['score']}, {first['trajectory']}"
+    if first.score != "influence":
+        return f"{first.score}, {first.trajectory}"
     others: list[str] = []
-    # A run from before there were parts had its loss added.
-    for name, before in (("loss", 1.0), ("alignment", 0.0)):
-        weights = [method.get(f"{name}_weight", before) for method in methods]
+    loss = "base loss" if first.loss_under == "base" else "loss"
+    for name, weights in (
+        (loss, [method.loss_weight for method in methods]),
+        ("alignment", [method.alignment_weight for method in methods]),
+    ):
         if any(weights):
             shown_weights = weights[:1] if len(set(weights)) == 1 else weights
-            # Before it could be the base model's, the loss was the mean along the checkpoints.
-            is_base = name == "loss" and first.get("loss_under") == "base"
-            shown_name = "base loss" if is_base else name
-            others.append(f"{'/'.join(f'{w:g}' for w in shown_weights)} {shown_name}")
-    joined = f" with {' and '.join(others)} ({first.get('parts', 'sum')})" if others else ""
-    return f"influence, {first['form']}, {first['trajectory']}{joined}"
+            others.append(f"{'/'.join(f'{w:g}' for w in shown_weights)} {name}")
+    joined = f" with {' and '.join(others)} ({first.parts})" if others else ""
+    return f"influence, {first.form}, {first.trajectory}{joined}"
 
 
-def _heading(seeds: Sequence[Stored]) -> str:
-    runs = [run for seed in seeds for run in seed["variants"].values()]
-    first, method = runs[0], runs[0]["method"]
-    dates = ", ".join(sorted({run["date"] for run in runs}))
+def _heading(seeds: Sequence[StoredSeed]) -> str:
+    runs = [run.results for seed in seeds for run in seed.variants.values()]
+    first = runs[0]
+    dates = ", ".join(sorted({run.date for run in runs}))
     # The first variant of every seed: others differ in what the table below names.
-    firsts = [next(iter(seed["variants"].values()))["method"] for seed in seeds]
-    how = f"{score_in_words(firsts)}; {method['rule']}"
+    firsts = [seed.first.results.method for seed in seeds]
+    how = f"{score_in_words(firsts)}; {first.method.rule}"
     questions = ""
-    if first.get("questions"):
-        questions = f" {first['questions']} questions, guessing scores {first['guessing']:.2f}."
-    machines = "; ".join(sorted({run["machine"] for run in runs}))
+    if first.questions:
+        questions = f" {first.questions} questions, guessing scores {first.guessing:.2f}."
+    machines = "; ".join(sorted({run.machine for run in runs}))
     return (
-        f"Base model {seeds[0]['base_model']}; {how}; seeds "
-        f"{', '.join(str(s['seed']) for s in seeds)}; {dates}; {machines}; torch "
-        f"{first['versions']['torch']}.{questions}"
+        f"Base model {seeds[0].base_model}; {how}; seeds "
+        f"{', '.join(str(seed.seed) for seed in seeds)}; {dates}; {machines}; torch "
+        f"{first.versions['torch']}.{questions}"
     )
 
 
-def _remarks(seeds: Sequence[Stored]) -> list[str]:
+def _remarks(seeds: Sequence[StoredSeed]) -> list[str]:
     """Agreement, hard rows and cost, in sentences; what all variants say is said once."""
-    first = next(iter(seeds[0]["variants"]))
+    first = next(iter(seeds[0].variants))
     said = {
-        name: _sentences([seed["variants"][name] for seed in seeds], first)
-        for name in seeds[0]["variants"]
+        name: _sentences([seed.variants[name] for seed in seeds], first)
+        for name in seeds[0].variants
     }
     of_all = [s for s in said[first] if all(s in sentences for sentences in said.values())]
     by_rest: dict[str, list[str]] = {}
@@ -266,10 +275,10 @@ def _remarks(seeds: Sequence[Stored]) -> list[str]:
     return lines
 
 
-def _sentences(runs: Sequence[Mapping[str, Any]], first: str) -> list[str]:
+def _sentences(runs: Sequence[StoredRun], first: str) -> list[str]:
     """What is said of one variant."""
     said: list[str] = []
-    analyses = [run["analysis"] for run in runs if run.get("analysis")]
+    analyses = [run.analysis for run in runs if run.analysis]
     agree = [a["checkpoints"]["agreement"] for a in analyses if a["checkpoints"]["agreement"]]
     if agree:
         # Where nothing is damaged there is nothing to tell apart.
@@ -293,36 +302,40 @@ def _sentences(runs: Sequence[Mapping[str, Any]], first: str) -> list[str]:
     if hard:
         shares = ", ".join(f"{kind} {_average(v):.0%}" for kind, v in hard.items())
         said.append(f"Rows that every selector gets wrong: {shares}.")
-    seconds = [run["seconds"] for run in runs]
-    train, score = (_average([s[k] for s in seconds]) for k in ("train", "score"))
+    train = _average([run.results.seconds.train for run in runs])
+    score = _average([run.results.seconds.score for run in runs])
     said.append(f"Selection took {train:.0f} s of warm-up and {score:.0f} s of scoring.")
     return said
 
 
-def _difference(runs: Sequence[Mapping[str, Any]], arm: str, other: str) -> str:
-    both = [r["heldout_losses"] for r in runs if {arm, other} <= set(r.get("heldout_losses", {}))]
+def _difference(runs: Sequence[StoredRun], arm: str, other: str) -> str:
+    both = [run.heldout_losses for run in runs if {arm, other} <= set(run.heldout_losses)]
     if arm == other or not both:
         return DASH
     return shown_interval(paired_bootstrap([b[arm] for b in both], [b[other] for b in both]))
 
 
-def _share(runs: Sequence[Mapping[str, Any]], arm: str) -> str:
-    if arm in ("mixed", "oracle") or not {"mixed", "oracle"} <= set(runs[0]["arms"]):
+def _share(runs: Sequence[StoredRun], arm: str) -> str:
+    if arm in ("mixed", "oracle") or not {"mixed", "oracle"} <= set(runs[0].arms):
         return DASH
-    share = share_of_gain(runs, arm, figure="heldout_loss")
+    share = share_of_gain(losses_of(runs), arm)
     return "none to gain" if share is None else f"{share:.0%}"
 
 
-def _mean(own: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
-    values = [o[key] for o in own if o.get(key) is not None]
-    return f"{_average(values):.{digits}f}" if values else DASH
+def _under(own: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
+    return [found.get(key) for found in own]
 
 
-def _spread(own: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [o[key] for o in own if o.get(key) is not None]
-    if not values:
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
+    return f"{_average(known):.{digits}f}" if known else DASH
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
         return DASH
-    found = over_seeds(values)
+    found = over_seeds(known)
     return f"{found.mean:.3f}" if found.sd is None else f"{found.mean:.3f} ({found.sd:.3f})"
 
 

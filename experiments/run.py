@@ -8,11 +8,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from clues.collect import arms_of
 from clues.config import BUILT_IN, load_config
 from clues.errors import DataError
 from clues.pipeline import Run, open_run, run_until
 from clues.progress import Progress
-from clues.results import arms_of
 from clues.rundir import Stages, hash_of, write_json
 from clues.scoring.perplexity import mean_losses
 from experiments.analysis import Finished, agreement, analyse
@@ -126,15 +126,19 @@ def _run_variant(
     started = time.perf_counter()
     run = _open(plan, folder, name, seed, progress)
     outcome = run_until(run)
-    results, ours = outcome.results or {}, Finished.of(run, outcome)
-    results["analysis"] = analyse(ours)
+    assert outcome.results is not None
+    ours = Finished.of(run, outcome)
+    analysis = analyse(ours)
     first = _open(plan, folder, first_name, seed, progress) if name != first_name else run
     if _asks_agreement(run, first):
         theirs = Finished.of(first, run_until(first, "threshold"))
-        results["analysis"]["agreement with first"] = agreement(theirs, ours)
-    results["heldout_losses"] = heldout_losses(run)
-    results["wall_seconds"] = round(time.perf_counter() - started)
-    return results
+        analysis["agreement with first"] = agreement(theirs, ours)
+    return {
+        **outcome.results.to_json(),
+        "analysis": analysis,
+        "heldout_losses": heldout_losses(run),
+        "wall_seconds": round(time.perf_counter() - started),
+    }
 
 
 def stored_file(plan: Plan, seed: int) -> Path:

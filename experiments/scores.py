@@ -1,6 +1,5 @@
 """Every score beside every other on one run: train, score, select; no arm is trained."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from clues.collect import collect_results
 from clues.config import load_config
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
-from clues.results import collect_results
 
 ALL_SCORES = [
     *("inrun", "sgd", "adam_exact", "cosine", "less"),
@@ -44,6 +43,4 @@ def write_scores(config: Path, folder: Path, stored: Path, *, base_model: str) -
     """
     run = open_run(load_config(config), folder, progress=Terminal(Console(stderr=True)))
     results = collect_results(run.config, run.coordinator, run_until(run, "select"))
-    results["base_model"] = base_model
-    stored.parent.mkdir(exist_ok=True)
-    stored.write_text(json.dumps(results, indent=2) + "\n")
+    results.model_copy(update={"base_model": base_model}).write(stored)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
+
+from experiments.stored import StoredRun
 
 CONFIDENCE = 0.95
 N_BOOTSTRAP = 2000
@@ -56,36 +57,47 @@ def paired_bootstrap(ours: Losses, theirs: Losses, *, seed: int = 0) -> Estimate
     return Estimate(mean, float(low), float(high))
 
 
-def share_of_gain(runs: Sequence[Mapping[str, Any]], arm: str, *, figure: str) -> float | None:
+def share_of_gain(runs: Sequence[Mapping[str, float]], arm: str) -> float | None:
     """How much of what the oracle gains over mixed an arm gains; ratio of means over seeds.
 
     The ratio of means and not the mean of ratios: in one seed the oracle's own gain may be next
     to nothing. None where the oracle gains nothing.
+
+    Args:
+        runs: by arm, the mean held-out loss of each run.
+        arm: which one.
     """
     ours, best = (
-        float(np.mean([r["arms"]["mixed"][figure] - r["arms"][name][figure] for r in runs]))
+        float(np.mean([losses["mixed"] - losses[name] for losses in runs]))
         for name in (arm, "oracle")
     )
     return ours / best if best > 0 else None
 
 
-def silo_mean(run: Mapping[str, Any], score: str, kind: str | None = None) -> float | None:
+def losses_of(runs: Sequence[StoredRun]) -> list[dict[str, float]]:
+    """By arm, the mean held-out loss of each run, where it was measured."""
+    return [
+        {name: a.heldout_loss for name, a in run.arms.items() if a.heldout_loss is not None}
+        for run in runs
+    ]
+
+
+def silo_mean(run: StoredRun, score: str, kind: str | None = None) -> float | None:
     """A score's AUC in a run, mean over silos; for one kind of damage, or for all. None if unknown.
 
     Args:
-        run: results of a run.
+        run: a stored one.
         score: its name among the silos' detection figures.
         kind: of damage.
     """
-    found = [s["detection"][score] for s in run["silos"].values() if score in s["detection"]]
-    values = [f["auc"] if kind is None else f["auc_by_kind"].get(kind) for f in found]
+    silos = run.results.silos.values()
+    found = [silo.detection[score] for silo in silos if score in silo.detection]
+    values = [f.auc if kind is None else f.auc_by_kind.get(kind) for f in found]
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
 
 
-def silo_means(
-    runs: Sequence[Mapping[str, Any]], score: str, kind: str | None = None
-) -> list[float]:
+def silo_means(runs: Sequence[StoredRun], score: str, kind: str | None = None) -> list[float]:
     """`silo_mean` of every run in which it is known."""
     return [mean for run in runs if (mean := silo_mean(run, score, kind)) is not None]
 

@@ -3,19 +3,18 @@
 python -m experiments.tables
 """
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clues.config import BUILT_IN
 from experiments.figure import write_figure
 from experiments.goals import goals
 from experiments.paper import experiment_tables, score_in_words
 from experiments.spec import known_experiments, load_experiment
-from experiments.statistics import over_seeds, share_of_gain, shown, silo_means
+from experiments.statistics import losses_of, over_seeds, share_of_gain, shown, silo_means
+from experiments.stored import StoredRun, StoredSeed, read_run, read_seed
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs" / "results.md"
@@ -32,57 +31,58 @@ def spread(values: Sequence[float]) -> str:
     return shown(over_seeds(values))
 
 
-def arms(runs: Sequence[dict[str, Any]]) -> list[str]:
+def arms(runs: Sequence[StoredRun]) -> list[str]:
     """One line an arm, and the paired differences of clues to mixed and random."""
     lines = [
         "| arm | rows | held-out loss | knowledge | seconds |",
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
-    for arm in runs[0]["arms"]:
-        cells = [spread([r["arms"][arm][f] for r in runs]) for f in FIGURES]
-        rows = sum(r["arms"][arm]["kept"] for r in runs) / len(runs)
-        seconds = sum(r["arms"][arm]["seconds"] for r in runs) / len(runs)
+    for arm in runs[0].arms:
+        cells = [spread([getattr(run.arms[arm], f) for run in runs]) for f in FIGURES]
+        rows = sum(run.arms[arm].kept or 0 for run in runs) / len(runs)
+        seconds = sum(run.arms[arm].seconds for run in runs) / len(runs)
         lines.append(f"| {arm} | {rows:.0f} | {cells[0]} | {cells[1]} | {seconds:.0f} |")
     for other in ("mixed", "random"):
         differences = [
-            spread([r["arms"]["clues"][f] - r["arms"][other][f] for r in runs]) for f in FIGURES
+            spread([getattr(r.arms["clues"], f) - getattr(r.arms[other], f) for r in runs])
+            for f in FIGURES
         ]
         lines.append(f"| clues minus {other}, paired | | {differences[0]} | {differences[1]} | |")
     return [*lines, f"| share of the oracle's gain over mixed | | {_oracle_share(runs)} | | |"]
 
 
-def _oracle_share(runs: Sequence[dict[str, Any]]) -> str:
-    share = share_of_gain(runs, "clues", figure="heldout_loss")
+def _oracle_share(runs: Sequence[StoredRun]) -> str:
+    share = share_of_gain(losses_of(runs), "clues")
     return "oracle gains nothing" if share is None else f"{share:.0%}"
 
 
-def silos(runs: Sequence[dict[str, Any]]) -> list[str]:
+def silos(runs: Sequence[StoredRun]) -> list[str]:
     """Detection figures by silo, mean over seeds."""
     lines = [
         "| silo | clean rows | AUC | precision | clean recall (each seed) |",
         "| :--- | ---: | ---: | ---: | :--- |",
     ]
-    for name in runs[0]["silos"]:
-        every = [r["silos"][name] for r in runs]
-        clean = sum(s["clean"] / s["rows"] for s in every) / len(every)
-        recalls = ", ".join(f"{s['recall']:.2f}" for s in every)
-        auc, precision = (spread([s[f] for s in every]) for f in ("auc", "precision"))
+    for name in runs[0].results.silos:
+        every = [run.results.silos[name] for run in runs]
+        clean = sum((silo.clean or 0) / silo.rows for silo in every) / len(every)
+        recalls = ", ".join(f"{silo.recall:.2f}" for silo in every)
+        auc, precision = (spread([getattr(s, f) for s in every]) for f in ("auc", "precision"))
         lines.append(f"| {name} | {clean:.0%} | {auc} | {precision} | {recalls} |")
     return lines
 
 
-def scores(runs: Sequence[dict[str, Any]]) -> list[str]:
+def scores(runs: Sequence[StoredRun]) -> list[str]:
     """AUC by score and kind of damage, mean over silos and then over seeds."""
     kinds = sorted(
         {
             k
-            for s in runs[0]["silos"].values()
-            for k in s["detection"]["selection score"]["auc_by_kind"]
+            for silo in runs[0].results.silos.values()
+            for k in silo.detection["selection score"].auc_by_kind
         }
     )
     heads = " | ".join(kinds)
     lines = [f"| score | AUC | {heads} |", "| :--- | ---: |" + " ---: |" * len(kinds)]
-    for method in next(iter(runs[0]["silos"].values()))["detection"]:
+    for method in next(iter(runs[0].results.silos.values())).detection:
         cells = [spread(silo_means(runs, method))]
         cells += [f"{statistics.fmean(silo_means(runs, method, kind)):.3f}" for kind in kinds]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
@@ -112,35 +112,36 @@ def page() -> str:
         *goals(lambda name: stored(name).get(("small", BUILT_IN), [])),
     ]
     for folder in ("demo", "medquad"):
-        by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        compared: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        by_model: dict[str, list[StoredRun]] = defaultdict(list)
+        compared: dict[str, list[StoredRun]] = defaultdict(list)
         for file in sorted((HERE / folder / "results").glob("*.json")):
-            run = json.loads(file.read_text())
+            run = read_run(file)
             target = compared if file.name.startswith("scores-") else by_model
-            target[run["base_model"]].append(run)
+            target[run.results.base_model].append(run)
         if not by_model:
             continue
         lines += ["", f"## {TITLES[folder]}"]
         for model, runs in by_model.items():
-            first, method = runs[0], runs[0]["method"]
-            seeds = ", ".join(str(r["seeds"][0]) for r in runs)
-            dates = ", ".join(sorted({r["date"] for r in runs}))
-            how = f"{score_in_words([r['method'] for r in runs])}; {method['rule']}"
+            own = [run.results for run in runs]
+            first, method = own[0], own[0].method
+            seeds = ", ".join(str(run.seeds[0]) for run in own)
+            dates = ", ".join(sorted({run.date for run in own}))
+            how = f"{score_in_words([run.method for run in own])}; {method.rule}"
             lines += [
                 "",
                 f"### Base model: {model}",
                 "",
-                f"{how}; {method['combine']} ({method['aggregation']}). Seeds {seeds}; {dates}; "
-                f"{first['machine']}; torch {first['versions']['torch']}. "
-                f"{first['questions']} questions, guessing scores {first['guessing']:.2f}.",
+                f"{how}; {method.combine} ({method.aggregation}). Seeds {seeds}; {dates}; "
+                f"{first.machine}; torch {first.versions['torch']}. "
+                f"{first.questions} questions, guessing scores {first.guessing:.2f}.",
             ]
             for block in (arms(runs), silos(runs), scores(compared.get(model, runs))):
                 lines += ["", *block]
             if model in compared:
-                seeds = ", ".join(str(r["seeds"][0]) for r in compared[model])
-                own = compared[model]
-                dates = ", ".join(sorted({r["date"] for r in own}))
-                how = score_in_words([r["method"] for r in own])
+                own = [run.results for run in compared[model]]
+                seeds = ", ".join(str(run.seeds[0]) for run in own)
+                dates = ", ".join(sorted({run.date for run in own}))
+                how = score_in_words([run.method for run in own])
                 lines += [
                     "",
                     f"Scores: runs of their own up to the selection, seeds {seeds}; {dates}; the "
@@ -151,12 +152,12 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def stored(name: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def stored(name: str) -> dict[tuple[str, str], list[StoredSeed]]:
     """An experiment's seeds by scale and base model."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    found: dict[tuple[str, str], list[StoredSeed]] = defaultdict(list)
     for file in sorted((HERE / name / "results").glob("*.json")):
-        seed = json.loads(file.read_text(encoding="utf-8"))
-        found[seed["scale"], seed["base_model"]].append(seed)
+        seed = read_seed(file)
+        found[seed.scale, seed.base_model].append(seed)
     return dict(found)
 
 
@@ -174,7 +175,7 @@ def section(name: str) -> list[str]:
             alt = f"{spec.title}: gain of every arm over mixed, and AUC of every score"
             lines += ["", f"![{alt}](images/{picture.name})"]
     most = max(groups.values(), key=len)
-    first = min(seed["seed"] for seed in most)
+    first = min(seed.seed for seed in most)
     start = f" --first-seed {first}" if first else ""
     return [*lines, "", f"Again: `python -m experiments {name} --seeds {len(most)}{start}`."]
 

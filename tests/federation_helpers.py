@@ -16,6 +16,7 @@ from clues.data.damage import DAMAGE_KINDS, damage_rows
 from clues.pipeline import Run, open_run, run_until
 from clues.prepare.facts import make_questions
 from clues.progress import Silent
+from clues.results.run import Results
 from clues.wall.messages import REQUESTS, from_bytes
 
 DOMAINS = {
@@ -174,10 +175,14 @@ def open_micro(config: Path, root: Path, *, allow_degenerate: bool = True, **how
 
 
 def run_micro(config: Path, root: Path, **how: Any) -> dict[str, Any]:
-    """Run to the end."""
-    results = run_until(open_micro(config, root, **how)).results
+    """Run to the end; return what results.json holds."""
+    return plain(run_until(open_micro(config, root, **how)).results)
+
+
+def plain(results: Results | None) -> dict[str, Any]:
+    """Results as results.json holds them."""
     assert results is not None
-    return results
+    return json.loads(json.dumps(results.to_json()))
 
 
 def without_volatile(value: Any) -> Any:

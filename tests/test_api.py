@@ -158,7 +158,7 @@ def test_it_is_a_run_of_one_silo_to_the_last_digit(scored, data, model, tmp_path
     kept = [json.loads(line) for line in (private / "kept.jsonl").read_text().splitlines()]
     assert scored.kept() == kept
     results = clues.run("clues.yaml", folder="run", allow_degenerate=True, progress=False)
-    assert results["silos"]["rows"]["rows"] == 10, "rounded to tens, as everybody sees it"
+    assert results.silos["rows"].rows == 10, "rounded to tens, as everybody sees it"
     assert clues.run("clues.yaml", folder="run", until="select", progress=False) is None
 
 

@@ -19,6 +19,8 @@ LAYERS = (
     ("errors", "extras", "atomic", "reading"),
     ("config",),
     ("rundir", "progress"),
+    # What a run found: read by all that come after it, and without torch.
+    ("results",),
     ("data",),
     ("model",),
     ("selection",),
@@ -31,7 +33,7 @@ LAYERS = (
     # The two sides. Neither may import the other: the wall is kept by a test of its own.
     ("silo", "coordinator"),
     ("carriers",),
-    ("results", "pipeline", "whatif", "prepare"),
+    ("collect", "pipeline", "whatif", "prepare"),
     ("api",),
     ("network",),
     ("cli", "__main__"),
@@ -57,6 +59,7 @@ WITHOUT_TORCH = (
     "selection.weighing",
     "selection.threshold",
     "prepare.facts",
+    "results.run",
     "report.shared",
     "report.private",
     "wall.ledger",
@@ -72,7 +75,7 @@ WITHOUT_TORCH = (
     "cli.program",
     "cli.verbs",
 )
-EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "statistics", "paper")
+EXPERIMENTS_WITHOUT_TORCH = ("spec", "rows", "partition", "stored", "statistics", "paper")
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import yaml
 from federation_helpers import edit_config, run_micro, tiny_model, write_micro
-from test_report import HOSTILE, make_results
+from test_report import HOSTILE, make_results, results_of
 
 from clues.report.cards import DataFacts, adapter_card, data_card
 
@@ -32,7 +32,7 @@ def front_of(card: str) -> dict:
 
 
 def test_an_adapter_card_can_be_read_by_a_hub():
-    front = front_of(adapter_card(make_results(), license="apache-2.0"))
+    front = front_of(adapter_card(results_of(make_results()), license="apache-2.0"))
     assert front["license"] == "apache-2.0"
     assert front["library_name"] == "peft"
     assert front["base_model"] == make_results()["base_model"]
@@ -40,7 +40,7 @@ def test_an_adapter_card_can_be_read_by_a_hub():
 
 @pytest.mark.parametrize("exact", ["173", "64", "341", "297"])
 def test_an_adapter_card_has_rounded_counts_and_banded_rates(exact):
-    card = adapter_card(make_results())
+    card = adapter_card(results_of(make_results()))
     assert f" {exact} " not in card
     assert "30\N{EN DASH}40 %" in card
 
@@ -58,8 +58,8 @@ def test_a_name_that_looks_like_markup_stays_text_in_a_card():
     results = make_results()
     results["silos"][HOSTILE] = results["silos"]["north"]
     results["name"] = f"{HOSTILE}\n# another heading"
-    assert "<b>" not in adapter_card(results)
-    assert "\n# another" not in adapter_card(results)
+    assert "<b>" not in adapter_card(results_of(results))
+    assert "\n# another" not in adapter_card(results_of(results))
     assert "\n# another" not in data_card(replace(FACTS, silo="north\n# another heading"))
 
 

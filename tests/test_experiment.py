@@ -19,6 +19,7 @@ from experiments.rows import with_choices, write_config, write_inputs
 from experiments.run import Plan, is_stored, settings_hash
 from experiments.spec import Experiment, Scale, load_experiment, merged
 from experiments.statistics import over_seeds, paired_bootstrap, share_of_gain
+from experiments.stored import read_seed
 
 ROOT = Path(__file__).parent.parent / "experiments"
 NAMES = (
@@ -259,13 +260,12 @@ def test_the_bootstrap_knows_that_seeds_differ() -> None:
 
 
 def test_the_share_of_the_oracles_gain() -> None:
-    def run(mixed: float, clues: float, oracle: float) -> dict:
-        losses = {"mixed": mixed, "clues": clues, "oracle": oracle}
-        return {"arms": {arm: {"heldout_loss": loss} for arm, loss in losses.items()}}
+    def run(mixed: float, clues: float, oracle: float) -> dict[str, float]:
+        return {"mixed": mixed, "clues": clues, "oracle": oracle}
 
     runs = [run(2.0, 1.9, 1.8), run(2.0, 1.8, 1.8)]
-    assert share_of_gain(runs, "clues", figure="heldout_loss") == pytest.approx(0.75)
-    assert share_of_gain([run(2.0, 1.9, 2.1)], "clues", figure="heldout_loss") is None
+    assert share_of_gain(runs, "clues") == pytest.approx(0.75)
+    assert share_of_gain([run(2.0, 1.9, 2.1)], "clues") is None
 
 
 def plan_of(folder: Path, changes: dict) -> Plan:
@@ -314,7 +314,7 @@ def test_a_variant_depends_on_itself_and_on_the_first(tmp_path) -> None:
 @pytest.mark.slow
 def test_what_variants_share_is_said_once() -> None:
     folder = Path(__file__).parents[1] / "experiments" / "thresholds" / "results"
-    seeds = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))[:2]]
+    seeds = [read_seed(file) for file in sorted(folder.glob("*.json"))]
     page = experiment_tables(seeds)
     # A cut at 10 % has rules and anchors of its own; the scores are one table for all.
     rest = "anchor_tolerance, anchor_quantile, anchor_mean, ratio, preset, mixture"
@@ -323,10 +323,10 @@ def test_what_variants_share_is_said_once() -> None:
     assert sum(line.startswith("| score | AUC |") for line in page) == 1
     # One adapter scored these rows: there is no second one to agree with.
     assert not any("Checkpoints rank rows alike" in line for line in page)
-    assert sum("every selector gets wrong" in line for line in page) == len(seeds[0]["variants"])
+    assert sum("every selector gets wrong" in line for line in page) == len(seeds[0].variants)
 
-    for run in (run for seed in seeds for run in seed["variants"].values()):
-        run["analysis"]["checkpoints"] = {"auc": {"0": 0.8, "1": 0.9}, "agreement": 0.95}
+    for run in (run for seed in seeds for run in seed.variants.values()):
+        run.analysis["checkpoints"] = {"auc": {"0": 0.8, "1": 0.9}, "agreement": 0.95}
     said = [line for line in experiment_tables(seeds) if "Checkpoints rank rows alike" in line]
     assert len(said) == 1
     assert "a correlation of 0.95; alone they reach AUC 0.80, 0.90, in order" in said[0]
@@ -347,35 +347,33 @@ def test_an_experiment_runs_stores_shows_and_goes_on(data, micro_model, tmp_path
     assert first.exit_code == 0, first.output
     files = sorted((tmp_path / "recipes" / "tiny" / "results").glob("*.json"))
     assert [f.name for f in files] == [f"small-{model.name}-0.json", f"small-{model.name}-1.json"]
-    seeds = [json.loads(f.read_text()) for f in files]
+    seeds = [read_seed(f) for f in files]
     for seed in seeds:
-        run = seed["variants"]["default"]
-        assert set(run["arms"]) == set(run["heldout_losses"])
-        for arm, figures in run["arms"].items():
-            losses = run["heldout_losses"][arm]
-            assert figures["heldout_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
-        rules = run["analysis"]["rules"]
-        ours = run["silos"]
-        recall = sum(s["recall"] for s in ours.values()) / len(ours)
+        run = seed.variants["default"]
+        assert set(run.arms) == set(run.heldout_losses)
+        for arm, figures in run.arms.items():
+            losses = run.heldout_losses[arm]
+            assert figures.heldout_loss == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+        rules = run.analysis["rules"]
+        ours = run.results.silos
+        recall = sum(s.recall for s in ours.values()) / len(ours)
         assert rules["anchor_tolerance"]["recall"] == pytest.approx(recall)
         assert rules["ratio"]["share"] == pytest.approx(0.5)
-        means = seed["variants"]["mean"]["silos"]
-        mean = sum(s["recall"] for s in means.values()) / len(means)
+        means = seed.variants["mean"].results.silos
+        mean = sum(s.recall for s in means.values()) / len(means)
         assert rules["anchor_mean"]["recall"] == pytest.approx(mean), "rules differ from their runs"
-        assert set(run["analysis"]["anchors"]) == {"5", "10"}
+        assert set(run.analysis["anchors"]) == {"5", "10"}
     page = "\n".join(experiment_tables(seeds))
     for wanted in ("default: **clues**", "mean: **clues**", "| mixture |", "base_perplexity"):
         assert wanted in page
-    for arm, figures in seeds[0]["variants"]["default"]["tasks"]["exam"]["arms"].items():
-        values = [
-            figures["acc_norm"],
-            seeds[1]["variants"]["default"]["tasks"]["exam"]["arms"][arm]["acc_norm"],
-        ]
+    exams = [seed.variants["default"].results.tasks["exam"] for seed in seeds]
+    for arm in exams[0].arms:
+        values = [exam.arms[arm].acc_norm for exam in exams]
         assert f"| default: exam | {arm} | 7 | {sum(values) / 2:.3f} " in page
     files[1].unlink()
     alone = ["tiny", "--seeds", "1", "--first-seed", "1", *call[3:], "--json"]
     second = runner.invoke(app, alone, catch_exceptions=False)
-    assert json.loads(files[1].read_text()) == seeds[1], "a run that was done was done again"
+    assert read_seed(files[1]) == seeds[1], "a run that was done was done again"
     assert [s["seed"] for s in json.loads(second.stdout)] == [1]
     again = runner.invoke(app, [*call, "--json"], catch_exceptions=False)
     assert [s["seed"] for s in json.loads(again.stdout)] == [0, 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation_helpers import files_of, run_micro, tiny_model, without_volatile, write_micro
+from federation_helpers import files_of, plain, run_micro, tiny_model, without_volatile, write_micro
 
 pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
 from flower_grid import LocalGrid, open_grid_run, same_adapter, selection_of, silo_app
@@ -51,8 +51,7 @@ def reference(config, tmp_path_factory):
 
 def run_grid(config, root, **how):
     run, grid = open_grid_run(config, root, **how)
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     return results, grid
 
 
@@ -120,8 +119,7 @@ def test_a_silo_that_was_restarted_is_asked_again_though_nobody_said_an_error(co
         return 0
 
     grid.lose = lose
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     assert results["absences"] == []
     assert grid.pushed.count((11, "score")) == 2
 
@@ -129,8 +127,7 @@ def test_a_silo_that_was_restarted_is_asked_again_though_nobody_said_an_error(co
 def test_a_silo_that_never_comes_is_waited_for_and_named(config, tmp_path):
     run, grid = open_grid_run(config, tmp_path)
     grid.offline = {11}
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     [absence] = results["absences"]
     assert (absence["silo"], absence["stage"]) == ("south", "hello")
     assert "not connected for" in absence["why"]
@@ -237,8 +234,7 @@ def test_content_that_flower_itself_cannot_read_costs_only_its_sender(config, tm
         return reply
 
     grid.apps[11] = stamped
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     [absence] = results["absences"]
     assert absence["silo"] == "south"
     assert "zqxsecret" not in json.dumps(results)
@@ -261,8 +257,7 @@ def test_no_error_of_a_silo_crosses_but_a_reference_does(config, tmp_path, caplo
         return honest(message, context)
 
     grid.apps[11] = fails
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     [absence] = results["absences"]
     errors = (root / "silos" / "south" / "private" / "errors.log").read_text()
     reference = errors.split("reference ")[1][:8]

@@ -100,9 +100,9 @@ def test_our_accuracy_is_the_one_of_lm_eval(built_in, tmp_path):
     )["theirs"]
     asked = encode_task(read_tasks([TaskSettings(path=data)])[0], encoder)
     ours = answer_task(model, asked, model.initial)
-    assert ours["acc"] == theirs["acc"]
-    assert theirs["n_choices"] == ours["n_choices"]
-    assert sum(ours["acc"]) not in (0, 9)
+    assert ours.figures["acc"] == theirs.figures["acc"]
+    assert theirs.n_choices == ours.n_choices
+    assert sum(ours.figures["acc"]) not in (0, 9)
 
 
 @pytest.mark.parametrize("original", [False, True], ids=["our rows", "rows of the release"])
@@ -125,11 +125,11 @@ def test_pubmedqa_is_asked_from_a_local_file(built_in, tmp_path, original, monke
     check_harness([entry])
     found = ask_harness(model, encoder.tokenizer, model.initial, [entry], cache=tmp_path / "cache")
     task = arms_on_tasks({"mixed": found}, seed=0)["pubmedqa"]
-    assert task["questions"] == 8
-    assert task["guessing"] == pytest.approx(1 / 3)
-    assert task["headline"] == "acc"
-    assert 0 <= task["arms"]["mixed"]["acc"] <= 1
-    assert task["by"].startswith("lm-eval ")
+    assert task.questions == 8
+    assert task.guessing == pytest.approx(1 / 3)
+    assert task.headline == "acc"
+    assert 0 <= task.arms["mixed"].acc <= 1
+    assert task.by.startswith("lm-eval ")
 
 
 def test_real_pubmedqa_loads_and_what_is_cut_is_counted(built_in, tmp_path):
@@ -139,8 +139,8 @@ def test_real_pubmedqa_loads_and_what_is_cut_is_counted(built_in, tmp_path):
     entry = pubmedqa(REAL, limit=6)
     check_harness([entry])
     found = ask_harness(model, encoder.tokenizer, model.initial, [entry], cache=tmp_path / "cache")
-    assert len(found["pubmedqa"]["acc"]) == 6
-    assert found["pubmedqa"]["cut"] > 0
+    assert len(found["pubmedqa"].figures["acc"]) == 6
+    assert found["pubmedqa"].cut > 0
 
 
 def test_a_missing_extra_is_named_with_its_install_line(monkeypatch, tmp_path):

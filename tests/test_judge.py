@@ -162,7 +162,7 @@ def test_a_reply_that_is_no_verdict_is_repaired_once_or_counted_and_never_averag
     assert verdict.value is None
     assert problem in str(verdict.problem)
     figures = reference_figures([(asked[0], verdict), (asked[0], Verdict(1.0))], seed=0)
-    assert (figures["clues"]["mean"], figures["clues"]["invalid"]) == (1.0, 1)
+    assert (figures["clues"].mean, figures["clues"].invalid) == (1.0, 1)
 
 
 def test_an_endpoint_without_schemas_is_asked_in_words(judge, tmp_path):
@@ -253,12 +253,12 @@ def test_both_orders_count_and_the_favoured_place_shows():
     ]
     found = pairwise_figures(judged, {"clues": 1})["clues"]
     # Row 3 is invalid in one order, so it is in no rate; one identical pair is a tie.
-    assert (found["wins"], found["ties"], found["losses"], found["n"]) == (1, 2, 1, 4)
-    assert found["win_rate"] == 0.5
-    assert (found["contradictory"], found["invalid"]) == (1, 1)
+    assert (found.wins, found.ties, found.losses, found.n) == (1, 2, 1, 4)
+    assert found.win_rate == 0.5
+    assert (found.contradictory, found.invalid) == (1, 1)
     # First wins in (1, .), (1, .), (., 0) and (1, .); second in (., 1) and (0, .).
-    assert found["first_place"] == pytest.approx(4 / 6)
-    assert pairwise_figures([], {"clues": 0})["clues"]["win_rate"] is None
+    assert found.first_place == pytest.approx(4 / 6)
+    assert pairwise_figures([], {"clues": 0})["clues"].win_rate is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federation_helpers import edit_config, open_micro, run_micro, tiny_model, write_micro
+from federation_helpers import edit_config, open_micro, plain, run_micro, tiny_model, write_micro
 from safetensors.torch import load_file
 
 from clues.pipeline import run_until
@@ -77,8 +77,7 @@ def test_who_lies_is_named_and_left_out_of_a_whole_run(config, tmp_path, kind):
     run = open_micro(config, root)
     honest = run.coordinator.exchange.transport
     run.coordinator.exchange.transport = Lying(honest, kind, root / "silos/east/outbox")
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     why = {absence["silo"]: absence["why"] for absence in results["absences"]}
     assert set(why) == {"south", "west", "east"}
     assert {absence["stage"] for absence in results["absences"]} == {kind}

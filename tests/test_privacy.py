@@ -103,13 +103,13 @@ def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     outcome = run_until(run)
     results = outcome.results
     assert results is not None
-    for name, silo in results["silos"].items():
+    for name, silo in results.silos.items():
         booked = read_record(tmp_path / f"run/silos/{name}/private/privacy.json", advice="")
         assert len(booked["trainings"]) == 4, "two rounds of warm-up, two of the fit"
         assert sorted(c["what"] for c in booked["counts"]) == ["all", "kept"]
-        assert 0.4 < silo["epsilon"] <= 8.0
-        assert silo["delta"] == 1e-3
-        assert "precision" not in silo
+        assert 0.4 < silo.epsilon <= 8.0
+        assert silo.delta == 1e-3
+        assert not silo.labelled
     # As if other arms had been fitted before.
     path = tmp_path / "run/silos/north/private/privacy.json"
     booked = read_record(path, advice="")

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from test_report import make_results
 
 from clues.config import load_config
 from clues.prepare.demo import EVERY_ROW, Sizes, write_demo
@@ -11,12 +12,19 @@ from experiments import tables
 from experiments.goals import goals
 from experiments.scores import ALL_SCORES, compare_all
 from experiments.spec import known_experiments
+from experiments.stored import StoredRun, StoredSeed
 
 
-def run(mixed: float, clues: float, oracle: float) -> dict:
+def run_content(mixed: float, clues: float, oracle: float) -> dict:
     losses = {"mixed": mixed, "random": mixed, "clues": clues, "oracle": oracle}
-    shared = {"knowledge_accuracy": 0.5, "kept": 10, "seconds": 1.0}
-    return {"arms": {arm: {"heldout_loss": loss, **shared} for arm, loss in losses.items()}}
+    content = make_results()
+    for arm, loss in losses.items():
+        content["arms"][arm] |= {"heldout_loss": loss, "knowledge_accuracy": 0.5}
+    return content
+
+
+def run(mixed: float, clues: float, oracle: float) -> StoredRun:
+    return StoredRun.from_json(run_content(mixed, clues, oracle), where="made up")
 
 
 def test_the_results_page_is_made_of_the_stored_results() -> None:
@@ -53,14 +61,15 @@ def test_the_share_of_the_oracles_gain(runs, share) -> None:
     assert tables.arms([run(*losses) for losses in runs])[-1].split("|")[3].strip() == share
 
 
-def seed(name: str, *, ours: float, recall: float, combine: str = "fedavg") -> dict:
-    detection = {"selection score": {"auc": ours}, "influence": {"auc": 0.99}, "ifd": {"auc": 0.8}}
-    variant = {
-        **run(2.0, 1.9, 1.8),
-        "method": {"combine": combine},
-        "silos": {"north": {"detection": detection, "recall": recall}},
-    }
-    return {"experiment": name, "variants": {"one": variant}}
+def seed(name: str, *, ours: float, recall: float, combine: str = "fedavg") -> StoredSeed:
+    content = run_content(2.0, 1.9, 1.8)
+    content["method"]["combine"] = combine
+    silo = content["silos"]["north"]
+    aucs = {"selection score": ours, "influence": 0.99, "ifd": 0.8}
+    detection = {score: {"auc": auc, "auc_by_kind": {}} for score, auc in aucs.items()}
+    content["silos"] = {"north": silo | {"recall": recall, "detection": detection}}
+    one = StoredRun.from_json(content, where="made up")
+    return StoredSeed(name, "small", 0, "built-in", {"one": one})
 
 
 def test_goals_are_judged_by_the_means_and_what_has_not_run_is_said() -> None:

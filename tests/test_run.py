@@ -28,6 +28,7 @@ from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
 from clues.pipeline import run_until
+from clues.results.run import Results
 from clues.scoring.compared import Standpoint, compare
 from clues.scoring.parts import BEFORE, Compared, InRunLoss, checkpoint_losses
 from clues.scoring.perplexity import mean_losses
@@ -64,8 +65,55 @@ def test_results_have_all_arms_silos_and_figures(finished) -> None:
         assert 0 <= silo["auc"] <= 1
     assert results["arms"]["random"]["kept"] == results["arms"]["clues"]["kept"]
     stored = json.loads((root / "results.json").read_text())
-    assert stored == json.loads(json.dumps(results))
+    assert stored == results
     assert (root / "report.html").read_text().lower().startswith("<!doctype html>")
+
+
+# What stood in results.json before it had a version, in this order.
+KEYS = {
+    (): "name date machine base_model recipe_hash recipe seeds versions method arms silos absences "
+    "stops curves threshold controls controls_kept questions guessing tasks judge seconds",
+    ("method",): "score form loss_weight loss_under alignment_weight parts trajectory layers rule "
+    "combine aggregation",
+    ("arms",): "mixed random clues oracle",
+    ("arms", "mixed"): "kept steps silos energy_lost heldout_loss knowledge_accuracy "
+    "knowledge_stderr seconds against",
+    ("arms", "clues"): "kept steps silos energy_lost heldout_loss knowledge_accuracy "
+    "knowledge_stderr seconds precision recall f1 auc against",
+    ("arms", "clues", "against"): "mixed random",
+    ("arms", "clues", "against", "random"): "heldout_loss knowledge_accuracy",
+    ("arms", "clues", "against", "random", "heldout_loss"): "value interval",
+    ("arms", "clues", "against", "random", "knowledge_accuracy"): "value interval p_value",
+    (
+        "silos",
+        "north",
+    ): "domain rows kept accuracy auc clean detection dropped_by_kind f1 precision "
+    "recall score_bands threshold",
+    ("silos", "north", "detection", "influence"): "auc auc_by_kind",
+    ("threshold",): "value rule units interval confidence assurance quantile n_anchors "
+    "anchor_quantiles",
+    ("seconds",): "train score select",
+}
+
+
+def test_results_json_has_the_keys_that_it_promises_in_their_order(finished) -> None:
+    _, root, _ = finished
+    stored = json.loads((root / "results.json").read_text())
+    assert next(iter(stored.items())) == ("results_version", 1)
+    del stored["results_version"]
+    for path, names in KEYS.items():
+        inside = stored
+        for key in path:
+            inside = inside[key]
+        assert [*inside] == names.split(), path
+
+
+def test_results_json_comes_back_as_a_type_and_goes_out_byte_by_byte(finished, tmp_path) -> None:
+    _, root, results = finished
+    found = Results.load(root / "results.json")
+    assert found.arms["clues"].heldout_loss == results["arms"]["clues"]["heldout_loss"]
+    found.write(tmp_path / "results.json")
+    assert (tmp_path / "results.json").read_bytes() == (root / "results.json").read_bytes()
 
 
 def test_the_joint_adapter_opens_in_plain_peft(finished, model) -> None:

@@ -256,7 +256,8 @@ def test_a_row_without_a_finite_score_is_named_or_dropped(model, tmp_path, monke
     assert "--skip-nonfinite" in str(raised.value)
     run = open_micro(config, tmp_path / "run", skip_nonfinite=True)
     results = run_until(run).results
-    assert results["silos"]["north"]["rows"] == 23
+    assert results is not None
+    assert results.silos["north"].rows == 23
     decisions = (tmp_path / "run/silos/north/private/decisions.csv").read_text().splitlines()
     assert decisions[6] == f"6,{bad},,0,its score is not finite"
     assert len(decisions) == 25, "every row has a decision"

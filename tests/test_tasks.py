@@ -21,7 +21,7 @@ from clues.evaluation.intervals import (
     wilson,
 )
 from clues.evaluation.questions import Question, Task, read_tasks
-from clues.evaluation.tasks import answer_task, arms_on_tasks, encode_task, log_likelihoods
+from clues.evaluation.tasks import Answers, answer_task, arms_on_tasks, encode_task, log_likelihoods
 from clues.prepare.check import check_run
 
 EXAM = Path(__file__).parent.parent.parent / "shared" / "data" / "medical_exam_es_fr_en.jsonl.gz"
@@ -150,8 +150,10 @@ def test_the_two_accuracies_differ_by_the_length_of_the_choice(make_lora, encode
     task = encode_task(Task("t", (question,)), encoder)
     sums = log_likelihoods(model, task, model.state())[0]
     found = answer_task(model, task, model.state())
-    assert found["acc"] == [int(sums[1] > sums[0])] == [0], "a sum favours the short choice"
-    assert found["acc_norm"] == [int(sums[1] / 22 > sums[0] / 3)]
+    assert found.figures["acc"] == (int(sums[1] > sums[0]),) == (0,), (
+        "a sum favours the short choice"
+    )
+    assert found.figures["acc_norm"] == (int(sums[1] / 22 > sums[0] / 3),)
 
 
 def test_earlier_answers_of_a_conversation_are_no_part_of_a_choice(encoder):
@@ -186,16 +188,20 @@ def test_a_question_that_does_not_fit_is_left_out_whole(tokenizer):
         encode_task(Task("t", (long,)), encoder)
 
 
-def answered(right: list[int], languages: list[str | None] | None = None) -> dict:
+def answered(right: list[int], languages: list[str] | None = None) -> Answers:
     n = len(right)
-    return {
-        "acc": right,
-        "acc_norm": right,
-        "n_choices": [4, 2] * (n // 2),
-        "languages": languages or [None] * n,
-        "left_out": {},
-        "by": "built-in",
-    }
+    return Answers(
+        figures={"acc": tuple(right), "acc_norm": tuple(right)},
+        n_choices=(4, 2) * (n // 2),
+        languages=tuple(languages) if languages else (None,) * n,
+        left_out={},
+        by="built-in",
+    )
+
+
+def test_answers_come_back_from_a_stages_marker():
+    found = answered([1, 0], ["en", "fr"])
+    assert Answers.from_content(json.loads(json.dumps(found.content()))) == found
 
 
 def test_arms_are_compared_on_the_same_questions():
@@ -204,24 +210,41 @@ def test_arms_are_compared_on_the_same_questions():
         {"mixed": {"t": answered(mixed)}, "clues": {"t": answered(clues)}}, seed=1
     )
     task = found["t"]
-    assert task["questions"] == 100
-    assert task["guessing"] == pytest.approx(0.375)
-    assert task["arms"]["mixed"]["acc_norm"] == 0.5
-    assert task["arms"]["mixed"]["acc_norm_stderr"] == pytest.approx(0.5 / np.sqrt(99))
-    gap = task["arms"]["clues"]["minus_mixed"]
-    assert gap["value"] == pytest.approx(0.3)
-    assert gap["interval"][0] > 0.2
-    assert gap["p_value"] == pytest.approx(2 * 0.5**30)
-    assert "minus_random" not in task["arms"]["clues"]
+    assert task.questions == 100
+    assert task.guessing == pytest.approx(0.375)
+    assert task.arms["mixed"].acc_norm == 0.5
+    assert task.arms["mixed"].acc_norm_stderr == pytest.approx(0.5 / np.sqrt(99))
+    gap = task.arms["clues"].minus_mixed
+    assert gap is not None
+    assert gap.value == pytest.approx(0.3)
+    assert gap.interval[0] > 0.2
+    assert gap.p_value == pytest.approx(2 * 0.5**30)
+    assert "minus_random" not in task.arms["clues"].model_dump(exclude_unset=True)
+
+
+def test_a_figure_of_another_name_is_written_under_its_own_before_the_differences():
+    right = {"mixed": (0, 1, 0, 1), "clues": (1, 1, 0, 1)}
+    arms = {
+        name: {
+            "gsm": answered([0] * 4).model_copy(
+                update={"figures": {"exact_match": found}, "headline": "exact_match"}
+            )
+        }
+        for name, found in right.items()
+    }
+    ours = arms_on_tasks(arms, seed=0)["gsm"].arms["clues"]
+    assert ours.figure("exact_match") == 0.75
+    written = list(ours.model_dump(exclude_unset=True))
+    assert written == ["exact_match", "exact_match_stderr", "minus_mixed"]
 
 
 def test_languages_of_a_task_add_up_to_the_whole():
     languages = ["en", "en", "fr", "fr"]
     arms = {"clues": {"t": answered([1, 0, 1, 1], languages)}}
     task = arms_on_tasks(arms, seed=0)["t"]
-    assert task["languages"]["en"]["arms"]["clues"]["acc"] == 0.5
-    assert task["languages"]["fr"]["arms"]["clues"]["acc"] == 1.0
-    assert arms_on_tasks({"clues": {"t": answered([1, 0])}}, seed=0)["t"]["languages"] == {}
+    assert task.languages["en"].arms["clues"].acc == 0.5
+    assert task.languages["fr"].arms["clues"].acc == 1.0
+    assert arms_on_tasks({"clues": {"t": answered([1, 0])}}, seed=0)["t"].languages == {}
 
 
 def test_intervals_hold_what_they_promise_on_coins():

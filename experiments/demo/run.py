@@ -5,7 +5,6 @@ python -m experiments.demo.run --seeds 42 43 44 --scores
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -42,7 +41,8 @@ def main() -> None:
         config = load_config(write_demo(folder / "input", seed=seed))
         run = open_run(config, folder, progress=Terminal(Console(stderr=True)))
         results = run_until(run).results
-        stored.write_text(json.dumps(results, indent=2) + "\n")
+        assert results is not None
+        results.write(stored)
 
 
 if __name__ == "__main__":

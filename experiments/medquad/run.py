@@ -149,10 +149,8 @@ def main() -> None:
             run = open_run(config, folder, progress=Terminal(Console(stderr=True)))
             results = run_until(run).results
             assert results is not None
-            results["base_model"] = label
-            RESULTS.mkdir(exist_ok=True)
-            stored.write_text(json.dumps(results, indent=2) + "\n")
-            auc = results["arms"]["clues"]["auc"]
+            results.model_copy(update={"base_model": label}).write(stored)
+            auc = results.arms["clues"].auc
             print(f"{label}, seed {seed}: AUC {auc:.3f}", flush=True)
 
 

@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from clues.atomic import atomic_write_bytes, close_to_others, make_folder, make_private_folder
 from clues.carriers.local import LocalTransport
+from clues.collect import arms_of, collect_results
 from clues.config import RunConfig, SharedConfig, dump_yaml
 from clues.config.loading import local_folder, with_files
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.outcomes import Outcome
 from clues.errors import UsageError
+from clues.evaluation.choice import Measured
+from clues.evaluation.tasks import Answers
 from clues.model.cache import ModelCache
 from clues.progress import Progress
 from clues.report.cards import adapter_card
 from clues.report.shared import render_html, render_markdown
-from clues.results import arms_of, collect_results
+from clues.results.run import Results
 from clues.rundir import RunDir, write_json
 from clues.scoring.shards import Team
 from clues.silo.overrides import Overrides
@@ -176,8 +178,8 @@ def _public_stages(run: Run, *, last: int) -> Outcome:
     outcome = replace(outcome, fitted=fitted)
     if not reached("measure"):
         return outcome
-    measured: dict[str, Mapping[str, Any]] = {}
-    answers: dict[str, Mapping[str, Any]] = {}
+    measured: dict[str, Measured] = {}
+    answers: dict[str, Mapping[str, Answers]] = {}
     for arm, adapter in fitted.items():
         measured[arm] = coordinator.measure(adapter)
         answers[arm] = coordinator.answers(adapter)
@@ -200,11 +202,11 @@ def overrule(run: Run, overrides: Mapping[str, Overrides]) -> Outcome:
     return run_until(run, "select")
 
 
-def write_results(run: Run, outcome: Outcome) -> dict[str, Any]:
+def write_results(run: Run, outcome: Outcome) -> Results:
     """Write results.json, results.md, report.html, the adapter's card and the manifest."""
     results = collect_results(run.config, run.coordinator, outcome)
     root = run.run_dir.root
-    write_json(root / "results.json", results)
+    results.write(root / "results.json")
     atomic_write_bytes(root / "results.md", render_markdown(results).encode())
     page = render_html(results, ledger_summary=summary(verify(run.run_dir.ledger)))
     atomic_write_bytes(root / "report.html", page.encode())
@@ -212,6 +214,6 @@ def write_results(run: Run, outcome: Outcome) -> dict[str, Any]:
     if adapter.exists():
         card = adapter_card(results, license=run.config.license)
         atomic_write_bytes(adapter / "README.md", card.encode())
-    keys = ("name", "date", "machine", "base_model", "recipe_hash", "seeds", "versions")
-    write_json(root / "manifest.json", {key: results[key] for key in keys})
+    keys = {"name", "date", "machine", "base_model", "recipe_hash", "seeds", "versions"}
+    write_json(root / "manifest.json", results.model_dump(include=keys))
     return results

@@ -17,6 +17,7 @@ from clues.model.merging import merge as merge_states
 from clues.pipeline import open_run, run_until
 from clues.progress import Progress
 from clues.reading import is_plain_number, parse_json, status
+from clues.results.run import Results
 
 ONCE = ("average", "task_arithmetic", "ties", "dare")
 # Under these a state of A and B alone does not say what the adapter does.
@@ -31,7 +32,7 @@ def run(
     allow_degenerate: bool = False,
     skip_nonfinite: bool = False,
     progress: bool | Progress = True,
-) -> dict[str, Any] | None:
+) -> Results | None:
     """Run a configuration, as `clues run` does; what is finished there is not done again.
 
     Args:
@@ -43,7 +44,7 @@ def run(
         progress: bars on the error stream; False for none, or an object of your own.
 
     Returns:
-        What `results.json` holds; None where `until` stops before the report.
+        What `results.json` holds, as attributes; None where `until` stops before the report.
 
     Raises:
         CluesError: a stage cannot be finished; those before it stay finished.

@@ -47,7 +47,7 @@ def serve(
     progress = Silent() if quiet else Terminal(err)
     results = serve_run(coordinator, progress=progress, say=_sayer(quiet=quiet))
     if as_json:
-        out.print_json(json.dumps(results, allow_nan=False))
+        out.print_json(json.dumps(results.to_json(), allow_nan=False))
         return
     print_table(results, out)
     out.print(f"\nReport: {coordinator.folder / 'report.html'}", highlight=False, soft_wrap=True)

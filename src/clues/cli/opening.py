@@ -13,6 +13,7 @@ import typer
 from clues.cli.calm import calm_libraries
 from clues.cli.options import err, out
 from clues.config import RunConfig, load_config
+from clues.results.run import Results
 
 
 def open_for_verb(
@@ -67,14 +68,15 @@ def run_stage(config: Path, folder: Path | None, stage: str, **how: bool) -> tup
     return run, run_until(run, stage)
 
 
-def show(result: Any, *, as_json: bool) -> None:
+def show(results: Results | None, *, as_json: bool) -> None:
     """Print a run's results as tables, or as JSON."""
+    assert results is not None
     if as_json:
-        out.print_json(json.dumps(result, allow_nan=False))
+        out.print_json(json.dumps(results.to_json(), allow_nan=False))
         return
     from clues.report.terminal import print_table
 
-    print_table(result, out)
+    print_table(results, out)
 
 
 def show_path(path: Path, what: str, *, as_json: bool) -> None:

@@ -59,7 +59,7 @@ def threshold(
             f"{found.assurance:.1%}, if they score like its anchors",
             highlight=False,
         )
-    from clues.results import kept_copies
+    from clues.collect import kept_copies
 
     for group, kinds in kept_copies(found, outcome.scored).items():
         shares = ", ".join(f"{kind} {share:.0%}" for kind, share in kinds.items())

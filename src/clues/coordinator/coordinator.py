@@ -26,12 +26,13 @@ from clues.coordinator.score import ask_for_scores, one_threshold
 from clues.coordinator.train import train_apart, train_together
 from clues.data.formats import read_rows
 from clues.errors import DataError
-from clues.evaluation.choice import HeldOut, held_out, measure
+from clues.evaluation.choice import HeldOut, Measured, held_out, measure
 from clues.evaluation.harness import ask_harness, harness_inputs
 from clues.evaluation.questions import read_tasks
-from clues.evaluation.tasks import answer_task, encode_task
+from clues.evaluation.tasks import Answers, answer_task, encode_task
 from clues.model.adapters import AdapterState, LoraModel, checkpoint_files, read_tensors
 from clues.progress import Progress
+from clues.results.silos import SiloResult, silo_result
 from clues.rundir import Stages, file_hash, hash_of, source_hash, write_json
 from clues.selection.threshold import Threshold
 from clues.wall.messages import (
@@ -202,10 +203,10 @@ class Coordinator:
         )
         return Fitted(**which, **found)
 
-    def measure(self, fitted: Fitted) -> dict[str, Any]:
+    def measure(self, fitted: Fitted) -> Measured:
         """Held-out loss and knowledge of one arm's joint adapter."""
         if self.evaluate.heldout is None:
-            return {"heldout_loss": None, "knowledge_accuracy": None, "knowledge_stderr": None}
+            return Measured()
         arm = fitted.arm
         inputs = {**self._measured(fitted), "heldout": source_hash(self.evaluate.heldout)}
 
@@ -216,11 +217,12 @@ class Coordinator:
                 model, joint = self.joint(arm)
                 figures = measure(model, heldout, joint)
                 advance(n)
-            return figures
+            return figures.model_dump()
 
-        return self.stages.run(f"measure-{arm}", inputs, compute)
+        found = self.stages.run(f"measure-{arm}", inputs, compute)
+        return Measured.model_validate(_without_seconds(found))
 
-    def answers(self, fitted: Fitted) -> dict[str, Any]:
+    def answers(self, fitted: Fitted) -> dict[str, Answers]:
         """What one arm's joint adapter answers to the questions of each task."""
         found = self._own_tasks(fitted) if self.evaluate.tasks else {}
         others = self._lm_eval(fitted) if self.evaluate.lm_eval else {}
@@ -230,7 +232,7 @@ class Coordinator:
             )
         return found | others
 
-    def _own_tasks(self, fitted: Fitted) -> dict[str, Any]:
+    def _own_tasks(self, fitted: Fitted) -> dict[str, Answers]:
         arm = fitted.arm
         tasks = [
             {**t.model_dump(mode="json"), "path": t.path.name, "sha256": source_hash(t.path)}
@@ -243,12 +245,13 @@ class Coordinator:
             asked = [encode_task(t, self.desk.encoder) for t in read_tasks(self.evaluate.tasks)]
             n = sum(task.n_rows for task in asked)
             with self.desk.progress.task(f"coordinator: tasks, {arm}", n) as advance:
-                return {t.name: answer_task(model, t, joint, on_rows=advance) for t in asked}
+                found = {t.name: answer_task(model, t, joint, on_rows=advance) for t in asked}
+            return {name: answers.content() for name, answers in found.items()}
 
         inputs = {**self._measured(fitted), "tasks": tasks}
-        return _without_seconds(self.stages.run(f"tasks-{arm}", inputs, compute))
+        return _answers(self.stages.run(f"tasks-{arm}", inputs, compute))
 
-    def _lm_eval(self, fitted: Fitted) -> dict[str, Any]:
+    def _lm_eval(self, fitted: Fitted) -> dict[str, Answers]:
         arm, entries = fitted.arm, self.evaluate.lm_eval
 
         def compute() -> dict[str, Any]:
@@ -257,10 +260,10 @@ class Coordinator:
             with self.desk.progress.task(f"coordinator: lm-eval, {arm}", 1) as advance:
                 found = ask_harness(model, tokenizer, joint, entries, cache=cache)
                 advance(1)
-            return found
+            return {name: answers.content() for name, answers in found.items()}
 
         inputs = {**self._measured(fitted), "lm_eval": harness_inputs(entries)}
-        return _without_seconds(self.stages.run(f"lm-eval-{arm}", inputs, compute))
+        return _answers(self.stages.run(f"lm-eval-{arm}", inputs, compute))
 
     def joint(self, arm: str) -> tuple[LoraModel, AdapterState]:
         """An arm's joint adapter, and the model that it fits: its rank may not be the recipe's."""
@@ -279,12 +282,18 @@ class Coordinator:
         combine = self.combine.content()
         return {"fit": fit, "combine": combine, **self._inputs("measure", fitted.arm)}
 
-    def diagnostics(self, selected: Selected) -> dict[str, Any]:
-        """Ask the silos that share them for exact counts and detection figures."""
+    def silo_results(self, selected: Selected) -> dict[str, SiloResult]:
+        """What is known of every silo, with exact counts and detection figures of those that share."""
         request = EvaluateRequest(recipe_hash=self.recipe.hash, selection_token=selected.token)
 
-        def take(_: str, reply: EvaluateReply) -> dict[str, Any]:
-            return reply.diagnostics
+        def take(name: str, reply: EvaluateReply) -> SiloResult:
+            known = {
+                "rows": self.silos[name]["n_rows"],
+                "kept": selected.n_kept[name],
+                "threshold": selected.threshold.value,
+            }
+            domain = self.silos[name]["domain"]
+            return silo_result(name, known, domain=domain, shared=reply.diagnostics)
 
         return self.exchange.ask("evaluate", dict.fromkeys(self.silos, request), take)
 
@@ -345,3 +354,7 @@ class Coordinator:
 
 def _without_seconds(result: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k != "seconds"}
+
+
+def _answers(result: Mapping[str, Any]) -> dict[str, Answers]:
+    return {k: Answers.from_content(v) for k, v in _without_seconds(result).items()}

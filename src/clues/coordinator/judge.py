@@ -18,6 +18,7 @@ from clues.evaluation.judge.endpoint import Endpoint, check_endpoint
 from clues.evaluation.judge.figures import pairwise_figures, reference_figures
 from clues.evaluation.judge.panel import ask_all
 from clues.evaluation.judge.prompts import Inquiry, Verdict, about_pair, about_reference
+from clues.results.tasks import JudgeResult
 from clues.rundir import file_hash, hash_of, read_record, write_record
 
 Answers = Mapping[str, Mapping[int, str]]
@@ -104,7 +105,7 @@ def estimate(config: SharedConfig, *, allow_private: bool = False) -> Estimate:
 
 def judge_run(
     config: SharedConfig, coordinator: Coordinator, *, allow_private: bool = False
-) -> dict[str, Any]:
+) -> JudgeResult:
     """Have every arm answer, and every answer judged; write verdicts and figures.
 
     Raises:
@@ -122,31 +123,36 @@ def judge_run(
     judged = list(zip(inquiries, verdicts, strict=True))
     for mode in judge.mode:
         _write_verdicts(folder / f"{mode}.jsonl", [p for p in judged if p[0].mode == mode])
-    figures: dict[str, Any] = {
-        "model": judge.model,
-        "prompts": len(samples),
-        "too_long": n_long,
-        "against": judge.against,
-    }
     by_mode = {mode: [p for p in judged if p[0].mode == mode] for mode in judge.mode}
+    found: dict[str, Any] = {}
     if "reference" in by_mode:
-        figures["reference"] = reference_figures(by_mode["reference"], seed=config.recipe.seed)
+        found["reference"] = reference_figures(by_mode["reference"], seed=config.recipe.seed)
     if "pairwise" in by_mode:
-        figures["pairwise"] = pairwise_figures(by_mode["pairwise"], identical)
+        found["pairwise"] = pairwise_figures(by_mode["pairwise"], identical)
+    about = {"model": judge.model, "prompts": len(samples), "too_long": n_long}
+    figures = JudgeResult(**about, against=judge.against, **found)
     key = _key(config, coordinator, judge)
-    write_record(folder / "figures.json", {"inputs": key, "figures": figures})
-    return {**figures, "calls": endpoint.n_calls, "tokens": endpoint.n_tokens}
+    content = {"inputs": key, "figures": figures.model_dump(exclude_unset=True)}
+    write_record(folder / "figures.json", content)
+    return figures
 
 
-def stored_figures(config: SharedConfig, coordinator: Coordinator) -> dict[str, Any] | None:
+def stored_figures(config: SharedConfig, coordinator: Coordinator) -> JudgeResult | None:
     """Figures of the last `clues judge`, if adapters, prompts and settings are still the same."""
     path = coordinator.folder / "judge" / "figures.json"
     if config.evaluate.judge is None or not path.exists():
         return None
     judge = settings_of(config, allow_private=True)
-    found = read_record(path, advice="Remove it, and run clues judge again.")
-    same = found["inputs"] == _key(config, coordinator, judge)
-    return found["figures"] if same else None
+    advice = "Remove it, and run clues judge again."
+    found = read_record(path, advice=advice)
+    if found.get("inputs") != _key(config, coordinator, judge):
+        return None
+    try:
+        # As JSON, where a list stands for a tuple.
+        return JudgeResult.model_validate_json(json.dumps(found["figures"]))
+    # What pydantic raises is a ValueError.
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: not readable. {advice}") from None
 
 
 def _key(config: SharedConfig, coordinator: Coordinator, judge: JudgeSettings) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from clues.evaluation.choice import Measured
+from clues.evaluation.tasks import Answers
+from clues.results.run import Curve, Results
 from clues.selection.threshold import Threshold
 
 
@@ -38,7 +41,7 @@ class Trained(Found):
     folder: str = ""
     checkpoints: tuple[str, ...] = ()
     energy_lost: float = 0.0
-    curve: list[list[Any]] = []
+    curve: Curve = ()
 
 
 class Scored(Found):
@@ -94,7 +97,7 @@ class Fitted(Found):
     steps: int
     n_silos: int
     energy_lost: float
-    curve: list[list[Any]] = []
+    curve: Curve = ()
     weights: dict[str, float] | None = None
 
 
@@ -118,6 +121,6 @@ class Outcome:
     threshold: Threshold | None = None
     selected: Selected | None = None
     fitted: Mapping[str, Fitted] = field(default_factory=dict)
-    measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    results: dict[str, Any] | None = None
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    answers: Mapping[str, Mapping[str, Answers]] = field(default_factory=dict)
+    results: Results | None = None

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from clues.data.samples import Message, Sample
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
@@ -38,6 +38,26 @@ class HeldOut:
         return float(np.mean([1 / len(options) for options in self.options]))
 
 
+class Measured(BaseModel):
+    """One arm's figures on the held-out set; all None or empty where there is none.
+
+    Attributes:
+        heldout_loss: mean loss of the rows in nats.
+        knowledge_accuracy: share of the questions answered right; None without questions.
+        knowledge_stderr: standard error of that share.
+        losses: of the rows, so that arms can be compared row by row.
+        right: 1 for each question answered right, else 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heldout_loss: float | None = None
+    knowledge_accuracy: float | None = None
+    knowledge_stderr: float | None = None
+    losses: tuple[float, ...] = ()
+    right: tuple[int, ...] = ()
+
+
 def held_out(samples: Sequence[Sample], encoder: RowEncoder, *, where: str) -> HeldOut:
     """Encode held-out rows; every row with choices becomes a question too.
 
@@ -59,32 +79,26 @@ def held_out(samples: Sequence[Sample], encoder: RowEncoder, *, where: str) -> H
     return HeldOut(rows, tuple(options), tuple(answers))
 
 
-def measure(model: LoraModel, heldout: HeldOut, adapter: AdapterState) -> dict[str, Any]:
+def measure(model: LoraModel, heldout: HeldOut, adapter: AdapterState) -> Measured:
     """Mean loss of held-out rows in nats, and multiple-choice accuracy with standard error.
 
     The choice with the lowest mean loss a token is the model's answer: the same loss function as
     in training and scoring, so that long choices are not punished for their length.
-
-    Returns:
-        The figures, and what they are the means of, so that arms can be compared row by row:
-        `losses` of the rows, and `right`, 1 for each question answered right, else 0.
     """
     losses = mean_losses(model, heldout.rows, adapter=adapter)
-    figures: dict[str, Any] = {
-        "heldout_loss": float(losses.mean()),
-        "knowledge_accuracy": None,
-        "knowledge_stderr": None,
-        "losses": [round(float(x), DIGITS) for x in losses],
-        "right": [],
-    }
-    if heldout.options:
-        flat = [row for options in heldout.options for row in options]
-        option_losses = mean_losses(model, flat, adapter=adapter)
-        bounds = np.cumsum([0, *(len(options) for options in heldout.options)])
-        guesses = [int(option_losses[a:b].argmin()) for a, b in pairwise(bounds)]
-        right = np.array(guesses) == np.array(heldout.answers)
-        accuracy = float(right.mean())
-        figures["right"] = [int(x) for x in right]
-        figures["knowledge_accuracy"] = accuracy
-        figures["knowledge_stderr"] = math.sqrt(accuracy * (1 - accuracy) / len(right))
-    return figures
+    loss, rounded = float(losses.mean()), tuple(round(float(x), DIGITS) for x in losses)
+    if not heldout.options:
+        return Measured(heldout_loss=loss, losses=rounded)
+    flat = [row for options in heldout.options for row in options]
+    option_losses = mean_losses(model, flat, adapter=adapter)
+    bounds = np.cumsum([0, *(len(options) for options in heldout.options)])
+    guesses = [int(option_losses[a:b].argmin()) for a, b in pairwise(bounds)]
+    right = np.array(guesses) == np.array(heldout.answers)
+    accuracy = float(right.mean())
+    return Measured(
+        heldout_loss=loss,
+        knowledge_accuracy=accuracy,
+        knowledge_stderr=math.sqrt(accuracy * (1 - accuracy) / len(right)),
+        losses=rounded,
+        right=tuple(int(x) for x in right),
+    )

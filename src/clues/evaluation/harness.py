@@ -20,6 +20,7 @@ import yaml
 from clues.config import LmEvalSettings
 from clues.data.files import read_source
 from clues.errors import DataError, NumericsError
+from clues.evaluation.tasks import Answers
 from clues.extras import require
 from clues.model.adapters import AdapterState, LoraModel
 
@@ -60,7 +61,7 @@ def ask_harness(
     entries: Sequence[LmEvalSettings],
     *,
     cache: Path,
-) -> dict[str, Any]:
+) -> dict[str, Answers]:
     """Run tasks of lm-eval on a model with an adapter.
 
     Args:
@@ -71,7 +72,7 @@ def ask_harness(
         cache: folder for the rows that `datasets` unpacks.
 
     Returns:
-        By task what `evaluation.tasks.answer_task` returns for ours.
+        By task, as `evaluation.tasks.answer_task` for ours.
 
     Raises:
         DataError: a task is not known, or its data cannot be loaded.
@@ -79,7 +80,7 @@ def ask_harness(
     from lm_eval.models import huggingface  # seconds to import, and an extra
     from lm_eval.tasks import TaskManager
 
-    found: dict[str, Any] = {}
+    found: dict[str, Answers] = {}
     own = all(entry.task == PUBMEDQA or _is_file(entry) for entry in entries)
     with _quiet(), model.evaluating() as peft:
         model.set_state(adapter)
@@ -130,7 +131,7 @@ def _evaluate(harness: Any, manager: Any, entry: LmEvalSettings, *, cache: Path)
     )
 
 
-def _answers(name: str, samples: Sequence[Mapping[str, Any]], harness: Any) -> dict[str, Any]:
+def _answers(name: str, samples: Sequence[Mapping[str, Any]], harness: Any) -> Answers:
     first = [s for s in samples if s["filter"] == samples[0]["filter"]]
     metrics = [m for m in first[0]["metrics"] if isinstance(first[0].get(m), int | float | bool)]
     if not metrics:
@@ -152,15 +153,15 @@ def _answers(name: str, samples: Sequence[Mapping[str, Any]], harness: Any) -> d
         for s in first
         if by_choice
     )
-    return {
-        **{metric: [float(s[metric]) for s in first] for metric in kept},
-        "headline": headline,
-        "n_choices": [len(s["filtered_resps"]) if by_choice else None for s in first],
-        "languages": [None] * len(first),
-        "left_out": {},
-        "cut": cut,
-        "by": f"lm-eval {version('lm-eval')}",
-    }
+    return Answers(
+        figures={metric: tuple(float(s[metric]) for s in first) for metric in kept},
+        n_choices=tuple(len(s["filtered_resps"]) if by_choice else None for s in first),
+        languages=(None,) * len(first),
+        left_out={},
+        by=f"lm-eval {version('lm-eval')}",
+        headline=headline,
+        cut=cut,
+    )
 
 
 def _check_pubmedqa(entry: LmEvalSettings) -> None:

@@ -2,31 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+
+from clues.results.arms import Gap
 
 LEVEL = 0.95
 AGAINST = ("mixed", "random")  # arms that the others are compared with
 _RESAMPLES = 1000
 # Resamples that are in memory together: thousands of questions times all of them is too much.
 _BATCH = 10
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One arm's share of right answers less another's, on the same questions.
-
-    Attributes:
-        value: positive where the first arm is better.
-        interval: 95 %, by bootstrap over questions.
-        p_value: exact McNemar test: how likely so uneven a split of the questions that only one
-            arm answers right is, if both arms are equally good.
-    """
-
-    value: float
-    interval: tuple[float, float]
-    p_value: float
 
 
 def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
@@ -58,7 +43,7 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int) -> tuple[
 
 def paired_difference(
     ones: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray, *, seed: int
-) -> Difference:
+) -> Gap:
     """Compare two arms question by question; each value is 1 where the answer is right, else 0."""
     from scipy.stats import binomtest  # slow to import
 
@@ -66,7 +51,8 @@ def paired_difference(
     n_better, n_worse = int((gaps_N > 0).sum()), int((gaps_N < 0).sum())
     decided = n_better + n_worse
     p = float(binomtest(n_better, decided, 0.5).pvalue) if decided else 1.0
-    return Difference(float(gaps_N.mean()), bootstrap_mean(gaps_N, seed=seed), p)
+    interval = bootstrap_mean(gaps_N, seed=seed)
+    return Gap(value=float(gaps_N.mean()), interval=interval, p_value=p)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -10,11 +10,12 @@ text, so that a figure can stand beside one of lm-eval.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from clues.config import derived_seed
 from clues.data.samples import Message, Sample
@@ -23,6 +24,7 @@ from clues.errors import DataError
 from clues.evaluation.intervals import AGAINST, paired_difference, standard_error
 from clues.evaluation.questions import Question, Task
 from clues.model.adapters import AdapterState, LoraModel
+from clues.results.tasks import TaskArm, TaskPart, TaskResult
 from clues.scoring.perplexity import mean_losses
 
 HEADLINE = "acc_norm"
@@ -53,6 +55,41 @@ class EncodedTask:
     def n_rows(self) -> int:
         """Number of choices of all questions."""
         return sum(map(len, self.options))
+
+
+class Answers(BaseModel):
+    """What one model answered to the questions of a task, question by question.
+
+    Attributes:
+        figures: by name of a figure, one number per question; 1 where it is right, else 0.
+        n_choices: of each question; None where its answer is no choice.
+        languages: of each question, None where the file does not say.
+        left_out: how many rows are not asked, by reason.
+        by: who asked.
+        headline: name of the figure that counts.
+        cut: how many questions were cut in front to fit the model.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    figures: Mapping[str, tuple[float, ...]]
+    n_choices: tuple[int | None, ...]
+    languages: tuple[str | None, ...]
+    left_out: Mapping[str, int]
+    by: str
+    headline: str = HEADLINE
+    cut: int = 0
+
+    def content(self) -> dict[str, Any]:
+        """Plain values for a stage's marker, the figures beside the rest."""
+        return {**self.figures, **self.model_dump(exclude={"figures"})}
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Read what `content` gave."""
+        known = {k: v for k, v in content.items() if k in cls.model_fields}
+        figures = {k: v for k, v in content.items() if k not in cls.model_fields}
+        return cls(figures=figures, **known)
 
 
 def encode_task(task: Task, encoder: RowEncoder) -> EncodedTask:
@@ -115,37 +152,36 @@ def answer_task(
     adapter: AdapterState,
     *,
     on_rows: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Ask a model every question; plain JSON, question by question.
-
-    Returns:
-        For each of `METRICS` a list with 1 where the answer is right and 0 where it is not, and
-        what `arms_on_tasks` needs to know about the questions.
-    """
+) -> Answers:
+    """Ask a model every question; the figures are those of `METRICS`."""
     found = log_likelihoods(model, task, adapter, on_rows=on_rows)
     pairs = list(zip(found, task.lengths, task.answers, strict=True))
-    return {
-        "acc": [int(sums.argmax() == answer) for sums, _, answer in pairs],
-        "acc_norm": [
-            int((sums / np.array(lengths)).argmax() == answer) for sums, lengths, answer in pairs
-        ],
-        "n_choices": [len(options) for options in task.options],
-        "languages": list(task.languages),
-        "left_out": task.left_out,
-        "by": "built-in",
-    }
+    return Answers(
+        figures={
+            "acc": tuple(int(sums.argmax() == answer) for sums, _, answer in pairs),
+            "acc_norm": tuple(
+                int((sums / np.array(lengths)).argmax() == answer)
+                for sums, lengths, answer in pairs
+            ),
+        },
+        n_choices=tuple(len(options) for options in task.options),
+        languages=task.languages,
+        left_out=task.left_out,
+        by="built-in",
+    )
 
 
-def arms_on_tasks(answers: Mapping[str, Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
+def arms_on_tasks(
+    answers: Mapping[str, Mapping[str, Answers]], *, seed: int
+) -> dict[str, TaskResult]:
     """Aggregate what every arm answered.
 
     Args:
-        answers: by arm and task, what `answer_task` returned.
+        answers: by arm and task.
         seed: of the bootstrap.
 
     Returns:
-        By task: the questions, what guessing would score, for each arm both accuracies with their
-        standard errors, the difference of its headline to mixed and to random on the same
+        By task, with the difference of every arm's headline to mixed and to random on the same
         questions, and the same by language where there are several.
     """
     names = list(dict.fromkeys(name for tasks in answers.values() for name in tasks))
@@ -155,46 +191,42 @@ def arms_on_tasks(answers: Mapping[str, Mapping[str, Any]], *, seed: int) -> dic
     }
 
 
-def _task(arms: Mapping[str, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
+def _task(arms: Mapping[str, Answers], name: str, seed: int) -> TaskResult:
     first = next(iter(arms.values()))
-    languages = sorted({language for language in first["languages"] if language})
-    everyone = np.ones(len(first["n_choices"]), bool)
-    parts = {code: np.array([x == code for x in first["languages"]]) for code in languages}
-    return {
-        "by": first["by"],
-        "headline": first.get("headline", HEADLINE),
-        "left_out": first["left_out"],
-        "cut": first.get("cut", 0),
-        **_figures(arms, everyone, name, seed),
-        "languages": {
-            code: _figures(arms, mask, f"{name}/{code}", seed)
+    languages = sorted({language for language in first.languages if language})
+    parts = {code: np.array([x == code for x in first.languages]) for code in languages}
+    whole = _part(arms, np.ones(len(first.n_choices), bool), name, seed)
+    return TaskResult(
+        by=first.by,
+        headline=first.headline,
+        left_out=first.left_out,
+        cut=first.cut,
+        questions=whole.questions,
+        guessing=whole.guessing,
+        arms=whole.arms,
+        languages={
+            code: _part(arms, mask, f"{name}/{code}", seed)
             for code, mask in parts.items()
             if len(languages) > 1
         },
-    }
+    )
 
 
-def _figures(
-    arms: Mapping[str, Mapping[str, Any]], mask: np.ndarray, name: str, seed: int
-) -> dict[str, Any]:
+def _part(arms: Mapping[str, Answers], mask: np.ndarray, name: str, seed: int) -> TaskPart:
     first = next(iter(arms.values()))
-    headline = first.get("headline", HEADLINE)
-    right = {arm: np.array(found[headline], float)[mask] for arm, found in arms.items()}
-    choices = np.array(first["n_choices"], object)[mask]
+    right = {arm: np.array(found.figures[first.headline])[mask] for arm, found in arms.items()}
+    choices = np.array(first.n_choices, object)[mask]
     guessing = None if None in choices else float((1 / choices.astype(float)).mean())
-    figures: dict[str, dict[str, Any]] = {}
+    figures: dict[str, TaskArm] = {}
     for arm, found in arms.items():
-        own = figures[arm] = {}
-        for metric in (m for m in dict.fromkeys((headline, *METRICS)) if m in found):
-            values = np.array(found[metric], float)[mask]
-            own[metric] = float(values.mean())
-            own[f"{metric}_stderr"] = standard_error(values)
+        own: dict[str, Any] = {}
+        for metric in dict.fromkeys((first.headline, *METRICS)):
+            if metric in found.figures:
+                values = np.array(found.figures[metric])[mask]
+                own[metric] = float(values.mean())
+                own[f"{metric}_stderr"] = standard_error(values)
         for other in (o for o in AGAINST if o in arms and o != arm):
             draw = derived_seed(seed, "task", name, arm, other)
-            gap = paired_difference(right[arm], right[other], seed=draw)
-            own[f"minus_{other}"] = {**asdict(gap), "interval": list(gap.interval)}
-    return {
-        "questions": int(mask.sum()),
-        "guessing": guessing,
-        "arms": figures,
-    }
+            own[f"minus_{other}"] = paired_difference(right[arm], right[other], seed=draw)
+        figures[arm] = TaskArm(**own)
+    return TaskPart(questions=int(mask.sum()), guessing=guessing, arms=figures)

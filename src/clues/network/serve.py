@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 from clues.atomic import make_folder
 from clues.carriers.flower import GridTransport, find_silos
@@ -15,6 +14,7 @@ from clues.network.settings import Coordinator
 from clues.network.superlink import explain, open_superlink
 from clues.pipeline import open_coordinator, run_until
 from clues.progress import Progress
+from clues.results.run import Results
 from clues.wall.ledger import Ledger
 from clues.wall.messages import kind_of
 from clues.wall.transport import Missing, Transport
@@ -52,7 +52,7 @@ class Told:
         self.say(f"{', '.join(kinds)}: {n_here} of {len(requests)} silos answered, {seconds:.0f} s")
 
 
-def serve(coordinator: Coordinator, *, progress: Progress, say: Say) -> dict[str, Any]:
+def serve(coordinator: Coordinator, *, progress: Progress, say: Say) -> Results:
     """Run everything with silos on other machines; goes on where it was interrupted.
 
     Args:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from clues.report.cells import (
     DASH,
@@ -10,7 +9,6 @@ from clues.report.cells import (
     FEW_ROWS,
     clean,
     count,
-    need,
     number,
     percent,
     questions,
@@ -18,6 +16,8 @@ from clues.report.cells import (
     with_interval,
 )
 from clues.report.table import Column, Table
+from clues.results.arms import ArmResult, Gap
+from clues.results.run import Results
 
 RATES = ("precision", "recall", "f1", "auc")
 ARM_MEANINGS = {
@@ -31,47 +31,50 @@ FIGURES = {"heldout_loss": ("Loss", 1.0, 3), "knowledge_accuracy": ("Knowledge",
 OTHERS = ("mixed", "random")
 
 
-def headline(results: Mapping[str, Any]) -> tuple[str, str]:
+def headline(results: Results) -> tuple[str, str]:
     """What the run found in one sentence, and how sure that is in another (may be empty)."""
-    arms, silos = need(results, "arms", "results"), need(results, "silos", "results")
+    arms, silos = results.arms, results.silos
     if "clues" not in arms:
         return "This run made no selection, so there is nothing to compare.", ""
     chosen = arms["clues"]
-    kept, rows = (count(arms.get(name, {}).get("kept")) for name in ("clues", "mixed"))
+    kept = count(chosen.kept)
+    rows = count(arms["mixed"].kept if "mixed" in arms else None)
     of_rows = "" if rows == DASH else f" of {rows}"
     kept_rows = "rows" if kept == DASH else f"{kept}{of_rows} rows"
     start = f"The selection kept {kept_rows} in {len(silos)} silo{'' if len(silos) == 1 else 's'}"
     for key, verb, show, unit in (
-        ("knowledge_accuracy", "answered", percent, f" of {questions(results)} right"),
+        ("knowledge_accuracy", "answered", percent, f" of {questions(results.questions)} right"),
         ("heldout_loss", "had a held-out loss of", number, ""),
     ):
-        if chosen.get(key) is None:
+        own = getattr(chosen, key)
+        if own is None:
             continue
-        against = [
-            f"{show(arms[name][key])} for {other}"
+        others = [
+            (getattr(arms[name], key), other)
             for name, other in (
                 ("mixed", "training on all rows"),
                 ("random", "as many random rows"),
             )
-            if arms.get(name, {}).get(key) is not None
+            if name in arms
         ]
+        against = [f"{show(value)} for {other}" for value, other in others if value is not None]
         contrast = ", against " + " and ".join(against) if against else ""
-        found = f"{start}; the model trained on them {verb} {show(chosen[key])}{unit}{contrast}."
+        found = f"{start}; the model trained on them {verb} {show(own)}{unit}{contrast}."
         return found, _certainty(arms, key)
     return f"{start}; what the model learned from them was not measured.", ""
 
 
-def in_order(arms: Mapping[str, Any]) -> list[str]:
+def in_order(arms: Mapping[str, ArmResult]) -> list[str]:
     """Names of the arms: what is compared with first, ours and the best possible last."""
     first, last = ("mixed", "random"), ("clues", "oracle")
     between = [name for name in arms if name not in (*first, *last)]
     return [name for name in (*first, *between, *last) if name in arms]
 
 
-def arms_table(results: Mapping[str, Any]) -> Table:
+def arms_table(results: Results) -> Table:
     """One line per arm: rows trained on, detection where labels exist, loss, knowledge, time."""
-    arms = need(results, "arms", "results")
-    shown = [key for key in RATES if any(arm.get(key) is not None for arm in arms.values())]
+    arms = results.arms
+    shown = [key for key in RATES if any(getattr(arm, key) is not None for arm in arms.values())]
     columns = (
         Column("arm", "Arm", "arm", numeric=False),
         Column("kept", "Rows", "rows"),
@@ -84,29 +87,29 @@ def arms_table(results: Mapping[str, Any]) -> Table:
     rows: list[tuple[str, ...]] = []
     for name in in_order(arms):
         arm = arms[name]
-        few = count(arm.get("kept")) == FEW
+        few = count(arm.kept) == FEW
         rows.append(
             (
                 clean(name),
-                count(arm.get("kept")),
-                number(arm.get("steps"), 0),
-                *(FEW_ROWS if few else number(arm.get(key)) for key in shown),
-                number(arm.get("heldout_loss")),
-                with_error(arm.get("knowledge_accuracy"), arm.get("knowledge_stderr")),
-                number(arm.get("seconds"), 1),
+                count(arm.kept),
+                number(arm.steps, 0),
+                *(FEW_ROWS if few else number(getattr(arm, key)) for key in shown),
+                number(arm.heldout_loss),
+                with_error(arm.knowledge_accuracy, arm.knowledge_stderr),
+                number(arm.seconds, 1),
             )
         )
     return Table(_arms_note(results, shown), columns, tuple(rows))
 
 
-def differences_table(results: Mapping[str, Any]) -> Table | None:
+def differences_table(results: Results) -> Table | None:
     """Every arm less mixed and less random on the same rows; None where that was not measured."""
-    arms = need(results, "arms", "results")
+    arms = results.arms
     pairs = [
         (other, key)
         for key in FIGURES
         for other in OTHERS
-        if any(_gap(arm, other, key) for arm in arms.values())
+        if any(gap_of(arm, other, key) for arm in arms.values())
     ]
     if not pairs:
         return None
@@ -118,7 +121,7 @@ def differences_table(results: Mapping[str, Any]) -> Table | None:
         ),
     )
     rows = [
-        (clean(name), *(_written(_gap(arms[name], other, key), key) for other, key in pairs))
+        (clean(name), *(_written(gap_of(arms[name], other, key), key) for other, key in pairs))
         for name in in_order(arms)
         if name != "mixed"
     ]
@@ -131,16 +134,17 @@ def differences_table(results: Mapping[str, Any]) -> Table | None:
     return Table(note, columns, tuple(rows))
 
 
-def _gap(arm: Mapping[str, Any], other: str, key: str) -> Mapping[str, Any] | None:
-    return arm.get("against", {}).get(other, {}).get(key)
+def gap_of(arm: ArmResult, other: str, key: str) -> Gap | None:
+    """How far an arm's figure is from another arm's; None where that was not measured."""
+    return getattr(arm.against[other], key) if other in arm.against else None
 
 
-def _written(gap: Mapping[str, Any] | None, key: str) -> str:
+def _written(gap: Gap | None, key: str) -> str:
     if gap is None:
         return DASH
     _, scale, decimals = FIGURES[key]
-    ends = [scale * end for end in gap["interval"]]
-    return with_interval(scale * gap["value"], ends, decimals=decimals, signed=True)
+    ends = [scale * end for end in gap.interval]
+    return with_interval(scale * gap.value, ends, decimals=decimals, signed=True)
 
 
 def rate_columns(keys: Sequence[str]) -> tuple[Column, ...]:
@@ -154,8 +158,8 @@ def rate_columns(keys: Sequence[str]) -> tuple[Column, ...]:
     return tuple(Column(key, *titles[key]) for key in keys)
 
 
-def _arms_note(results: Mapping[str, Any], rates: Sequence[str]) -> str:
-    guessing = number(need(results, "guessing", "results"))
+def _arms_note(results: Results, rates: Sequence[str]) -> str:
+    guessing = number(results.guessing)
     note = "Rows trained on, rounded to tens. "
     if rates:
         note += (
@@ -164,13 +168,13 @@ def _arms_note(results: Mapping[str, Any], rates: Sequence[str]) -> str:
         )
     note += (
         "Held-out loss: lower is better. "
-        f"Knowledge: share of {questions(results)} answered right, with its standard error"
+        f"Knowledge: share of {questions(results.questions)} answered right, with its standard error"
     )
     note += "." if guessing == DASH else f"; guessing would score {guessing}."
     return note + f" {DASH} means not measured."
 
 
-def _certainty(arms: Mapping[str, Any], key: str) -> str:
+def _certainty(arms: Mapping[str, ArmResult], key: str) -> str:
     """How far the selection is from mixed and random, and whether chance alone may explain it."""
     parts = [_paired(arms["clues"], other, key) for other in OTHERS]
     if any(parts):
@@ -179,29 +183,30 @@ def _certainty(arms: Mapping[str, Any], key: str) -> str:
     return _independent(arms) if key == "knowledge_accuracy" else "Lower is better."
 
 
-def _paired(arm: Mapping[str, Any], other: str, key: str) -> str:
-    gap = _gap(arm, other, key)
+def _paired(arm: ArmResult, other: str, key: str) -> str:
+    gap = gap_of(arm, other, key)
     if gap is None:
         return ""
     _, scale, decimals = FIGURES[key]
-    side = "above" if gap["value"] >= 0 else "below"
+    side = "above" if gap.value >= 0 else "below"
     sign = scale if side == "above" else -scale
-    low, high = sorted(sign * end for end in gap["interval"])
+    low, high = sorted(sign * end for end in gap.interval)
     unit = " points" if key == "knowledge_accuracy" else ""
-    shown = number(sign * gap["value"], decimals)
+    shown = number(sign * gap.value, decimals)
     return f"{shown}{unit} {side} {other} ({number(low, decimals)} to {number(high, decimals)})"
 
 
-def _independent(arms: Mapping[str, Any]) -> str:
+def _independent(arms: Mapping[str, ArmResult]) -> str:
     """The differences in knowledge, in standard errors; arms taken as independent."""
     chosen, parts = arms["clues"], list[str]()
-    for name in ("mixed", "random"):
-        other = arms.get(name, {})
-        errors = (chosen.get("knowledge_stderr"), other.get("knowledge_stderr"))
-        if other.get("knowledge_accuracy") is None or not all(errors):
+    for name, other in ((name, arms[name]) for name in OTHERS if name in arms):
+        if chosen.knowledge_accuracy is None or other.knowledge_accuracy is None:
             continue
-        gap = chosen["knowledge_accuracy"] - other["knowledge_accuracy"]
-        side, n_errors = "above" if gap >= 0 else "below", abs(gap) / math.hypot(*errors)
+        if not (chosen.knowledge_stderr and other.knowledge_stderr):
+            continue
+        error = math.hypot(chosen.knowledge_stderr, other.knowledge_stderr)
+        gap = chosen.knowledge_accuracy - other.knowledge_accuracy
+        side, n_errors = "above" if gap >= 0 else "below", abs(gap) / error
         points = f"{100 * abs(gap):.1f} points {side} {name}"
         parts.append(f"{points} ({n_errors:.1f} standard errors)")
     if not parts:

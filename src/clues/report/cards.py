@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from clues.report.arms import arms_table
-from clues.report.cells import band, clean, count, need
+from clues.report.cells import band, clean, count
 from clues.report.pairs import repeat_pairs, threshold_pairs
 from clues.report.shared import LIMITS
 from clues.report.silos import silos_table
 from clues.report.table import Table, escape, markdown_table
+from clues.results.run import Results
 
 UNKNOWN = "unknown"
 FOR_READERS = ("silo", "domain", "rows", "kept", "band")
@@ -61,24 +62,21 @@ class DataFacts:
     recipe_hash: str
 
 
-def adapter_card(results: Mapping[str, Any], *, license: str = UNKNOWN) -> str:
+def adapter_card(results: Results, *, license: str = UNKNOWN) -> str:
     """The card beside the joint adapter, as Markdown that model hubs read.
 
     Args:
         results: what `results.json` holds.
         license: of the adapter, as the configuration says.
     """
-    base, name = (
-        clean(need(results, "base_model", "results")),
-        clean(need(results, "name", "results")),
-    )
+    base, name = clean(results.base_model), clean(results.name)
     head = {
         "base_model": base,
         "library_name": "peft",
         "license": license,
         "tags": ["lora", "clues"],
     }
-    silos, arms = silos_table(results), need(results, "arms", "results")
+    silos = silos_table(results)
     n_silos = len(silos.rows)
     lines = [
         *_front(head),
@@ -88,10 +86,10 @@ def adapter_card(results: Mapping[str, Any], *, license: str = UNKNOWN) -> str:
         "private rows on the rows that one threshold kept. Open it with PEFT.",
         *_section("Rows", [*markdown_table(_only(silos, FOR_READERS)), "", escape(silos.note)]),
     ]
-    if "clues" in arms:
+    if "clues" in results.arms:
         table = arms_table(results)
         lines += _section("Measured", [*markdown_table(table), "", escape(table.note)])
-    threshold = threshold_pairs(need(results, "threshold", "results"))
+    threshold = threshold_pairs(results.threshold)
     licences = [
         ("This adapter", license),
         ("Base model", "as its own card says"),

@@ -111,7 +111,6 @@ def size(n_bytes: int | None) -> str:
     return f"{n_bytes / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"
 
 
-def questions(results: Mapping[str, Any]) -> str:
+def questions(n_questions: int | None) -> str:
     """How many questions knowledge was asked with, in words."""
-    nquestions = need(results, "questions", "results")
-    return "the questions" if nquestions is None else f"{nquestions:,} questions"
+    return "the questions" if n_questions is None else f"{n_questions:,} questions"

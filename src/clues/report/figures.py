@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clues.report.arms import FIGURES, in_order
-from clues.report.cells import clean, need
+from clues.report.arms import FIGURES, gap_of, in_order
+from clues.report.cells import clean
 from clues.report.drawing import (
     BOX,
     CHOSEN,
@@ -25,6 +25,8 @@ from clues.report.drawing import (
     THIRD,
     svg_of,
 )
+from clues.results.run import Results
+from clues.results.silos import SiloResult
 
 WIDTHS = {"wide": 820.0, "narrow": 420.0}  # of a page, and of a telephone's
 MOST_SILOS = 40
@@ -42,18 +44,17 @@ GAINS = {
 }
 
 
-def gains(results: Mapping[str, Any]) -> dict[str, str]:
+def gains(results: Results) -> dict[str, str]:
     """What every arm gains over mixed, with 95 % intervals, by width; nothing if not measured."""
-    arms = need(results, "arms", "results")
+    arms = results.arms
     found: dict[str, list[tuple[str, float, float, float]]] = {}
     for key in FIGURES:
         # A lower loss is a gain.
         scale = -FIGURES[key][1] if key == "heldout_loss" else FIGURES[key][1]
         for name in in_order(arms):
-            gap = arms[name].get("against", {}).get("mixed", {}).get(key)
-            if gap:
-                ends = sorted(scale * end for end in gap["interval"])
-                found.setdefault(key, []).append((clean(name), scale * gap["value"], *ends))
+            if gap := gap_of(arms[name], "mixed", key):
+                low, high = sorted(scale * end for end in gap.interval)
+                found.setdefault(key, []).append((clean(name), scale * gap.value, low, high))
     if not found:
         return {}
     label = "What every arm gains over mixed, with 95 % intervals; the table below has the numbers"
@@ -85,21 +86,21 @@ def _gains(
         return svg_of(figure, label)
 
 
-def score_bands(results: Mapping[str, Any]) -> dict[str, str]:
+def score_bands(results: Results) -> dict[str, str]:
     """Anchors, and silos that share it, by score, against the threshold; by width.
 
     Of a silo's rows the line reaches from the lowest to the highest tenth; of the anchors, from
     the lowest to the highest.
     """
-    threshold = need(results, "threshold", "results")
-    anchors = _quantiles(threshold.get("anchor_quantiles") or ())
+    threshold = results.threshold
+    anchors = _quantiles(threshold.anchor_quantiles)
     if not anchors:
         return {}
     rows = {"anchors": anchors} | {
-        clean(name): _quantiles(silo["score_bands"])
+        clean(name): _quantiles(silo.score_bands)
         for name, silo in list(sharing(results).items())[:MOST_SILOS]
     }
-    cut, interval = threshold.get("value"), threshold.get("interval")
+    cut, interval = threshold.value, threshold.interval
     label = "Scores of the anchors and of the silos that share theirs, against the threshold"
     return {name: _bands(rows, cut, interval, width, label) for name, width in WIDTHS.items()}
 
@@ -109,10 +110,9 @@ def _quantiles(pairs: Sequence[Sequence[float]]) -> dict[float, float]:
     return {pair[0]: pair[1] for pair in pairs if math.isfinite(pair[1])}
 
 
-def sharing(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def sharing(results: Results) -> dict[str, SiloResult]:
     """Silos that share between which scores their rows lie."""
-    silos = need(results, "silos", "results")
-    return {name: silo for name, silo in silos.items() if silo.get("score_bands")}
+    return {name: silo for name, silo in results.silos.items() if silo.score_bands}
 
 
 def _bands(
@@ -142,9 +142,9 @@ def _bands(
         return svg_of(figure, label)
 
 
-def curves(results: Mapping[str, Any]) -> dict[str, str]:
+def curves(results: Results) -> dict[str, str]:
     """Loss of public rows along the rounds, one line an arm; by width."""
-    lines = {clean(name): points for name, points in (results.get("curves") or {}).items()}
+    lines = {clean(name): points for name, points in results.curves.items()}
     if not lines:
         return {}
     label = "Loss of public validation rows by rounds done, one line for each training"

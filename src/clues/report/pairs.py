@@ -1,51 +1,41 @@
 """Facts of a run as name and text: its threshold, and how to repeat it."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from clues.report.cells import clean, need, number
+from clues.report.cells import clean, number
+from clues.results.run import Results, ThresholdResult
 
 
-def threshold_pairs(threshold: Mapping[str, Any]) -> list[tuple[str, str]]:
+def threshold_pairs(threshold: ThresholdResult) -> list[tuple[str, str]]:
     """What the threshold is, in which units, by which rule, and how sure: name and text."""
-    value, rule, units = (
-        need(threshold, key, "results.threshold") for key in ("value", "rule", "units")
-    )
-    interval = threshold.get("interval")
+    value, interval = threshold.value, threshold.interval
     ends = f"{number(interval[0])} to {number(interval[1])}" if interval else "not measured"
     return [
         ("Value", "not measured" if value is None else number(value)),
-        ("Units", clean(units)),
-        ("Rule", clean(rule)),
+        ("Units", clean(threshold.units)),
+        ("Rule", clean(threshold.rule)),
         ("Bootstrap interval", ends),
         *_assurance(threshold),
-        ("Anchors", number(threshold.get("n_anchors"), 0)),
+        ("Anchors", number(threshold.n_anchors, 0)),
     ]
 
 
-def _assurance(threshold: Mapping[str, Any]) -> list[tuple[str, str]]:
-    assurance, share = threshold.get("assurance"), threshold.get("quantile")
-    if assurance is None or share is None:
+def _assurance(threshold: ThresholdResult) -> list[tuple[str, str]]:
+    assurance = threshold.assurance
+    if assurance is None:
         return []
-    text = f"{1 - share:.0%}, with probability {assurance:.1%}, if they score like the anchors"
+    text = f"{1 - threshold.quantile:.0%}, with probability {assurance:.1%}, if they score like the anchors"
     return [("Clean rows kept, at least", text)]
 
 
-def repeat_pairs(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def repeat_pairs(results: Results) -> list[tuple[str, str]]:
     """What somebody needs who wants the same run again: name and text."""
-
-    def join(key: str, show: str = "{} {}") -> str:
-        return ", ".join(show.format(*pair) for pair in need(results, key, "results").items())
-
-    seconds = {name: number(s, 1) for name, s in need(results, "seconds", "results").items()}
     pairs = [
-        ("Recipe hash", need(results, "recipe_hash", "results")),
-        ("Seeds", ", ".join(str(seed) for seed in need(results, "seeds", "results"))),
-        ("Base model", need(results, "base_model", "results")),
-        ("Method", join("method", "{}: {}")),
-        ("Versions", join("versions")),
-        ("Machine", need(results, "machine", "results")),
-        ("Date", need(results, "date", "results")),
-        ("Seconds", ", ".join(f"{name} {s}" for name, s in seconds.items())),
+        ("Recipe hash", results.recipe_hash),
+        ("Seeds", ", ".join(str(seed) for seed in results.seeds)),
+        ("Base model", results.base_model),
+        ("Method", ", ".join(f"{name}: {value}" for name, value in results.method)),
+        ("Versions", ", ".join(f"{name} {text}" for name, text in results.versions.items())),
+        ("Machine", results.machine),
+        ("Date", results.date),
+        ("Seconds", ", ".join(f"{name} {number(took, 1)}" for name, took in results.seconds)),
     ]
-    return [(key, clean(text) if text not in (None, "") else "not recorded") for key, text in pairs]
+    return [(key, clean(text) if text else "not recorded") for key, text in pairs]

@@ -11,7 +11,7 @@ import yaml
 
 from clues.report.answers import judge_table, tasks_table
 from clues.report.arms import ARM_MEANINGS, arms_table, differences_table, headline
-from clues.report.cells import DASH, clean, need
+from clues.report.cells import DASH, clean
 from clues.report.figures import MOST_SILOS, curves, gains, score_bands, sharing
 from clues.report.page import environment
 from clues.report.pairs import repeat_pairs, threshold_pairs
@@ -23,6 +23,7 @@ from clues.report.silos import (
     silos_table,
 )
 from clues.report.table import escape, markdown_table
+from clues.results.run import Results
 
 LIMITS = (
     "Everything here is one run. Another seed, base model or set of rows may order the arms "
@@ -37,12 +38,8 @@ LIMITS = (
 )
 
 
-def render_markdown(results: Mapping[str, Any]) -> str:
-    """The run as Markdown, for results.md.
-
-    Raises:
-        DataError: a key that every run has is missing; a number not measured is None instead.
-    """
+def render_markdown(results: Results) -> str:
+    """The run as Markdown, for results.md."""
     view = _view(results)
     lines = [f"# {escape(view['name'])}", "", *(escape(line) for line in view["headline"])]
     for title, table in view["tables"].items():
@@ -53,7 +50,7 @@ def render_markdown(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_html(results: Mapping[str, Any], *, ledger_summary: Sequence[Mapping[str, Any]]) -> str:
+def render_html(results: Results, *, ledger_summary: Sequence[Mapping[str, Any]]) -> str:
     """The run as one page that needs no network and no script.
 
     Args:
@@ -61,9 +58,9 @@ def render_html(results: Mapping[str, Any], *, ledger_summary: Sequence[Mapping[
         ledger_summary: for every silo, direction and kind the number of messages and their bytes.
 
     Raises:
-        DataError: a key that every run has is missing; a number not measured is None instead.
+        DataError: a line of the summary lacks something.
     """
-    silos = need(results, "silos", "results")
+    n_silos = len(results.silos)
     return (
         environment()
         .get_template("shared.html.j2")
@@ -71,8 +68,8 @@ def render_html(results: Mapping[str, Any], *, ledger_summary: Sequence[Mapping[
             **_view(results),
             gains=gains(results),
             bands=score_bands(results),
-            n_silos=len(silos),
-            unshared=_unshared(len(silos), len(sharing(results))),
+            n_silos=n_silos,
+            unshared=_unshared(n_silos, len(sharing(results))),
             curves=curves(results),
             ledger=ledger_table(ledger_summary),
             recipe=_recipe(results),
@@ -83,7 +80,7 @@ def render_html(results: Mapping[str, Any], *, ledger_summary: Sequence[Mapping[
     )
 
 
-def _view(results: Mapping[str, Any]) -> dict[str, Any]:
+def _view(results: Results) -> dict[str, Any]:
     """Everything that both renderings say, as text."""
     tables = {
         "Arms": arms_table(results),
@@ -92,15 +89,16 @@ def _view(results: Mapping[str, Any]) -> dict[str, Any]:
         "Who was missing": absences_table(results),
         "Tasks": tasks_table(results),
         "Judge": judge_table(results),
-        "What the score can see": controls_table(results),
+        "What the score can see": controls_table(results.controls, results.controls_kept),
         "Detection by score": detection_table(results),
     }
-    facts = {key: clean(need(results, key, "results")) for key in ("name", "date", "recipe_hash")}
     return {
-        **facts,
+        "name": clean(results.name),
+        "date": clean(results.date),
+        "recipe_hash": clean(results.recipe_hash),
         "headline": headline(results),
         "tables": {title: table for title, table in tables.items() if table},
-        "threshold": threshold_pairs(need(results, "threshold", "results")),
+        "threshold": threshold_pairs(results.threshold),
         "repeat": repeat_pairs(results),
     }
 
@@ -119,7 +117,7 @@ def _unshared(n_silos: int, n_sharing: int) -> str:
     )
 
 
-def _recipe(results: Mapping[str, Any]) -> str:
+def _recipe(results: Results) -> str:
     """The recipe as YAML, as its hash is of it."""
-    text = yaml.safe_dump(need(results, "recipe", "results"), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(dict(results.recipe), sort_keys=False, allow_unicode=True)
     return "\n".join(clean(line) for line in text.splitlines())

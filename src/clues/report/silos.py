@@ -17,15 +17,16 @@ from clues.report.cells import (
     size,
 )
 from clues.report.table import Column, Table
+from clues.results.run import Results
 
 # In the order of the protocol; others follow by name.
 KINDS = ("hello", "train", "score", "select", "fit", "evaluate")
 
 
-def silos_table(results: Mapping[str, Any]) -> Table:
+def silos_table(results: Results) -> Table:
     """One line per silo: rounded counts, a band for the keep rate, detection where labels exist."""
-    silos = need(results, "silos", "results")
-    shown = [key for key in RATES if any(silo.get(key) is not None for silo in silos.values())]
+    silos = results.silos
+    shown = [k for k in RATES if any(getattr(silo, k) is not None for silo in silos.values())]
     columns = (
         Column("silo", "Silo", "silo", numeric=False),
         Column("domain", "Domain", "domain", numeric=False),
@@ -37,17 +38,16 @@ def silos_table(results: Mapping[str, Any]) -> Table:
     )
     rows: list[tuple[str, ...]] = []
     for name, silo in silos.items():
-        n_rows, n_kept = (need(silo, key, "a silo of results") for key in ("rows", "kept"))
-        few = FEW in (count(n_rows), count(n_kept))
+        few = FEW in (count(silo.rows), count(silo.kept))
         rows.append(
             (
                 clean(name),
-                clean(silo.get("domain") or DASH),
-                count(n_rows),
-                count(n_kept),
-                band(n_rows, n_kept),
-                *(FEW_ROWS if few else number(silo.get(key)) for key in shown),
-                number(silo.get("threshold")),
+                clean(silo.domain or DASH),
+                count(silo.rows),
+                count(silo.kept),
+                band(silo.rows, silo.kept),
+                *(FEW_ROWS if few else number(getattr(silo, key)) for key in shown),
+                number(silo.threshold),
             )
         )
     note = "Counts are rounded to tens; the keep rate is a band of ten per cent."
@@ -56,16 +56,16 @@ def silos_table(results: Mapping[str, Any]) -> Table:
     return Table(note, columns, tuple(rows))
 
 
-def detection_table(results: Mapping[str, Any]) -> Table | None:
+def detection_table(results: Results) -> Table | None:
     """AUC of every score by silo and kind of damage; None where no labels were known."""
-    found: list[tuple[str, Mapping[str, Any], str, Mapping[str, Any], Mapping[str, Any]]] = []
-    for name, silo in need(results, "silos", "results").items():
-        methods: Mapping[str, Mapping[str, Any]] = silo.get("detection") or {}
-        for method, detection in methods.items():
-            found.append((name, silo, method, detection, detection.get("auc_by_kind") or {}))
+    found = [
+        (name, silo, method, detection)
+        for name, silo in results.silos.items()
+        for method, detection in silo.detection.items()
+    ]
     if not found:
         return None
-    kinds = sorted({kind for *_, by_kind in found for kind in by_kind})
+    kinds = sorted({kind for *_, detection in found for kind in detection.auc_by_kind})
     columns = (
         Column("silo", "Silo", "silo", numeric=False),
         Column("score", "Score", "score", numeric=False),
@@ -73,9 +73,9 @@ def detection_table(results: Mapping[str, Any]) -> Table | None:
         *(Column("kind", clean(kind), clean(kind)) for kind in kinds),
     )
     rows: list[tuple[str, ...]] = []
-    for name, silo, method, detection, by_kind in found:
-        values = (detection.get("auc"), *(by_kind.get(kind) for kind in kinds))
-        few = FEW in (count(silo.get("rows")), count(silo.get("kept")))
+    for name, silo, method, detection in found:
+        values = (detection.auc, *(detection.auc_by_kind.get(kind) for kind in kinds))
+        few = FEW in (count(silo.rows), count(silo.kept))
         cells = (FEW_ROWS if few else number(value) for value in values)
         rows.append((clean(name), clean(method), *cells))
     note = (
@@ -85,12 +85,17 @@ def detection_table(results: Mapping[str, Any]) -> Table | None:
     return Table(note, columns, tuple(rows))
 
 
-def controls_table(results: Mapping[str, Any]) -> Table | None:
-    """What the score sees on damaged copies of the public anchors; None where none were made."""
-    found: Mapping[str, Mapping[str, float]] = results.get("controls") or {}
+def controls_table(
+    found: Mapping[str, Mapping[str, float]], kept: Mapping[str, Mapping[str, float]]
+) -> Table | None:
+    """What the score sees on damaged copies of the public anchors; None where none were made.
+
+    Args:
+        found: by group and kind of damage, how often an anchor scores above a damaged copy.
+        kept: by group and kind of damage, the share of the damaged copies above the threshold.
+    """
     if not found:
         return None
-    kept: Mapping[str, Mapping[str, float]] = results.get("controls_kept") or {}
     kinds = sorted({kind for by_kind in found.values() for kind in by_kind})
     columns = (
         Column("group", "Anchors of", "anchors", numeric=False),
@@ -113,10 +118,10 @@ def controls_table(results: Mapping[str, Any]) -> Table | None:
     return Table(note, columns, tuple(rows))
 
 
-def absences_table(results: Mapping[str, Any]) -> Table | None:
+def absences_table(results: Results) -> Table | None:
     """Who was missing, when, and what came of it; None where nobody was."""
-    ended = (("absences", "left out"), ("stops", "run stopped"))
-    found = [(entry, how) for key, how in ended for entry in results.get(key) or ()]
+    ended = ((results.absences, "left out"), (results.stops, "run stopped"))
+    found = [(entry, how) for entries, how in ended for entry in entries]
     if not found:
         return None
     columns = (
@@ -128,13 +133,13 @@ def absences_table(results: Mapping[str, Any]) -> Table | None:
     )
     rows = [
         (
-            clean(entry["time"].replace("T", " ").removesuffix("+00:00")),
-            clean(entry["silo"]),
-            clean(entry["stage"]),
+            clean(entry.time.replace("T", " ").removesuffix("+00:00")),
+            clean(entry.silo),
+            clean(entry.stage),
             how,
-            clean(" ".join(entry["why"].split())),
+            clean(" ".join(entry.why.split())),
         )
-        for entry, how in sorted(found, key=lambda pair: pair[0]["time"])
+        for entry, how in sorted(found, key=lambda pair: pair[0].time)
     ]
     note = (
         "Left out: to the end of the run. Run stopped: too few were there, and the silo was asked "

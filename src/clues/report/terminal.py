@@ -1,8 +1,7 @@
 """A run on a terminal: its tables, readable at 80 columns, and what to do next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -11,18 +10,14 @@ from rich.text import Text
 
 from clues.report.answers import judge_table, tasks_table
 from clues.report.arms import arms_table
-from clues.report.cells import need
 from clues.report.pairs import threshold_pairs
 from clues.report.silos import silos_table
 from clues.report.table import Table
+from clues.results.run import Results
 
 
-def print_table(results: Mapping[str, Any], console: Console) -> None:
-    """Print arms, silos, tasks, judge and the threshold, with the roundings of the shared page.
-
-    Raises:
-        DataError: a key that every run has is missing.
-    """
+def print_table(results: Results, console: Console) -> None:
+    """Print arms, silos, tasks, judge and the threshold, with the roundings of the shared page."""
     tables = {"Arms": arms_table(results), "Silos": silos_table(results)}
     if tasks := tasks_table(results):
         tables["Tasks"] = tasks
@@ -32,7 +27,7 @@ def print_table(results: Mapping[str, Any], console: Console) -> None:
         console.print(_grid(title, table))
         console.print(Text(table.note, style="dim"))
         console.print()
-    pairs = threshold_pairs(need(results, "threshold", "results"))
+    pairs = threshold_pairs(results.threshold)
     console.print(Text("Threshold  " + ", ".join(f"{key.lower()} {text}" for key, text in pairs)))
 
 

@@ -17,6 +17,7 @@ from clues.evaluation.detection import read_labels
 from clues.report.cards import DataFacts, data_card
 from clues.report.pairs import threshold_pairs
 from clues.report.private import Grouping, Review, render_private
+from clues.results.run import ThresholdResult
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
 from clues.selection.threshold import Threshold, cut_of
@@ -57,13 +58,17 @@ def _card(space: Workspace) -> DataFacts:
         base_model=Path(recipe.model.name).name,
         score=_score(recipe, threshold),
         threshold=threshold_pairs(
-            {
-                "value": threshold.value,
-                "rule": threshold.rule,
-                "units": threshold.units_kind,
-                "interval": threshold.interval,
-                "n_anchors": threshold.n_anchors,
-            }
+            ThresholdResult(
+                value=threshold.value,
+                rule=threshold.rule,
+                units=threshold.units_kind,
+                interval=threshold.interval,
+                confidence=threshold.confidence,
+                assurance=None,  # it is about all groups, and the card about this silo's rows
+                quantile=recipe.threshold.quantile,
+                n_anchors=threshold.n_anchors,
+                anchor_quantiles=threshold.anchor_quantiles,
+            )
         ),
         recipe_hash=recipe.hash,
     )
