@@ -15,7 +15,7 @@ SOURCE = Path(clues.__file__).parent
 ROOT = Path(__file__).parent.parent
 # A module may import what stands before it, its own group included, and nothing after.
 LAYERS = (
-    ("errors", "extras", "atomic"),
+    ("errors", "extras", "atomic", "printable"),
     ("config",),
     ("rundir", "progress"),
     ("data",),
@@ -49,6 +49,7 @@ NEVER = {
 }
 WITHOUT_TORCH = (
     "errors",
+    "printable",
     "config",
     "rundir",
     "selection.units",

@@ -41,7 +41,11 @@ def collect_results(
     diagnostics = coordinator.diagnostics(selected)
     silos: dict[str, dict[str, Any]] = {}
     for name, silo in coordinator.silos.items():
-        shared = {"rows": silo["n_rows"], "kept": selected.n_kept[name], **diagnostics[name]}
+        shared = {
+            "rows": silo["n_rows"],
+            "kept": selected.n_kept[name],
+            **diagnostics.get(name, {}),
+        }
         shared.setdefault("threshold", threshold.value)
         silos[name] = {"domain": silo["domain"], **shared}
     arms = {

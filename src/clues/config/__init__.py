@@ -14,6 +14,7 @@ from clues.config.combine import (
 )
 from clues.config.evaluate import (
     ARMS,
+    MAX_KINDS,
     Arm,
     EvaluateSettings,
     JudgeSettings,
@@ -54,6 +55,7 @@ __all__ = [
     "LINEAR_FORMS",
     "LONG_TIMEOUT_S",
     "LOSS",
+    "MAX_KINDS",
     "NEEDS_FIRST_MOMENT",
     "NEEDS_SECOND_MOMENT",
     "SHORT_TIMEOUT_S",

@@ -15,7 +15,7 @@ from clues.coordinator.attendance import Attendance
 from clues.coordinator.desk import Desk, LoadModel
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.fit import Fitting
-from clues.coordinator.guards import check_hello, check_select
+from clues.coordinator.guards import check_evaluate, check_hello, check_select
 from clues.coordinator.outcomes import Fitted, Scored, Selected, Trained
 from clues.coordinator.public import check_public_rows, file_hash, portable_recipe, public_files
 from clues.coordinator.score import ask_for_scores, one_threshold
@@ -244,13 +244,27 @@ class Coordinator:
         return {"fit": fit, "combine": combine, **self._inputs("measure", fitted.arm)}
 
     def diagnostics(self, selected: Selected) -> dict[str, Any]:
-        """Ask the silos that share them for exact counts and detection figures."""
-        request = EvaluateRequest(recipe_hash=self.recipe.hash, selection_token=selected.token)
+        """Ask the silos that share them for exact counts and detection figures.
 
-        def take(_: str, reply: EvaluateReply) -> dict[str, Any]:
-            return reply.diagnostics
+        A silo whose answer cannot be used is named and has none here; nothing depends on it.
+        """
+        kinds = list(self.evaluate.kinds)
+        request = EvaluateRequest(
+            recipe_hash=self.recipe.hash, selection_token=selected.token, kinds=kinds
+        )
 
-        return self.exchange.ask("evaluate", dict.fromkeys(self.silos, request), take)
+        def take(name: str, reply: EvaluateReply) -> dict[str, Any]:
+            return check_evaluate(
+                name,
+                reply,
+                n_rows=self.silos[name]["n_rows"],
+                n_kept=selected.n_kept[name],
+                kinds=kinds,
+                compared=self.recipe.score.compare,
+            )
+
+        requests = dict.fromkeys(self.silos, request)
+        return self.exchange.ask("evaluate", requests, take, optional=True)
 
     def heldout(self) -> HeldOut:
         """Read and encode the held-out rows once."""

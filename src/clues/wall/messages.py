@@ -20,12 +20,14 @@ from torch import Tensor
 
 from clues.errors import DataError, NumericsError
 from clues.model.tensorfile import pack, unpack
-from clues.wall.container import is_container, is_whole, read_header, read_text, write
+from clues.printable import MAX_TEXT, is_printable, quoted
+from clues.wall.container import PLACE, is_container, is_whole, read_header, read_text, write
 
 # Of the messages and what they mean; another number on the other side is refused.
-PROTOCOL = 1
+PROTOCOL = 2
 TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
 Tensors = dict[str, Tensor]
+MAX_COUNT = 2**63  # no whole number that a silo sends is that large
 # RecursionError: brackets nested thousands deep.
 NOT_A_MESSAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
 
@@ -55,6 +57,16 @@ class Envelope:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reply(Envelope):
+    """What every answer carries: which request it belongs to, so that no older one passes for it.
+
+    The silo sets `answers` when all else is there.
+    """
+
+    answers: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HelloRequest(Envelope):
     """The recipe and the public rows, from the coordinator to every silo.
 
@@ -69,7 +81,7 @@ class HelloRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HelloReply(Envelope):
+class HelloReply(Reply):
     """A silo is there, with so many rows."""
 
     kind: ClassVar[str] = "hello-reply"
@@ -105,7 +117,7 @@ class TrainRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainReply(Envelope):
+class TrainReply(Reply):
     """The silo's adapter after one round, or nothing where its trajectory stays inside."""
 
     kind: ClassVar[str] = "train-reply"
@@ -150,7 +162,7 @@ class ScoreRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreReply(Envelope):
+class ScoreReply(Reply):
     """Scores of the public anchors on the silo's own checkpoints, by group and validation set."""
 
     kind: ClassVar[str] = "score-reply"
@@ -174,7 +186,7 @@ class SelectRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectReply(Envelope):
+class SelectReply(Reply):
     """How many rows are above the threshold."""
 
     kind: ClassVar[str] = "select-reply"
@@ -196,7 +208,7 @@ class FitRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitReply(Envelope):
+class FitReply(Reply):
     """The silo's adapter after the round; a silo without rows for the arm sends none."""
 
     kind: ClassVar[str] = "fit-reply"
@@ -211,29 +223,34 @@ class FitReply(Envelope):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(Envelope):
-    """Ask for exact counts and, where labels exist, how good the selection is."""
+    """Ask for exact counts and, where labels exist, how good the selection is.
+
+    `kinds` are the labels that may be named in the answer.
+    """
 
     kind: ClassVar[str] = "evaluate"
     reveals: ClassVar[str] = "nothing"
     selection_token: str
+    kinds: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateReply(Envelope):
+class EvaluateReply(Reply):
     """Diagnostics of an experiment, only where the silo shares them; and what privacy it spent."""
 
     kind: ClassVar[str] = "evaluate-reply"
     reveals: ClassVar[str] = (
         "by default nothing. With `share_diagnostics: true` in the silo's file: exact numbers of "
         "rows, kept rows and overruled rows; the scores below which 10, 25, 50, 75 and 90 % of "
-        "the rows lie; how well labelled damage was found. With differential privacy: the "
-        "epsilon spent, and delta"
+        "the rows lie; how well labelled damage was found, in all and by those labels that "
+        "`evaluate.kinds` lists (`other` for the rest). With differential privacy: the epsilon "
+        "spent, and delta"
     )
     diagnostics: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal(Envelope):
+class Refusal(Reply):
     """A silo does not go on before a person there has approved."""
 
     kind: ClassVar[str] = "refusal"
@@ -241,7 +258,7 @@ class Refusal(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure(Envelope):
+class Failure(Reply):
     """A silo could not answer; the reason stays in its own log, under this reference."""
 
     kind: ClassVar[str] = "failure"
@@ -260,7 +277,7 @@ class WhoRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhoReply(Envelope):
+class WhoReply(Reply):
     """The silo's name."""
 
     kind: ClassVar[str] = "who-reply"
@@ -279,10 +296,11 @@ REQUESTS: dict[str, type[Envelope]] = {
         EvaluateRequest,
     )
 }
-REPLIES: dict[str, type[Envelope]] = {
+REPLIES: dict[str, type[Reply]] = {
     cls.kind: cls
     for cls in (HelloReply, TrainReply, ScoreReply, SelectReply, FitReply, EvaluateReply)
 }
+KINDS = {*REQUESTS, *REPLIES} | {cls.kind for cls in (Refusal, Failure, WhoRequest, WhoReply)}
 
 
 def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: str) -> Any:
@@ -300,26 +318,28 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
         )
     try:
         header = read_text(read_header(data)) if is_whole(data) else {}
-        protocol, kind = header.pop("protocol"), str(header.pop("kind"))
+        protocol, kind = header.pop("protocol"), header.pop("kind")
         tensors = load(data) if protocol == PROTOCOL else {}
     except NOT_A_MESSAGE:
         raise DataError(f"{sender}: what arrived is not a message of this program.") from None
     if protocol != PROTOCOL:
         raise DataError(
-            f"{sender}: it speaks another protocol ({str(protocol)[:20]}, here {PROTOCOL}). Install "
+            f"{sender}: it speaks another protocol ({quoted(str(protocol), 20) if isinstance(protocol, str | int) else 'none'}, here {PROTOCOL}). Install "
             "the same version of clues on both sides."
         )
-    if kind not in allowed:
-        raise DataError(f"{sender}: a message of kind {kind[:40]!r} may not come here.")
+    if not isinstance(kind, str) or kind not in allowed:
+        raise DataError(f"{sender}: a message of kind {quoted(kind)} may not come here.")
     cls = allowed[kind]
     where = f"{sender}: {kind}"
     specs = {spec.name: spec for spec in fields(cls)}
     if set(header) != set(specs):
-        raise DataError(f"{where} lacks or adds field {min(set(header) ^ set(specs))[:40]!r}.")
+        raise DataError(f"{where} lacks or adds field {quoted(min(set(header) ^ set(specs)))}.")
     for name, spec in specs.items():
         if not _fits(header[name], spec.type):
             raise DataError(f"{where}.{name} has the wrong type.")
         _check_finite(header[name], f"{where}.{name}")
+        if issubclass(cls, Reply):
+            _check_short(header[name], f"{where}.{name}")
     _check_tensors(tensors, where)
     nested = {name: header.pop(name) for name in cls.tensor_fields()}
     try:
@@ -333,11 +353,20 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
 
 
 def kind_of(data: bytes) -> str:
-    """What a message says it is, for the ledger; bytes that are no message are `unreadable`."""
+    """What a message says it is, for the ledger.
+
+    A kind that the program does not have is `unknown`; bytes that are no message are `unreadable`.
+    """
     try:
-        return str(read_text(read_header(data))["kind"])[:40]
+        kind = read_text(read_header(data))["kind"]
     except NOT_A_MESSAGE:
         return "unreadable"
+    return kind if isinstance(kind, str) and kind in KINDS else "unknown"
+
+
+def id_of(request: bytes) -> str:
+    """What an answer names its request by; every round, arm and adapter makes another one."""
+    return request[PLACE][:32].decode("ascii", "replace")
 
 
 def stored_names(text: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -395,5 +424,25 @@ def _check_finite(value: Any, where: str) -> None:
             raise NumericsError(f"{where} is not finite.")
         if isinstance(item, dict):
             left += item.values()
+        elif isinstance(item, list):
+            left += item
+
+
+def _check_short(value: Any, where: str) -> None:
+    """Refuse what a silo could flood a terminal or a record with, before anything repeats it.
+
+    The coordinator's own messages hold long texts, such as a recipe.
+    """
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str) and not is_printable(item):
+            raise DataError(
+                f"{where} holds text that is longer than {MAX_TEXT} characters or cannot be printed."
+            )
+        if isinstance(item, int) and abs(item) >= MAX_COUNT:
+            raise DataError(f"{where} holds a number that is too large.")
+        if isinstance(item, dict):
+            left += [*item, *item.values()]
         elif isinstance(item, list):
             left += item
