@@ -16,7 +16,8 @@ from clues.errors import UsageError
 from clues.network.children import FLOWER_ENVIRONMENT
 
 PANEL = "Separate machines"
-out, err = Console(), Console(stderr=True)
+# No markup: what is printed may hold brackets that somebody else has written.
+out, err = Console(markup=False), Console(stderr=True, markup=False)
 keys = typer.Typer(
     help="Make a private authority, the coordinator's certificate, and node keys.",
     no_args_is_help=True,

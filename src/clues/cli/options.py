@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-out, err = Console(), Console(stderr=True)
+# No markup: what is printed may hold brackets that somebody else has written.
+out, err = Console(markup=False), Console(stderr=True, markup=False)
 
 Config = Annotated[
     # click 8.5 hides the help of typer's arguments, so the name has to say it.

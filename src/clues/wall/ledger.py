@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from clues.atomic import append_line, cannot_write
 from clues.errors import LedgerError, UsageError
+from clues.printable import is_printable
 
 START = "0" * 64
 LOST = "lost"
@@ -140,8 +141,9 @@ def verify(path: Path) -> list[Entry]:
     previous = START
     for number, line in enumerate(lines):
         try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
+            entry = _entry(json.loads(line))
+        # RecursionError: brackets nested thousands deep.
+        except (ValueError, TypeError, RecursionError):
             raise LedgerError(
                 f"{path} line {number + 1}: not a ledger entry; the line was changed or is damaged. "
                 f"{_DISTRUST}"
@@ -155,6 +157,23 @@ def verify(path: Path) -> list[Entry]:
         previous = entry.chain
         entries.append(entry)
     return entries
+
+
+def _entry(content: Any) -> Entry:
+    """An entry of a ledger that somebody else may have written.
+
+    Raises:
+        TypeError: a field is missing, new, or of another type.
+        ValueError: text in it is long or cannot be printed.
+    """
+    entry = Entry(**content)
+    for spec in fields(Entry):
+        value = getattr(entry, spec.name)
+        if type(value) is not spec.type:
+            raise TypeError(spec.name)
+        if isinstance(value, str) and not is_printable(value):
+            raise ValueError(spec.name)
+    return entry
 
 
 def compare(ours: Iterable[Entry], theirs: Iterable[Entry]) -> dict[str, int]:
