@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +160,9 @@ def large(name, request):
 
 @pytest.mark.parametrize("how", ["ffa", "svd", "stack", "adaptive"])
 def test_one_of_two_silos_that_makes_losses_infinite_is_named_and_left_out(tmp_path, how):
-    method = {"method": "adaptive"} if how == "adaptive" else {"aggregation": how, "rounds": 1}
+    method: dict[str, Any] = (
+        {"method": "adaptive"} if how == "adaptive" else {"aggregation": how, "rounds": 1}
+    )
     stage = fitting(
         Fakes(("north", "south"), {"north": large}),
         tmp_path,
@@ -206,7 +210,7 @@ def test_a_weight_that_no_adapter_has_is_refused_before_anything_is_multiplied(t
 
 
 def test_an_older_answer_of_the_same_shape_is_no_answer(tmp_path):
-    kept: dict[str, object] = {}
+    kept: dict[str, Any] = {}
 
     def replays(name, request):
         kept.setdefault(name, replace(honest(name, request), answers=id_of(request.to_bytes())))
@@ -272,15 +276,13 @@ def test_rows_that_nobody_has_weigh_no_more_than_half_in_a_joint_adapter(tmp_pat
         )
         stage.attendance.members["north"]["n_rows"] = 10**7
         stages.append(stage.run("clues", tmp_path / str(share), token="")[0][B])
-    alone = honest("north", _request_of(tmp_path)).adapter[B]
-    others = sum(honest(n, _request_of(tmp_path)).adapter[B] for n in names if n != "north") / 3
+    alone = honest("north", first_request()).adapter[B]
+    others = sum(honest(n, first_request()).adapter[B] for n in names if n != "north") / 3
     assert torch.allclose(stages[0], (alone + others) / 2, atol=1e-6)
     assert torch.allclose(stages[1], alone, atol=1e-4), "this test would not see the limit"
 
 
-def _request_of(folder):
-    from types import SimpleNamespace
-
+def first_request() -> Any:
     return SimpleNamespace(round=0, adapter=tiny_adapter())
 
 
@@ -305,7 +307,7 @@ def threshold_of(scores, rule, units, proposals=None):
     return fit_threshold(groups, weights, settings, **how)
 
 
-def value_alone(scores, rule, units):
+def value_alone(scores, rule, units) -> Any:
     """What a rule makes of one silo's anchors alone, in the units of the whole."""
     return threshold_of(scores, rule, units).value
 
@@ -318,7 +320,7 @@ def test_a_minority_cannot_move_the_threshold_out_of_the_range_of_the_others(rul
     proposals = {name: 0.1 * n for n, name in enumerate(OWNERS.values())}
     liars, honest_ones = GROUPS[:n_liars], GROUPS[n_liars:]
     if rule == "mixture":
-        values = [proposals[OWNERS[group]] for group in honest_ones]
+        values: list[Any] = [proposals[OWNERS[group]] for group in honest_ones]
     else:
         values = [value_alone({g: scores[g]}, rule, units) for g in honest_ones]
     for lie in (1e9, -1e9):
@@ -336,7 +338,7 @@ def score_reply(group: str, values, proposal=None) -> ScoreReply:
     return ScoreReply(recipe_hash="", anchor_scores=scores, proposal=proposal)
 
 
-def judged(replies, rule="anchor_mean", units="anchor"):
+def judged(replies, rule: Any = "anchor_mean", units: Any = "anchor"):
     """Who is refused, at the gate or beside the others."""
     settings, refused, reaches = ThresholdSettings(rule=rule, units=units), set(), {}
     for name, reply in replies.items():

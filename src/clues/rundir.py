@@ -62,6 +62,10 @@ class Stages:
         write_json(marker, {"stage": name, "inputs": key, "result": result})
         return result
 
+    def forget(self, name: str) -> None:
+        """Have a finished stage run again."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+
     @staticmethod
     def _read(marker: Path) -> dict[str, Any] | None:
         if not marker.exists():

@@ -10,8 +10,9 @@ from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_M
 from clues.coordinator.desk import Desk
 from clues.coordinator.guards import Reach, check_anchor_scores, reach_of, too_far
 from clues.coordinator.outcomes import Scored, Trained
+from clues.coordinator.train import forget_warm_up
 from clues.data.tokens import EncodedRow
-from clues.errors import DataError
+from clues.errors import DataError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
 from clues.scoring.compared import AnchorScores, Standpoint, compare_anchors
 from clues.scoring.forms import form_directions
@@ -45,7 +46,12 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
     if desk.recipe.score.shared:
         base = desk.folder / "trajectory" / trained.folder
         checkpoints = [load_checkpoint(base / name) for name in trained.checkpoints]
-        found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
+        try:
+            found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
+        except NumericsError as error:
+            # With these settings nothing can be scored on it; kept, it would stop every next call.
+            forget_warm_up(desk.folder, base)
+            raise NumericsError(f"{error} The warm-up is removed; the next call trains.") from None
         if here:
             anchors = {f"domain {d}": request.anchor_scores for d, (request, _) in found.items()}
             copies = {f"domain {d}": c for d, (_, c) in found.items() if c is not None}

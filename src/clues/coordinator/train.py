@@ -1,6 +1,7 @@
 """The coordinator's train stage: rounds of the joint trajectory whose checkpoints are scored."""
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from clues.model.adapters import (
 )
 from clues.model.merging import aggregate
 from clues.model.tensorfile import pack, unpack
-from clues.rundir import write_json
+from clues.rundir import Stages, write_json
 from clues.scoring.inrun import Reference
 from clues.scoring.rounds import is_refreshed, make_reference
 from clues.scoring.trajectory import n_train_steps
@@ -94,6 +95,17 @@ def train_together(desk: Desk, folder: Path) -> dict[str, Any]:
         save_checkpoint(before, place)
     figures = {"energy_lost": lost, "curve": curve, "seconds": round(seconds, 3)}
     return {"folder": folder.name, "checkpoints": kept, **figures}
+
+
+def forget_warm_up(folder: Path, trajectory: Path) -> None:
+    """Remove a joint trajectory that nothing can be scored on, so that the next call trains again.
+
+    Args:
+        folder: the coordinator's.
+        trajectory: the folder of its rounds.
+    """
+    Stages(folder / "stages").forget("train")
+    shutil.rmtree(trajectory, ignore_errors=True)
 
 
 def _ask_round(
