@@ -14,21 +14,20 @@ from federation_fakes import N_ROWS, RECIPE, Fakes, fitting, honest, tiny_adapte
 
 from clues.config import CombineSettings, EvaluateSettings, FederationSettings, ThresholdSettings
 from clues.coordinator.attendance import Attendance
-from clues.coordinator.curve import Watch
-from clues.coordinator.exchange import Exchange
-from clues.coordinator.guards import (
+from clues.coordinator.bounds import (
     CLIPPED,
     FARTHEST,
     Reach,
     capped,
-    check_evaluate,
-    check_train,
     longest_gradient,
     mean_lengths,
     reach_of,
     shortened,
     too_far,
 )
+from clues.coordinator.curve import Watch
+from clues.coordinator.exchange import Exchange
+from clues.coordinator.guards import check_apart, check_evaluate, check_train
 from clues.coordinator.train import _mean_moment
 from clues.data.damage import DAMAGE_KINDS
 from clues.errors import ApprovalError, DataError, LedgerError, NumericsError, QuorumError
@@ -112,6 +111,16 @@ def test_a_mean_of_a_weight_more_or_less_is_refused():
     for changes in (both, {"first_moment": {}}, {"second_moment": {A: torch.zeros(2, 6)}}):
         with pytest.raises(DataError, match=r"north.*does not fit"):
             check_train("north", replace(train_reply(FIRST, SECOND), **changes), **KNOWN)
+
+
+def test_a_warm_up_that_stays_inside_sends_nothing():
+    empty = replace(
+        train_reply(FIRST, SECOND), adapter={}, first_moment={}, second_moment={}, weight=0
+    )
+    check_apart("north", empty)
+    for changes in ({"weight": 10}, {"adapter": SENT}, {"first_moment": {B: FIRST}}):
+        with pytest.raises(DataError, match=r"^silo north: it sends of a warm-up"):
+            check_apart("north", replace(empty, **changes))
 
 
 def test_lengths_of_both_means_are_lengths_of_gradients():

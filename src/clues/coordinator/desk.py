@@ -8,9 +8,9 @@ import torch
 
 from clues.config import FederationSettings, Recipe, derived_seed
 from clues.coordinator.attendance import Attendance
+from clues.coordinator.bounds import capped
 from clues.coordinator.curve import Watch, watched_loss, watched_rows
 from clues.coordinator.exchange import Exchange
-from clues.coordinator.guards import capped
 from clues.data.damage import damaged_copies
 from clues.data.formats import read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows

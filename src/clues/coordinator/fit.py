@@ -12,9 +12,10 @@ from torch import Tensor
 
 from clues.config import CombineSettings, FederationSettings, Recipe, derived_seed
 from clues.coordinator.attendance import Attendance
+from clues.coordinator.bounds import capped
 from clues.coordinator.curve import Watch
 from clues.coordinator.exchange import Exchange
-from clues.coordinator.guards import capped, check_fit, too_long, update_norm
+from clues.coordinator.guards import check_fit, too_long, update_norm
 from clues.coordinator.inbox import Inbox, Update
 from clues.coordinator.tracing import join_finite
 from clues.errors import DataError

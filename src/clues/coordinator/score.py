@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
+from clues.coordinator.bounds import Reach, reach_of, too_far
 from clues.coordinator.desk import Desk
-from clues.coordinator.guards import Reach, check_anchor_scores, reach_of, too_far
+from clues.coordinator.guards import check_anchor_scores
 from clues.coordinator.outcomes import Scored, Trained
 from clues.coordinator.train import forget_warm_up
 from clues.data.tokens import EncodedRow

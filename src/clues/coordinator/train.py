@@ -13,16 +13,9 @@ from safetensors.torch import load_file
 
 from clues.atomic import make_folder
 from clues.config import NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT
+from clues.coordinator.bounds import capped, longest_gradient, mean_lengths, shortened
 from clues.coordinator.desk import Desk
-from clues.coordinator.guards import (
-    capped,
-    check_train,
-    longest_gradient,
-    mean_lengths,
-    shortened,
-    too_long,
-    update_norm,
-)
+from clues.coordinator.guards import check_apart, check_train, too_long, update_norm
 from clues.coordinator.inbox import Inbox, Update
 from clues.coordinator.tracing import join_finite
 from clues.model.adapters import (
@@ -44,7 +37,7 @@ from clues.wall.messages import TrainReply, TrainRequest
 def train_apart(desk: Desk) -> dict[str, Any]:
     """Have every silo train its own trajectory; nothing of it leaves the silo."""
     request = _request(desk, 0, desk.initial)
-    desk.exchange.ask("train", dict.fromkeys(desk.silos, request), lambda _, reply: reply)
+    desk.exchange.ask("train", dict.fromkeys(desk.silos, request), check_apart)
     return {}
 
 

@@ -248,8 +248,7 @@ def _rule_value(
     if settings.rule == "preset":
         return settings.preset
     if settings.rule == "mixture":
-        # Of three or more it is one that a silo has sent: a mean of two may lie with neither.
-        return float(median_low(proposals) if len(proposals) >= 3 else np.median(proposals))
+        return float(np.median(proposals))
     return None
 
 

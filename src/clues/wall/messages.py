@@ -7,27 +7,23 @@ No pickle. Each type says in `reveals` what the receiver learns about a silo's r
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from types import UnionType
-from typing import Any, ClassVar, get_args, get_origin
+from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from clues.errors import DataError, NumericsError
+from clues.errors import DataError
 from clues.model.tensorfile import pack, unpack
-from clues.printable import MAX_TEXT, is_printable, quoted
+from clues.printable import quoted
 from clues.wall.container import PLACE, is_container, is_whole, read_header, read_text, write
+from clues.wall.fields import check_finite, check_short, check_tensors, fits, holds_tensors
 
 # Of the messages and what they mean; another number on the other side is refused.
 PROTOCOL = 2
-TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
 Tensors = dict[str, Tensor]
-MAX_COUNT = 2**63  # no whole number that a silo sends is that large
 # RecursionError: brackets nested thousands deep.
 NOT_A_MESSAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
 
@@ -44,7 +40,7 @@ class Envelope:
     @classmethod
     def tensor_fields(cls) -> tuple[str, ...]:
         """Names of the fields that hold tensors, in dictionaries and lists of any depth."""
-        return tuple(spec.name for spec in fields(cls) if _holds_tensors(spec.type))
+        return tuple(spec.name for spec in fields(cls) if holds_tensors(spec.type))
 
     def to_bytes(self) -> bytes:
         """Return the message as bytes; equal messages give equal bytes."""
@@ -335,12 +331,12 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
     if set(header) != set(specs):
         raise DataError(f"{where} lacks or adds field {quoted(min(set(header) ^ set(specs)))}.")
     for name, spec in specs.items():
-        if not _fits(header[name], spec.type):
+        if not fits(header[name], spec.type):
             raise DataError(f"{where}.{name} has the wrong type.")
-        _check_finite(header[name], f"{where}.{name}")
+        check_finite(header[name], f"{where}.{name}")
         if issubclass(cls, Reply):
-            _check_short(header[name], f"{where}.{name}")
-    _check_tensors(tensors, where)
+            check_short(header[name], f"{where}.{name}")
+    check_tensors(tensors, where)
     nested = {name: header.pop(name) for name in cls.tensor_fields()}
     try:
         # Each is taken once: two names for one tensor would be no message of ours.
@@ -387,62 +383,3 @@ def token_of(data: bytes) -> str:
 def round_count(n: int) -> int:
     """Number of rows as it may leave a silo: to the nearest ten, at least ten if not zero."""
     return 0 if n == 0 else max(10, 10 * round(n / 10))
-
-
-def _holds_tensors(wanted: Any) -> bool:
-    return wanted is Tensor or any(_holds_tensors(part) for part in get_args(wanted))
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value from JSON is of a field's type, down to the items of lists and dicts."""
-    origin, parts = get_origin(wanted), get_args(wanted)
-    if wanted is Any:
-        return True
-    if origin is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
-    # The very type: True is an int to isinstance. A tensor's number stands in its place.
-    return type(value) is (int if wanted is Tensor else wanted)
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
-    for tensor in tensors.values():
-        if tensor.dtype not in TENSOR_TYPES:
-            raise DataError(f"{where} carries a tensor of type {tensor.dtype}.")
-        if not torch.isfinite(tensor).all():
-            raise NumericsError(f"{where} carries a tensor that is not finite.")
-
-
-def _check_finite(value: Any, where: str) -> None:
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, float) and not math.isfinite(item):
-            raise NumericsError(f"{where} is not finite.")
-        if isinstance(item, dict):
-            left += item.values()
-        elif isinstance(item, list):
-            left += item
-
-
-def _check_short(value: Any, where: str) -> None:
-    """Refuse what a silo could flood a terminal or a record with, before anything repeats it.
-
-    The coordinator's own messages hold long texts, such as a recipe.
-    """
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, str) and not is_printable(item):
-            raise DataError(
-                f"{where} holds text that is longer than {MAX_TEXT} characters or cannot be printed."
-            )
-        if isinstance(item, int) and abs(item) >= MAX_COUNT:
-            raise DataError(f"{where} holds a number that is too large.")
-        if isinstance(item, dict):
-            left += [*item, *item.values()]
-        elif isinstance(item, list):
-            left += item
