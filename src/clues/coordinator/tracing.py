@@ -46,7 +46,8 @@ def join_finite(
         bad = {name: why for name, u in found.items() if (why := _why(name, u, alone, look))}
         if not bad:
             raise
-        attendance.leave_out(stage, bad, n_left=len(found) - len(bad))
+        # Members without a row for this training count as well.
+        attendance.leave_out(stage, bad, n_left=len(attendance.members) - len(bad))
         if len(bad) == len(found):
             raise NumericsError(f"no silo's update can be used. {error}") from None
         rest = {name: update for name, update in found.items() if name not in bad}

@@ -24,7 +24,7 @@ from clues.selection.units import part_of
 from clues.silo.overrides import in_force
 from clues.silo.select import in_units
 from clues.silo.workspace import Workspace
-from clues.wall.diagnostics import INFLUENCE, SELECTION, kind_names
+from clues.wall.diagnostics import INFLUENCE, OTHER, SELECTION
 
 BANDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 MIN_BANDED = 20  # of fewer rows a tenth is one row, or none
@@ -54,7 +54,7 @@ def diagnostics(space: Workspace, kinds: Sequence[str]) -> dict[str, Any]:
     labels = read_labels(space.rows(), space.settings.labels)
     if labels is None:
         return figures
-    scored = [kind_names(labels[row], kinds) for row in table.row]
+    scored = [_named(labels[row], kinds) for row in table.row]
     figures["clean"] = sum(label is None for label in scored)
     figures |= detection(scored, np.array([row in kept for row in table.row]))
     by_set = [v for name, v in table.raw.items() if part_of(name) == PART]
@@ -120,3 +120,8 @@ def _blocks(table: ScoreTable) -> list[int]:
     """Blocks whose share of the score was kept, in the model's order; what lies outside is last."""
     blocks = {term.block for term in terms(table.parts) if term.block is not None}
     return sorted(blocks, key=lambda block: (block == OUTSIDE_BLOCKS, block))
+
+
+def _named(label: str | None, kinds: Sequence[str]) -> str | None:
+    """The name under which a row's label may leave; None for a clean row."""
+    return label if label is None or label in kinds else OTHER

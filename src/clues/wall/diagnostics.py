@@ -5,7 +5,7 @@ cannot leave, and cannot arrive. All figures stand side by side, as in results.j
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -138,8 +138,3 @@ def read_diagnostics(content: Mapping[str, Any], *, where: str) -> Diagnostics:
         raise DataError(
             f"{where}: its diagnostics do not fit at {quoted(place)} ({first['type']})."
         ) from None
-
-
-def kind_names(label: str | None, kinds: Collection[str]) -> str | None:
-    """The name under which a row's label may leave; None for a clean row."""
-    return label if label is None or label in kinds else OTHER
