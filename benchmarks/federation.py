@@ -24,7 +24,7 @@ from clues.coordinator.attendance import Attendance
 from clues.coordinator.curve import Watch
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.fit import Fitting
-from clues.wall.messages import FitReply
+from clues.wall.messages import FitReply, id_of
 
 RANK = 8
 RECIPE = Recipe(public={})
@@ -60,17 +60,20 @@ class Simulated:
         """Answer each request when the coordinator asks for the next reply."""
         for number, name in enumerate(requests):
             # Not held here: what a silo has in memory is not the coordinator's.
-            yield name, self._reply(number, len(requests[name]))
+            yield name, self._reply(number, requests[name])
 
-    def _reply(self, number: int, n_asked: int) -> bytes:
+    def _reply(self, number: int, request: bytes) -> bytes:
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(number)
         moved = {
             n: torch.randn(t.shape, generator=generator) if ".lora_B." in n else t
             for n, t in self.base.items()
         }
-        reply = FitReply(recipe_hash=RECIPE.hash, weight=100, adapter=moved).to_bytes()
-        self.n_in, self.n_out = self.n_in + len(reply), self.n_out + n_asked
+        answer = FitReply(
+            recipe_hash=RECIPE.hash, answers=id_of(request), weight=100, adapter=moved
+        )
+        reply = answer.to_bytes()
+        self.n_in, self.n_out = self.n_in + len(reply), self.n_out + len(request)
         self.seconds += time.perf_counter() - started
         return reply
 

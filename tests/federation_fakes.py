@@ -1,7 +1,7 @@
 """Silos without a model: they answer a fit request with an adapter made by a function."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from clues.coordinator.attendance import Attendance
 from clues.coordinator.curve import Watch
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.fit import Fitting
-from clues.wall.messages import REQUESTS, FitReply, FitRequest, from_bytes
+from clues.wall.messages import REQUESTS, FitReply, FitRequest, from_bytes, id_of
 from clues.wall.transport import Missing
 
 RECIPE = Recipe(public={})
@@ -57,7 +57,10 @@ class Fakes:
             request = from_bytes(requests[name], allowed=REQUESTS, sender="coordinator")
             self.asked.append((name, request.round))
             answer = self.answers.get(name, honest)(name, request)
-            yield name, answer.to_bytes() if isinstance(answer, FitReply) else answer
+            if isinstance(answer, FitReply):
+                # As a silo does it, when all else is there.
+                answer = replace(answer, answers=answer.answers or id_of(requests[name])).to_bytes()
+            yield name, answer
 
 
 def fitting(

@@ -62,7 +62,7 @@ def config(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "cut"),
     [
-        *((kind, False) for kind in ("hello", "train", "score", "select", "fit", "evaluate")),
+        *((kind, False) for kind in ("hello", "train", "score", "select", "fit")),
         *((kind, True) for kind in ("train", "fit")),
     ],
 )
@@ -76,12 +76,30 @@ def test_a_run_goes_on_without_a_silo_and_says_so(config, tmp_path, kind, cut):
     assert (absence["silo"], absence["stage"]) == ("south", expected)
     assert ("not what was sent" if cut else "no answer") in absence["why"]
     assert transport.asked.count(kind) == 1, "it was asked again"
-    assert results["arms"]["clues"]["silos"] == (3 if kind == "evaluate" else 2)
+    assert results["arms"]["clues"]["silos"] == 2
     stages = tmp_path / "run" / "coordinator" / "stages"
     before = {p: p.stat().st_mtime_ns for p in stages.glob("*.json")}
     again = run_micro(config, tmp_path / "run")
     assert {p: p.stat().st_mtime_ns for p in stages.glob("*.json")} == before, "done again"
     assert without_volatile(again) == without_volatile(results), "it came back"
+
+
+def test_a_silo_that_goes_missing_at_the_very_end_has_only_no_diagnostics(config, tmp_path):
+    run = open_micro(config, tmp_path / "run")
+    # Nothing depends on that answer, so that not even a quorum of all stops for it.
+    run.coordinator.attendance.quorum = None
+    lossy(run, "south", "evaluate")
+    results = run_until(run).results
+    assert results is not None
+    assert set(results["silos"]) == set(SILOS)
+    assert "precision" not in results["silos"]["south"]
+    assert "precision" in results["silos"]["north"]
+    [absence] = results["absences"]
+    assert (absence["silo"], absence["stage"]) == ("south", "evaluate")
+    assert results["arms"]["clues"]["silos"] == 3
+    again = run_micro(config, tmp_path / "run")
+    assert again["absences"] == []
+    assert "precision" in again["silos"]["south"], "it was not asked again"
 
 
 def test_a_run_without_a_silo_from_the_start_equals_one_that_lost_it_at_once(config, tmp_path):

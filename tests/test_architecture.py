@@ -16,7 +16,7 @@ SOURCE = Path(clues.__file__).parent
 ROOT = Path(__file__).parent.parent
 # A module may import what stands before it, its own group included, and nothing after.
 LAYERS = (
-    ("errors", "extras", "atomic", "reading"),
+    ("errors", "extras", "atomic", "printable", "reading"),
     ("config",),
     ("rundir", "progress"),
     # What a run found: read by all that come after it, and without torch.
@@ -53,6 +53,7 @@ NEVER = {
 WITHOUT_TORCH = (
     "errors",
     "reading",
+    "printable",
     "config",
     "rundir",
     "selection.units",

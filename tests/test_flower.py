@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,7 @@ def poisoned(request: bytes, reply: bytes) -> bytes:
         return reply
     honest = from_bytes(reply, allowed={"fit-reply": FitReply}, sender="")
     bad = {n: torch.full_like(t, float("nan")) for n, t in honest.adapter.items()}
-    return FitReply(recipe_hash=honest.recipe_hash, weight=honest.weight, adapter=bad).to_bytes()
+    return replace(honest, adapter=bad).to_bytes()
 
 
 HOSTILE = {

@@ -106,7 +106,7 @@ MESSAGES: tuple[Envelope, ...] = (
         adapter=ADAPTER,
     ),
     FitReply(recipe_hash=HASH, weight=0, adapter={}),
-    EvaluateRequest(recipe_hash=HASH, selection_token="ab"),
+    EvaluateRequest(recipe_hash=HASH, selection_token="ab", kinds=["cut"]),
     EvaluateReply(recipe_hash=HASH, diagnostics={"rows": 3, "auc": None, "by": {"cut": 0.5}}),
 )
 
@@ -341,15 +341,15 @@ def test_a_tensor_that_is_not_finite_is_refused(number):
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64, torch.bool, torch.int64])
 def test_a_tensor_of_a_type_that_no_message_has_is_refused(dtype):
-    header = {"kind": "fit-reply", "protocol": PROTOCOL, "recipe_hash": HASH, "weight": 10}
-    text = json.dumps({**header, "adapter": {"q": 0}})
+    header = {"kind": "fit-reply", "protocol": PROTOCOL, "recipe_hash": HASH, "answers": ""}
+    text = json.dumps({**header, "weight": 10, "adapter": {"q": 0}})
     with pytest.raises(DataError, match=rf"{SENDER}.*type torch"):
         read(by_hand({"0": torch.zeros(2).to(dtype)}, text))
 
 
 def test_a_tensor_that_belongs_to_no_field_is_refused():
     header = {"kind": "evaluate", "protocol": PROTOCOL, "recipe_hash": HASH}
-    header = json.dumps({**header, "selection_token": ""})
+    header = json.dumps({**header, "selection_token": "", "kinds": []})
     for name in ("0", "recipe_hash", "stowaway"):
         with pytest.raises(DataError, match=rf"{SENDER}.*unexpected tensor"):
             read(by_hand({name: torch.zeros(1)}, header))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-# No markup: what is in brackets may be a name.
+# No markup: what is printed may hold brackets that somebody else has written.
 out, err = Console(markup=False), Console(stderr=True, markup=False)
 
 Config = Annotated[

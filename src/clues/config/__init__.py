@@ -14,6 +14,7 @@ from clues.config.combine import (
 )
 from clues.config.evaluate import (
     ARMS,
+    MAX_KINDS,
     Arm,
     EvaluateSettings,
     JudgeSettings,
@@ -57,6 +58,7 @@ __all__ = [
     "LINEAR_FORMS",
     "LONG_TIMEOUT_S",
     "LOSS",
+    "MAX_KINDS",
     "MAX_PUBLIC_BYTES",
     "MAX_PUBLIC_TOTAL",
     "NEEDS_FIRST_MOMENT",

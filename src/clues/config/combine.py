@@ -120,8 +120,11 @@ class FederationSettings(Settings):
     """What the coordinator accepts from silos, and how long it waits for them.
 
     Attributes:
-        quorum: number of silos below which a run stops; null for all of them.
+        quorum: number of silos below which a run stops; null for all of them. With a number, a
+            run stops once for a person's approval, and then goes on without who still waits.
         norm_bound: how many times longer an update may be than the median of the silos' updates.
+        max_share: the largest share that one of three silos or more has in an average, however
+            many rows it says it has. Of two nobody can say which one is wrong.
         max_rows: the largest number of rows that a silo may say it has.
         max_message_mb: the largest answer, in MB of 10^6 bytes; null for the size of the adapters
             that the request asks for, plus 16 MB.
@@ -131,6 +134,7 @@ class FederationSettings(Settings):
 
     quorum: Count | None = None
     norm_bound: float = Field(default=10.0, gt=1.0, le=1e30)
+    max_share: float = Field(default=0.5, gt=0.0, le=1.0)
     max_rows: Count = 10_000_000
     max_message_mb: Factor | None = None
     wait_s: Seconds = 900.0

@@ -2,13 +2,14 @@
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from clues.config.base import Count, Name, Seconds, Settings, Steps
 from clues.config.score import Baseline, Form
+from clues.printable import is_printable
 
 ARMS = ("mixed", "random", "clues", "oracle")
 # Whose rows a model is trained on; a score's name stands for what that score would select.
@@ -124,6 +125,16 @@ class JudgeSettings(Settings):
         return self
 
 
+def _check_kind(kind: str) -> str:
+    if not kind or not is_printable(kind, 40):
+        raise ValueError("a kind has 1 to 40 characters, all of which can be printed")
+    return kind
+
+
+MAX_KINDS = 32
+Kind = Annotated[str, AfterValidator(_check_kind)]
+
+
 class EvaluateSettings(Settings):
     """What the joint models are measured on. All of it is public.
 
@@ -137,6 +148,9 @@ class EvaluateSettings(Settings):
             with its own anchors and the recipe's rule. This is for experiments: every silo must
             share diagnostics, since each such arm tells how many rows another threshold keeps. An
             empty list stops after the selection.
+        kinds: labels of damage that are named in the results, where a silo shares how well damage
+            was found. Rows with any other label are counted together as `other`: labels are free
+            text, and a silo sends none that is not in this list.
         judge: a model that judges answers; null is off.
     """
 
@@ -144,6 +158,7 @@ class EvaluateSettings(Settings):
     tasks: tuple[TaskSettings, ...] = ()
     lm_eval: tuple[LmEvalSettings, ...] = ()
     arms: tuple[Arm, ...] = ARMS
+    kinds: tuple[Kind, ...] = Field(default=("cut", "delete", "swap", "mix"), max_length=MAX_KINDS)
     judge: JudgeSettings | None = None
 
     @model_validator(mode="before")

@@ -98,6 +98,15 @@ class SiloSettings(Settings):
     model: SiloModel | None = None
     license: str = "unknown"
 
+    @model_validator(mode="after")
+    def _privacy_shares_no_counts(self) -> "SiloSettings":
+        if self.privacy and self.share_diagnostics:
+            raise ValueError(
+                "share_diagnostics tells exact numbers of rows, which privacy covers with noise; "
+                "set one of the two"
+            )
+        return self
+
     @field_validator("model", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:

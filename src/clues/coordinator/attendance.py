@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from clues.errors import QuorumError
+from clues.printable import printable
 from clues.rundir import read_record, write_record
 
 KEYS = ("silo", "stage", "time", "why")
+MAX_WHY = 600  # characters; a reason may repeat what a silo has sent
 
 
 class Attendance:
@@ -29,7 +31,7 @@ class Attendance:
         self.path, self.quorum = path, quorum
         self.members: dict[str, dict[str, Any]] = {}
         self._begun: list[str] = []
-        empty = {"recipe_hash": recipe_hash, "absent": [], "stops": []}
+        empty = {"recipe_hash": recipe_hash, "absent": [], "stops": [], "remarks": []}
         advice = "Put it back, or remove it: then every silo is asked again."
         stored = read_record(path, advice=advice) if path.exists() else empty
         self.record: dict[str, Any] = stored if stored["recipe_hash"] == recipe_hash else empty
@@ -62,11 +64,7 @@ class Attendance:
         """
         if not missing:
             return
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        found = [
-            {"silo": name, "stage": stage, "time": now, "why": missing[name]}
-            for name in sorted(missing)
-        ]
+        found = _entries(stage, missing)
         needed = self.quorum or len(missing) + n_left + len(self.left_out)
         stops = n_left < needed
         if stops:
@@ -80,10 +78,25 @@ class Attendance:
         if stops:
             raise QuorumError(
                 f"stage {stage}: {n_left} silos are left and {needed} are needed.\n"
-                + "\n".join(missing[name] for name in sorted(missing))
+                + "\n".join(entry["why"] for entry in found)
                 + "\nMend that and run again: what is finished is kept. Or set federation.quorum "
                 "to go on with fewer."
             )
+
+    def note_stop(self, stage: str, waiting: Mapping[str, str]) -> None:
+        """Note for whom the run stops now; they are asked again."""
+        self.record["stops"] += _entries(stage, waiting)
+        write_record(self.path, self.record)
+
+    def remark(self, stage: str, missing: Mapping[str, str]) -> None:
+        """Note who gave no good answer where none is needed; they still take part.
+
+        Only the last call counts: the question is asked anew every time.
+        """
+        before = self.record.get("remarks", [])
+        self.record["remarks"] = _entries(stage, missing)
+        if before or missing:
+            write_record(self.path, self.record)
 
     @property
     def stops(self) -> list[dict[str, Any]]:
@@ -91,5 +104,15 @@ class Attendance:
         return [{key: stop[key] for key in KEYS} for stop in self.record["stops"]]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Who is left out, for the results."""
-        return [{key: absence[key] for key in KEYS} for absence in self.record["absent"]]
+        """Who is left out, or gave no good answer where none is needed, for the results."""
+        found = [*self.record["absent"], *self.record.get("remarks", [])]
+        return [{key: absence[key] for key in KEYS} for absence in found]
+
+
+def _entries(stage: str, missing: Mapping[str, str]) -> list[dict[str, str]]:
+    """One entry a silo; the one place where a reason enters a record, and so is made printable."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        {"silo": name, "stage": stage, "time": now, "why": printable(missing[name], MAX_WHY)}
+        for name in sorted(missing)
+    ]

@@ -14,7 +14,7 @@ from clues.coordinator.decided import Decided, stages_from
 from clues.coordinator.desk import Desk, LoadModel
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.fit import Fitting
-from clues.coordinator.guards import check_hello, check_select
+from clues.coordinator.guards import check_evaluate, check_hello, check_select
 from clues.coordinator.outcomes import Fitted, Scored, Selected, Trained
 from clues.coordinator.public import (
     check_public_rows,
@@ -283,19 +283,40 @@ class Coordinator:
         return {"fit": fit, "combine": combine, **self._inputs("measure", fitted.arm)}
 
     def silo_results(self, selected: Selected) -> dict[str, SiloResult]:
-        """What is known of every silo, with exact counts and detection figures of those that share."""
-        request = EvaluateRequest(recipe_hash=self.recipe.hash, selection_token=selected.token)
+        """What is known of every silo, with exact counts and detection figures of those that share.
 
-        def take(name: str, reply: EvaluateReply) -> SiloResult:
-            known = {
-                "rows": self.silos[name]["n_rows"],
-                "kept": selected.n_kept[name],
-                "threshold": selected.threshold.value,
-            }
-            domain = self.silos[name]["domain"]
-            return silo_result(name, known, domain=domain, shared=reply.diagnostics)
+        A silo whose answer cannot be used is named, and stands there with what it said before.
+        """
+        kinds = list(self.evaluate.kinds)
+        request = EvaluateRequest(
+            recipe_hash=self.recipe.hash, selection_token=selected.token, kinds=kinds
+        )
 
-        return self.exchange.ask("evaluate", dict.fromkeys(self.silos, request), take)
+        def take(name: str, reply: EvaluateReply) -> dict[str, Any]:
+            return check_evaluate(
+                name,
+                reply,
+                n_rows=self.silos[name]["n_rows"],
+                n_kept=selected.n_kept[name],
+                kinds=kinds,
+                compared=self.recipe.score.compare,
+            )
+
+        requests = dict.fromkeys(self.silos, request)
+        shared = self.exchange.ask("evaluate", requests, take, optional=True)
+        return {
+            name: silo_result(
+                name,
+                {
+                    "rows": silo["n_rows"],
+                    "kept": selected.n_kept[name],
+                    "threshold": selected.threshold.value,
+                },
+                domain=silo["domain"],
+                shared=shared.get(name, {}),
+            )
+            for name, silo in self.silos.items()
+        }
 
     def heldout(self) -> HeldOut:
         """Read and encode the held-out rows once."""

@@ -8,14 +8,17 @@ import torch
 
 from clues.config import FederationSettings, Recipe, derived_seed
 from clues.coordinator.attendance import Attendance
+from clues.coordinator.bounds import capped
 from clues.coordinator.curve import Watch, watched_loss, watched_rows
 from clues.coordinator.exchange import Exchange
 from clues.data.damage import damaged_copies
 from clues.data.formats import read_rows
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
-from clues.model.adapters import AdapterState, LoraModel
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.progress import Progress
 from clues.scoring.direction import mean_gradient, scored_weights
+from clues.scoring.forms import form_directions
+from clues.scoring.trajectory import N_PROBES, anchors_at_coordinator, score_rows
 from clues.wall.transport import Transport
 
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
@@ -59,6 +62,12 @@ class Desk:
     def domains(self) -> list[str]:
         """Domains of the silos that take part."""
         return sorted({silo["domain"] for silo in self.silos.values()})
+
+    @property
+    def n_rows(self) -> list[int]:
+        """Rows that each silo counts for: as announced, and no more than its share allows."""
+        announced = [silo["n_rows"] for silo in self.silos.values()]
+        return [round(n) for n in capped(announced, self.federation.max_share)]
 
     def members(self, domain: str) -> list[str]:
         """Silos of one domain."""
@@ -124,12 +133,37 @@ class Desk:
                 gradient[name] += slope[name] / len(sets)
         return total, gradient
 
+    def try_out(self, point: Checkpoint, *, scores: bool) -> None:
+        """Compute with a checkpoint of the warm-up what the run will need of it, on few public rows.
+
+        Args:
+            point: as the silos made it.
+            scores: whether anchors will be scored here.
+
+        Raises:
+            NumericsError: something is not finite.
+        """
+        self._watched_loss(point.adapter)
+        settings = self.recipe.score
+        for domain in self.domains if scores and anchors_at_coordinator(self.recipe) else ():
+            sets = self.validation(domain) if settings.sends_directions else {}
+            few = {name: rows[:N_PROBES] for name, rows in sets.items()}
+            weights = self.scored_weights()
+            directions = form_directions(
+                self.model, few, point, form=settings.form, weights=weights
+            )
+            rows = self.anchors(domain)[:N_PROBES]
+            score_rows(self.model, rows, [point], [directions], settings=settings)
+
     def _watched_loss(self, state: AdapterState) -> float:
         if not hasattr(self, "_watched"):
             self._watched = watched_rows(
                 {f"{d}/{n}": r for d in self.recipe.public for n, r in self.validation(d).items()}
             )
-        return watched_loss(self.at_rank(state), self._watched, state)
+        # A round is looked at for the curve, and to find who makes its loss infinite.
+        if not hasattr(self, "_seen") or self._seen[0] is not state:
+            self._seen = (state, watched_loss(self.at_rank(state), self._watched, state))
+        return self._seen[1]
 
     def _encoded(self, path: Path, where: str) -> list[EncodedRow]:
         return list(encode_rows(read_rows(path).samples, self.encoder, where=where).rows)

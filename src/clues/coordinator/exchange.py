@@ -1,6 +1,6 @@
 """Typed questions to silos: every reply is read and judged before anything uses it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from clues.coordinator.attendance import Attendance
@@ -14,11 +14,13 @@ from clues.wall.messages import (
     SelectRequest,
     TrainRequest,
     from_bytes,
+    id_of,
 )
 from clues.wall.transport import Missing, Transport
 
 Taken = TypeVar("Taken")
 MAX_REFERENCE = 16
+WAITS = "waits for a person's approval."
 # Adapters in a reply to each kind that carries one: train brings two optimiser means as well.
 N_ADAPTERS = {TrainRequest.kind: 3, FitRequest.kind: 1}
 # For names, and for kinds that carry numbers: 100,000 anchor scores of one set take 2 MB.
@@ -55,6 +57,7 @@ class Exchange:
         *,
         keep: Callable[[str, bytes], object] | None = None,
         judge: Callable[[Mapping[str, Taken]], Mapping[str, str]] | None = None,
+        optional: bool = False,
     ) -> dict[str, Taken]:
         """Send requests and take the replies, one at a time.
 
@@ -64,6 +67,7 @@ class Exchange:
             take: checks a silo's reply and returns what of it stays in memory.
             keep: puts the bytes of a good reply away.
             judge: says which of all replies to refuse, and why.
+            optional: who gives no good answer is named and still takes part.
 
         Raises:
             QuorumError: too few silos are left.
@@ -94,6 +98,11 @@ class Exchange:
                     )
                 if reply.recipe_hash != self.recipe_hash:
                     raise DataError(f"silo {name} answered under another recipe.")
+                if reply.answers != id_of(encoded[id(requests[name])]):
+                    raise DataError(
+                        f"silo {name}: its answer belongs to another request. Was an old one sent "
+                        "again? Start its program anew."
+                    )
                 if isinstance(reply, Refusal):
                     waiting.append(name)
                     continue
@@ -111,13 +120,38 @@ class Exchange:
         for name, why in (judge(taken) if judge else {}).items():
             missing[name] = why
             del taken[name]
-        if waiting:
-            raise ApprovalError(
-                f"stage {stage}: {', '.join(sorted(waiting))} waits for a person's approval. Look "
-                "at the scores there, call `clues approve FOLDER` and run again."
-            )
-        self.attendance.leave_out(stage, missing, n_left=len(taken))
+        missing |= self._not_waited_for(stage, waiting, n_there=len(taken))
+        if optional:
+            self.attendance.remark(stage, missing)
+        else:
+            self.attendance.leave_out(stage, missing, n_left=len(taken))
         return {name: taken[name] for name in sorted(taken)}
+
+    def _not_waited_for(
+        self, stage: str, waiting: Sequence[str], *, n_there: int
+    ) -> dict[str, str]:
+        """Who goes on waiting for a person's approval, and is left out for it.
+
+        With a quorum the run stops once for them. One silo could else stop everybody for ever.
+
+        Raises:
+            ApprovalError: they are waited for.
+        """
+        if not waiting:
+            return {}
+        why = {name: f"silo {name}: {WAITS}" for name in waiting}
+        attendance = self.attendance
+        enough = attendance.quorum is not None and n_there >= attendance.quorum
+        known = {(stop["silo"], stop["stage"], stop["why"]) for stop in attendance.stops}
+        if enough and all((name, stage, text) in known for name, text in why.items()):
+            return why
+        if enough:
+            attendance.note_stop(stage, why)
+        after = " Who still waits then is left out, since federation.quorum allows it."
+        raise ApprovalError(
+            f"stage {stage}: {', '.join(sorted(waiting))} waits for a person's approval. Look at "
+            "the scores there, call `clues approve FOLDER` and run again." + after * enough
+        )
 
     def _check_size(self, name: str, request: Envelope, n_bytes: int) -> None:
         """Refuse a reply that is larger than a good one can be, before it is taken apart."""

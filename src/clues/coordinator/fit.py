@@ -11,10 +11,12 @@ from torch import Tensor
 
 from clues.config import CombineSettings, FederationSettings, Recipe, derived_seed
 from clues.coordinator.attendance import Attendance
+from clues.coordinator.bounds import capped
 from clues.coordinator.curve import Watch
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.guards import check_fit, too_long, update_norm
 from clues.coordinator.inbox import Inbox, Update
+from clues.coordinator.tracing import join_finite
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, read_tensors, write_tensors
 from clues.model.merging import (
@@ -96,7 +98,7 @@ class Fitting:
             sent = self._ask(arm, number, adapter, inbox, token=token)
             if not sent:
                 raise DataError(f"arm {arm}: no silo has a row to train on.")
-            joint, extra = self._join(adapter, sent, folder, number)
+            sent, (joint, extra) = self._join_finite(arm, adapter, sent, folder, number)
             adapter, lost = joint.adapter, max(record["energy_lost"], joint.energy_lost)
             curve = self.watch.look(record.get("curve", []), number + 1, n_rounds, adapter)
             took = record.get("seconds", 0.0) + time.perf_counter() - started
@@ -155,11 +157,38 @@ class Fitting:
         found = self.exchange.ask(stage, requests, take, keep=inbox.put, judge=judge)
         return {name: u for name, u in found.items() if u.weight > 0}
 
+    def _join_finite(
+        self,
+        arm: str,
+        before: AdapterState,
+        sent: Mapping[str, Update],
+        folder: Path,
+        number: int,
+    ) -> tuple[dict[str, Update], tuple[Merged, dict[str, Any]]]:
+        """As `_join`, without silos whose adapter makes public rows' losses not finite."""
+
+        def alone(update: Update) -> tuple[Merged, dict[str, Any]]:
+            own = dict(update.tensors())
+            stacks = self.combine.method == "fedavg" and self.combine.aggregation == "stack"
+            return Merged(_on_top(before, own) if stacks else own, 0.0), {}
+
+        def look(joined: tuple[Merged, dict[str, Any]]) -> None:
+            self.watch.loss(joined[0].adapter)
+
+        return join_finite(
+            sent,
+            join=lambda some: self._join(before, some, folder, number),
+            alone=alone,
+            look=look,
+            stage=f"fit-{arm}",
+            attendance=self.attendance,
+        )
+
     def _join(
         self, before: AdapterState, sent: Mapping[str, Update], folder: Path, number: int
     ) -> tuple[Merged, dict[str, Any]]:
         adapters = [u.tensors() for u in sent.values()]
-        weights: list[float] = [u.weight for u in sent.values()]
+        weights = capped([u.weight for u in sent.values()], self.federation.max_share)
         combine = self.combine
         if combine.method != "fedavg":
             extra: dict[str, Any] = {}

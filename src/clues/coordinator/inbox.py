@@ -61,12 +61,14 @@ class Update:
         norm: length of the change.
         learning_rate: of the last step; 0 where the message has none.
         path: the whole reply.
+        means: lengths of the optimiser's first and second mean; 0 where the message has none.
     """
 
     weight: int
     norm: float
     learning_rate: float
     path: Path
+    means: tuple[float, float] = (0.0, 0.0)
 
     def tensors(self, field: str = "adapter") -> StoredTensors:
         """One of the reply's tensor fields."""

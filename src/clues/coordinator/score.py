@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 
 from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
+from clues.coordinator.bounds import Reach, reach_of, too_far
 from clues.coordinator.desk import Desk
 from clues.coordinator.guards import check_anchor_scores
 from clues.coordinator.outcomes import Scored, Trained
+from clues.coordinator.train import forget_warm_up
 from clues.data.tokens import EncodedRow
+from clues.errors import DataError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
 from clues.scoring.compared import AnchorScores, Standpoint, compare_anchors
 from clues.scoring.forms import form_directions
@@ -44,7 +47,12 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
     if desk.recipe.score.shared:
         base = desk.folder / "trajectory" / trained.folder
         checkpoints = [load_checkpoint(base / name) for name in trained.checkpoints]
-        found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
+        try:
+            found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
+        except NumericsError as error:
+            # With these settings nothing can be scored on it; kept, it would stop every next call.
+            forget_warm_up(desk.folder, base)
+            raise NumericsError(f"{error} The warm-up is removed; the next call trains.") from None
         if here:
             anchors = {f"domain {d}": request.anchor_scores for d, (request, _) in found.items()}
             copies = {f"domain {d}": c for d, (_, c) in found.items() if c is not None}
@@ -56,16 +64,24 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
         requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}, AnchorScores({}, {})))
     sizes = {} if here else {domain: len(desk.anchors(domain)) for domain in desk.recipe.public}
 
+    reaches: dict[str, Reach] = {}
+
     def take(name: str, reply: ScoreReply) -> ScoreReply:
         domain = desk.silos[name]["domain"]
+        weights = set_weights(desk.recipe.score, desk.recipe.public[domain].validation)
         if not here:
             groups = set(group_names(desk.recipe, name, domain))
-            parts = set_weights(desk.recipe.score, desk.recipe.public[domain].validation)
             n = sizes[domain]
-            check_anchor_scores(name, reply, groups=groups, parts=list(parts), n_anchors=n)
+            check_anchor_scores(name, reply, groups=groups, parts=list(weights), n_anchors=n)
+        elif reply.anchor_scores:
+            raise DataError(f"silo {name}: it sends anchor scores, and nobody has asked for them.")
+        reaches[name] = reach_of(name, reply, weights, desk.recipe.threshold)
         return reply
 
-    replies = desk.exchange.ask("score", requests, take)
+    def judge(found: Mapping[str, ScoreReply]) -> Mapping[str, str]:
+        return too_far({name: reaches[name] for name in found})
+
+    replies = desk.exchange.ask("score", requests, take, judge=judge)
     for reply in replies.values() if not here else ():
         anchors |= reply.anchor_scores
     return {
@@ -79,11 +95,14 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
 
 def one_threshold(desk: Desk, scored: Scored) -> Threshold:
     """The threshold of all silos, from what the score stage returned."""
+    asked = desk.attendance.begin("score")
     domains = {
         group: silo["domain"]
-        for name, silo in desk.attendance.begin("score").items()
+        for name, silo in asked.items()
         for group in group_names(desk.recipe, name, silo["domain"])
     }
+    # Who scored the anchors of a group; at the coordinator nobody else can bend them.
+    owners = {g: n for n, s in asked.items() for g in group_names(desk.recipe, n, s["domain"])}
     groups = scored.anchors
     return fit_threshold(
         {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
@@ -98,6 +117,7 @@ def one_threshold(desk: Desk, scored: Scored) -> Threshold:
         recipe_hash=desk.recipe.hash,
         seed=derived_seed(desk.recipe.seed, "bootstrap"),
         proposals={k: v for k, v in scored.proposals.items() if v is not None},
+        owners=None if anchors_at_coordinator(desk.recipe) else owners,
     )
 
 

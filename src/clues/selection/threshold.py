@@ -6,8 +6,9 @@ Scores of different groups compare only in units of each group's anchors.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -102,8 +103,13 @@ def fit_threshold(
     recipe_hash: str,
     seed: int,
     proposals: Mapping[str, float] | None = None,
+    owners: Mapping[str, str] | None = None,
 ) -> Threshold:
     """One threshold from the anchors of all groups.
+
+    Where silos have scored the anchors themselves, the rule is applied to each silo's anchors, and
+    the lower median over silos counts: fewer than half of them cannot move it out of the range of
+    the others' values. Of two silos nobody can say which one is wrong; their anchors are pooled.
 
     Args:
         anchors: by group, raw anchor scores by validation set.
@@ -112,29 +118,32 @@ def fit_threshold(
         recipe_hash: recipe under which the anchors were scored.
         seed: of the bootstrap.
         proposals: by silo, the cut it proposes; for rule `mixture` alone.
+        owners: by group, the silo that has scored its anchors; None for the coordinator.
 
     Raises:
         DataError: fewer than 5 anchors in a group, or no proposal for rule `mixture`.
         NumericsError: anchor scores are not finite, or all the same.
     """
-    units, assurance = group_units(anchors, weights, settings)
+    units, assurance = group_units(anchors, weights, settings, owners=owners)
     scores = {g: units[g].apply(raw) for g, raw in anchors.items()}
     pooled = np.concatenate([scores[g] for g in sorted(scores)])
+    pools = _pools(scores, owners)
     offered = sorted((proposals or {}).values())
     if settings.rule == "mixture" and not offered:
         raise DataError(
             "rule mixture: no silo's scores fall into two groups, so none proposed a cut. Use "
             "rule anchor_quantile."
         )
-    value = _rule_value([scores[g] for g in sorted(scores)], offered, settings)
+    value = _voted([[scores[g] for g in members] for members in pools], offered, settings)
     rng = np.random.default_rng(seed)
     draws: list[float] = []
     if settings.rule not in ("ratio", "preset"):
         for _ in range(settings.bootstrap):
             # Anchors are drawn within their group: every domain stays represented.
-            sample = [rng.choice(scores[g], len(scores[g])) for g in sorted(scores)]
+            sample = {g: rng.choice(scores[g], len(scores[g])) for g in sorted(scores)}
+            drawn = [[sample[g] for g in members] for members in pools]
             again = list(rng.choice(offered, len(offered))) if offered else []
-            draws.append(_rule_value(sample, again, settings) or 0.0)
+            draws.append(_voted(drawn, again, settings) or 0.0)
     tail = (1 - settings.confidence) / 2
     interval = np.quantile(draws, [tail, 1 - tail]) if draws else None
     points = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -157,11 +166,19 @@ def group_units(
     anchors: Mapping[str, Mapping[str, Array]],
     weights: Mapping[str, Mapping[str, float]],
     settings: ThresholdSettings,
+    *,
+    owners: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Units], float | None]:
     """The units of every group, and the assurance of rule `anchor_tolerance`.
 
     Both sides make them of the same numbers, so a silo can tell whether those that come with a
     threshold are the recipe's.
+
+    Args:
+        anchors: by group, raw anchor scores by validation set.
+        weights: by group, weight of each validation set.
+        settings: the rule.
+        owners: as `fit_threshold`.
 
     Raises:
         DataError: fewer than 5 anchors in a group.
@@ -173,7 +190,8 @@ def group_units(
         return units, None
     sizes = {g: len(u.apply(anchors[g])) for g, u in units.items()}
     if settings.units != "anchor":
-        return units, tolerance_rank(sum(sizes.values()), settings)[1]
+        pools = [sum(sizes[g] for g in members) for members in _pools(sizes, owners)]
+        return units, min(tolerance_rank(n, settings)[1] for n in pools)
     ranks = {g: tolerance_rank(n, settings) for g, n in sizes.items()}
     units = {g: _tail_units(u, anchors[g], rank=ranks[g][0]) for g, u in units.items()}
     return units, min(probability for _, probability in ranks.values())
@@ -218,6 +236,23 @@ def _tail_units(units: Units, raw: Mapping[str, Array], *, rank: int) -> Units:
     # cut, and the spread stays what it was. A negative one would turn the order of rows round.
     spread = median - cut if median > cut else units.spread
     return replace(units, location=cut + spread, spread=spread)
+
+
+def _pools(groups: Iterable[str], owners: Mapping[str, str] | None) -> list[list[str]]:
+    """Groups whose anchors one rule is applied to: all, or those of each of three silos or more."""
+    by_owner: dict[str, list[str]] = {}
+    for group in sorted(groups):
+        by_owner.setdefault(owners[group] if owners else "", []).append(group)
+    return list(by_owner.values()) if len(by_owner) >= 3 else [sorted(groups)]
+
+
+def _voted(
+    pools: Sequence[Sequence[Array]], proposals: Sequence[float], settings: ThresholdSettings
+) -> float | None:
+    """The lower median over pools of the rule's value."""
+    values = [_rule_value(groups, proposals, settings) for groups in pools]
+    numbers = [value for value in values if value is not None]
+    return median_low(numbers) if numbers else None
 
 
 def _rule_value(

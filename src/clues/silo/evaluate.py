@@ -1,5 +1,6 @@
 """What a silo can say about its own selection, exactly. Leaves it only where it agreed to share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,22 @@ from clues.scoring.parts import (
     terms,
 )
 from clues.scoring.table import ScoreTable
-from clues.selection.units import INFLUENCE, part_of
+from clues.selection.units import INFLUENCE as PART
+from clues.selection.units import part_of
 from clues.silo.overrides import in_force
 from clues.silo.select import in_units
 from clues.silo.workspace import Workspace
+from clues.wall.diagnostics import INFLUENCE, OTHER, SELECTION
 
 BANDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 MIN_BANDED = 20  # of fewer rows a tenth is one row, or none
 
 
-def diagnostics(space: Workspace) -> dict[str, Any]:
-    """Exact counts, where most scores lie, and detection figures where there are labels."""
+def diagnostics(space: Workspace, kinds: Sequence[str]) -> dict[str, Any]:
+    """Exact counts, where most scores lie, and detection figures where there are labels.
+
+    Labels are free text: those that `kinds` does not list are counted as `other`.
+    """
     threshold = space.threshold()
     table, kept = space.scores(), set(space.kept())
     units = next(u for g, u in threshold.units.items() if g in space.groups())
@@ -49,25 +55,25 @@ def diagnostics(space: Workspace) -> dict[str, Any]:
     labels = read_labels(space.rows(), space.settings.labels)
     if labels is None:
         return figures
-    scored = [labels[row] for row in table.row]
+    scored = [_named(labels[row], kinds) for row in table.row]
     figures["clean"] = sum(label is None for label in scored)
     figures |= detection(scored, np.array([row in kept for row in table.row]))
-    by_set = [v for name, v in table.raw.items() if part_of(name) == INFLUENCE]
+    by_set = [v for name, v in table.raw.items() if part_of(name) == PART]
     influence = np.sum(by_set, axis=0) if space.recipe().score.method == "influence" else None
     methods: dict[str, Any] = {
-        "selection score": in_units(space, table, threshold),
-        **({"influence": influence} if influence is not None else {}),
+        SELECTION: in_units(space, table, threshold),
+        **({INFLUENCE: influence} if influence is not None else {}),
         "perplexity": -table.parts[BEFORE],
         "perplexity, trained": -np.mean(_losses(table), axis=0),
         "length": table.n_response_tokens.astype(float),
     }
     for block in _blocks(table):
         share = [v for term, v in terms(table.parts).items() if term.block == block]
-        methods[f"influence, {block_label(block)}"] = np.sum(share, axis=0)
+        methods[f"{INFLUENCE}, {block_label(block)}"] = np.sum(share, axis=0)
     figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
     for name in space.compared_anchors():
         figures["detection"][name] = compared_figures(_alone(space, name, table), scored)
-    figures["auc"] = figures["detection"]["selection score"]["auc"]
+    figures["auc"] = figures["detection"][SELECTION]["auc"]
     for kind in sorted({x for x in scored if x}):
         mask = np.array([x == kind for x in scored])
         dropped = np.array([row not in kept for row in table.row])
@@ -121,3 +127,8 @@ def _blocks(table: ScoreTable) -> list[int]:
     """Blocks whose share of the score was kept, in the model's order; what lies outside is last."""
     blocks = {term.block for term in terms(table.parts) if term.block is not None}
     return sorted(blocks, key=lambda block: (block == OUTSIDE_BLOCKS, block))
+
+
+def _named(label: str | None, kinds: Sequence[str]) -> str | None:
+    """The name under which a row's label may leave; None for a clean row."""
+    return label if label is None or label in kinds else OTHER

@@ -6,7 +6,8 @@ process for every message. An answered request is answered again from the outbox
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from clues import __version__
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import (
     ARMS,
+    EvaluateSettings,
     SiloSettings,
     derived_seed,
+    validate,
 )
 from clues.data.tokens import EncodedRow
 from clues.errors import (
@@ -48,6 +51,7 @@ from clues.silo.train import fit, train
 from clues.silo.whole import FILE
 from clues.silo.workspace import Identify, LoadModel, Workspace
 from clues.wall.container import checksum_of, is_whole
+from clues.wall.diagnostics import read_diagnostics
 from clues.wall.messages import (
     REQUESTS,
     Envelope,
@@ -63,6 +67,7 @@ from clues.wall.messages import (
     SelectRequest,
     TrainRequest,
     from_bytes,
+    id_of,
 )
 
 log = logging.getLogger("clues")
@@ -149,7 +154,7 @@ class Silo:
             if self.settings.approval and not is_approved(self.private, request):
                 self._wait(request)
                 # Not into the outbox: the next try may get another answer.
-                return Refusal(recipe_hash=request.recipe_hash).to_bytes()
+                return Refusal(recipe_hash=request.recipe_hash, answers=id_of(data)).to_bytes()
         # Only the last answer of a kind fits the private files beside it. Before the work: killed
         # half-way, those files may already be the new ones.
         for old in self.outbox.glob(f"{request.kind}-*.clues"):
@@ -162,7 +167,7 @@ class Silo:
             FitRequest: lambda r: fit(self.space, r, self.arm_rows(r.arm)),
             EvaluateRequest: self._evaluate,
         }
-        reply = handlers[type(request)](request).to_bytes()
+        reply = replace(handlers[type(request)](request), answers=id_of(data)).to_bytes()
         atomic_write_bytes(stored, reply)
         if isinstance(request, ScoreRequest):
             # The table is whole and the answer stored: nobody needs the parts again.
@@ -241,8 +246,12 @@ class Silo:
 
     def _evaluate(self, request: EvaluateRequest) -> EvaluateReply:
         recipe, spent = self.space.recipe(), Budget(self.space).report()
-        shared = self.diagnostics() if self.settings.share_diagnostics else {}
-        return EvaluateReply(recipe_hash=recipe.hash, diagnostics={**shared, **spent})
+        kinds = validate(
+            EvaluateSettings, {"kinds": request.kinds}, where="the evaluate request"
+        ).kinds
+        shared = self.diagnostics(kinds) if self.settings.share_diagnostics else {}
+        found = read_diagnostics({**shared, **spent}, where=f"silo {self.settings.name}")
+        return EvaluateReply(recipe_hash=recipe.hash, diagnostics=found.content())
 
     # --- what the silo itself may look at
 
@@ -291,9 +300,13 @@ class Silo:
         """Write the private report of the last selection anew."""
         write_review(self.space)
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Exact counts, and detection figures where the silo names a column of labels."""
-        return diagnostics(self.space)
+    def diagnostics(self, kinds: Sequence[str] = ()) -> dict[str, Any]:
+        """Exact counts, and detection figures where the silo names a column of labels.
+
+        Args:
+            kinds: labels that are named; all others are `other`.
+        """
+        return diagnostics(self.space, kinds)
 
     def arm_rows(self, arm: str) -> list[EncodedRow]:
         """Rows that an arm trains on: all, the kept, as many at random, the clean ones.

@@ -7,27 +7,22 @@ No pickle. Each type says in `reveals` what the receiver learns about a silo's r
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from types import UnionType
-from typing import Any, ClassVar, get_args, get_origin
+from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from clues.errors import DataError, NumericsError
+from clues.errors import DataError
 from clues.model.tensorfile import pack, unpack
-from clues.reading import visible
-from clues.wall.container import is_container, is_whole, read_header, read_text, write
+from clues.printable import quoted
+from clues.wall.container import PLACE, is_container, is_whole, read_header, read_text, write
+from clues.wall.fields import check_short, check_tensors, check_values, fits, holds_tensors
 
 # Of the messages and what they mean; another number on the other side is refused.
-PROTOCOL = 1
-# Characters of a key (a weight's name has 60 to 100) and of a value (a path has 4,096 at most).
-MAX_NAME, MAX_TEXT = 300, 4096
-TENSOR_TYPES = (torch.float32, torch.float64, torch.uint8)
+PROTOCOL = 2
 Tensors = dict[str, Tensor]
 # RecursionError: brackets nested thousands deep.
 NOT_A_MESSAGE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
@@ -45,7 +40,7 @@ class Envelope:
     @classmethod
     def tensor_fields(cls) -> tuple[str, ...]:
         """Names of the fields that hold tensors, in dictionaries and lists of any depth."""
-        return tuple(spec.name for spec in fields(cls) if _holds_tensors(spec.type))
+        return tuple(spec.name for spec in fields(cls) if holds_tensors(spec.type))
 
     def to_bytes(self) -> bytes:
         """Return the message as bytes; equal messages give equal bytes."""
@@ -55,6 +50,16 @@ class Envelope:
         header = {"kind": self.kind, "protocol": PROTOCOL, **plain, **plan}
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return write(text, tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply(Envelope):
+    """What every answer carries: which request it belongs to, so that no older one passes for it.
+
+    The silo sets `answers` when all else is there.
+    """
+
+    answers: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +77,7 @@ class HelloRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HelloReply(Envelope):
+class HelloReply(Reply):
     """A silo is there, with so many rows."""
 
     kind: ClassVar[str] = "hello-reply"
@@ -111,7 +116,7 @@ class TrainRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainReply(Envelope):
+class TrainReply(Reply):
     """The silo's adapter after one round, or nothing where its trajectory stays inside."""
 
     kind: ClassVar[str] = "train-reply"
@@ -156,7 +161,7 @@ class ScoreRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreReply(Envelope):
+class ScoreReply(Reply):
     """Scores of the public anchors on the silo's own checkpoints, by group and validation set."""
 
     kind: ClassVar[str] = "score-reply"
@@ -180,7 +185,7 @@ class SelectRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectReply(Envelope):
+class SelectReply(Reply):
     """How many rows are above the threshold."""
 
     kind: ClassVar[str] = "select-reply"
@@ -202,7 +207,7 @@ class FitRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitReply(Envelope):
+class FitReply(Reply):
     """The silo's adapter after the round; a silo without rows for the arm sends none."""
 
     kind: ClassVar[str] = "fit-reply"
@@ -217,29 +222,34 @@ class FitReply(Envelope):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRequest(Envelope):
-    """Ask for exact counts and, where labels exist, how good the selection is."""
+    """Ask for exact counts and, where labels exist, how good the selection is.
+
+    `kinds` are the labels that may be named in the answer.
+    """
 
     kind: ClassVar[str] = "evaluate"
     reveals: ClassVar[str] = "nothing"
     selection_token: str
+    kinds: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateReply(Envelope):
+class EvaluateReply(Reply):
     """Diagnostics of an experiment, only where the silo shares them; and what privacy it spent."""
 
     kind: ClassVar[str] = "evaluate-reply"
     reveals: ClassVar[str] = (
         "by default nothing. With `share_diagnostics: true` in the silo's file: exact numbers of "
         "rows, kept rows and overruled rows; the scores below which 10, 25, 50, 75 and 90 % of "
-        "the rows lie; how well labelled damage was found. With differential privacy: the "
-        "epsilon spent, and delta"
+        "the rows lie; how well labelled damage was found, in all and by those labels that "
+        "`evaluate.kinds` lists (`other` for the rest). With differential privacy: the epsilon "
+        "spent, and delta"
     )
     diagnostics: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal(Envelope):
+class Refusal(Reply):
     """A silo does not go on before a person there has approved."""
 
     kind: ClassVar[str] = "refusal"
@@ -247,7 +257,7 @@ class Refusal(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure(Envelope):
+class Failure(Reply):
     """A silo could not answer; the reason stays in its own log, under this reference."""
 
     kind: ClassVar[str] = "failure"
@@ -266,7 +276,7 @@ class WhoRequest(Envelope):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WhoReply(Envelope):
+class WhoReply(Reply):
     """The silo's name."""
 
     kind: ClassVar[str] = "who-reply"
@@ -285,13 +295,12 @@ REQUESTS: dict[str, type[Envelope]] = {
         EvaluateRequest,
     )
 }
-REPLIES: dict[str, type[Envelope]] = {
+REPLIES: dict[str, type[Reply]] = {
     cls.kind: cls
     for cls in (HelloReply, TrainReply, ScoreReply, SelectReply, FitReply, EvaluateReply)
 }
-
-KINDS = {*REQUESTS, *REPLIES, Refusal.kind, Failure.kind, WhoRequest.kind, WhoReply.kind}
-UNREADABLE = "unreadable"
+KINDS = {*REQUESTS, *REPLIES} | {cls.kind for cls in (Refusal, Failure, WhoRequest, WhoReply)}
+UNKNOWN, UNREADABLE = "unknown", "unreadable"
 
 
 def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: str) -> Any:
@@ -309,17 +318,18 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
         )
     try:
         header = read_text(read_header(data)) if is_whole(data) else {}
-        protocol, kind = header.pop("protocol"), str(header.pop("kind"))
+        protocol, kind = header.pop("protocol"), header.pop("kind")
         tensors = load(data) if protocol == PROTOCOL else {}
     except NOT_A_MESSAGE:
         raise DataError(f"{sender}: what arrived is not a message of this program.") from None
     if protocol != PROTOCOL:
+        theirs = quoted(str(protocol), 20) if isinstance(protocol, str | int) else "none"
         raise DataError(
-            f"{sender}: it speaks another protocol ({visible(str(protocol)[:20])}, here {PROTOCOL}). Install "
-            "the same version of clues on both sides."
+            f"{sender}: it speaks another protocol ({theirs}, here {PROTOCOL}). Install the same "
+            "version of clues on both sides."
         )
-    if kind not in allowed:
-        raise DataError(f"{sender}: a message of kind {kind[:40]!r} may not come here.")
+    if not isinstance(kind, str) or kind not in allowed:
+        raise DataError(f"{sender}: a message of kind {quoted(kind)} may not come here.")
     cls = allowed[kind]
     where = f"{sender}: {kind}"
     specs = {spec.name: spec for spec in fields(cls)}
@@ -329,10 +339,12 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
         odd = f"field {lacks[0]!r}" if lacks else "a field that no such message has"
         raise DataError(f"{where} lacks or adds {odd}.")
     for name, spec in specs.items():
-        if not _fits(header[name], spec.type):
+        if not fits(header[name], spec.type):
             raise DataError(f"{where}.{name} has the wrong type.")
-        _check_values(header[name], f"{where}.{name}")
-    _check_tensors(tensors, where)
+        check_values(header[name], f"{where}.{name}")
+        if issubclass(cls, Reply):
+            check_short(header[name], f"{where}.{name}")
+    check_tensors(tensors, where)
     nested = {name: header.pop(name) for name in cls.tensor_fields()}
     try:
         # Each is taken once: two names for one tensor would be no message of ours.
@@ -345,12 +357,20 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
 
 
 def kind_of(data: bytes) -> str:
-    """What a message says it is, for the ledger; what is none of ours is `unreadable`."""
+    """What a message says it is, for the ledger.
+
+    A kind that the program does not have is `unknown`; bytes that are no message are `unreadable`.
+    """
     try:
         kind = read_text(read_header(data))["kind"]
     except NOT_A_MESSAGE:
         return UNREADABLE
-    return kind if isinstance(kind, str) and kind in KINDS else UNREADABLE
+    return kind if isinstance(kind, str) and kind in KINDS else UNKNOWN
+
+
+def id_of(request: bytes) -> str:
+    """What an answer names its request by; every round, arm and adapter makes another one."""
+    return request[PLACE][:32].decode("ascii", "replace")
 
 
 def stored_names(text: Mapping[str, Any], name: str) -> dict[str, str]:
@@ -371,55 +391,3 @@ def token_of(data: bytes) -> str:
 def round_count(n: int) -> int:
     """Number of rows as it may leave a silo: to the nearest ten, at least ten if not zero."""
     return 0 if n == 0 else max(10, 10 * round(n / 10))
-
-
-def _holds_tensors(wanted: Any) -> bool:
-    return wanted is Tensor or any(_holds_tensors(part) for part in get_args(wanted))
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value from JSON is of a field's type, down to the items of lists and dicts."""
-    origin, parts = get_origin(wanted), get_args(wanted)
-    if wanted is Any:
-        return True
-    if origin is UnionType:
-        return any(_fits(value, part) for part in parts)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
-    # The very type: True is an int to isinstance. A tensor's number stands in its place.
-    return type(value) is (int if wanted is Tensor else wanted)
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
-    for tensor in tensors.values():
-        if tensor.dtype not in TENSOR_TYPES:
-            raise DataError(f"{where} carries a tensor of type {tensor.dtype}.")
-        if not torch.isfinite(tensor).all():
-            raise NumericsError(f"{where} carries a tensor that is not finite.")
-
-
-def _check_values(value: Any, where: str) -> None:
-    """Numbers that are finite and fit into 64 bits, and texts that can be shown and stored."""
-    left = [value]
-    while left:
-        item = left.pop()
-        if isinstance(item, float) and not math.isfinite(item):
-            raise NumericsError(f"{where} is not finite.")
-        if isinstance(item, int) and not -(2**63) <= item < 2**63:
-            raise DataError(f"{where} has a number that does not fit into 64 bits.")
-        if isinstance(item, str) and not _is_text(item):
-            raise DataError(f"{where} has a text that is too long, or no text.")
-        if isinstance(item, dict):
-            # Keys are names, and stand in errors, records and pages.
-            if not all(len(key) <= MAX_NAME and key.isprintable() for key in item):
-                raise DataError(f"{where} has a name that is too long, or not printable.")
-            left += item.values()
-        elif isinstance(item, list):
-            left += item
-
-
-def _is_text(value: str) -> bool:
-    # Half a surrogate pair is no character, and nothing could write it down.
-    return len(value) <= MAX_TEXT and not any("\ud800" <= c <= "\udfff" for c in value)

@@ -1,0 +1,29 @@
+"""Text that somebody else has chosen, made safe to print and to store: cut, and visible."""
+
+MAX_TEXT = 300  # of one name or value that a silo sends; the longest weight's name is about 100
+UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
+MORE = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def is_printable(text: str, limit: int = MAX_TEXT) -> bool:
+    """Whether text is short, and without control, direction-changing or invisible characters."""
+    return len(text) <= limit and text.isprintable()
+
+
+def printable(text: str, limit: int) -> str:
+    """One line of text, as it is where it can be printed, and cut.
+
+    Args:
+        text: any.
+        limit: the most characters that come back.
+    """
+    # Cut first: all that follows then takes no longer for a text of a gigabyte.
+    short = " ".join(text[: 4 * limit].split())
+    seen = "".join(c if c.isprintable() else UNPRINTABLE for c in short)
+    whole = len(seen) <= limit and len(text) <= 4 * limit
+    return seen if whole else seen[: limit - 1] + MORE
+
+
+def quoted(text: object, limit: int = 40) -> str:
+    """Text in quotes for an error: cut, and everything but plain ASCII is escaped."""
+    return ascii(text[:limit]) if isinstance(text, str) else f"a {type(text).__name__}"
