@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.base.origins import ORIGINS
 from experiments.statistics import (
     over_seeds,
     paired_bootstrap,
@@ -242,8 +243,11 @@ def _heading(seeds: Sequence[Stored]) -> str:
     if first.get("questions"):
         questions = f" {first['questions']} questions, guessing scores {first['guessing']:.2f}."
     machines = "; ".join(sorted({run["machine"] for run in runs}))
+    base = seeds[0]["base_model"]
+    # A published model of ours is not quite the published one, and every figure has to say so.
+    short = ", dequantised from 4-bit" if base in ORIGINS else ""
     return (
-        f"Base model {seeds[0]['base_model']}; {how}; seeds "
+        f"Base model {base}{short}; {how}; seeds "
         f"{', '.join(str(s['seed']) for s in seeds)}; {dates}; {machines}; torch "
         f"{first['versions']['torch']}.{questions}"
     )
