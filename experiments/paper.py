@@ -6,6 +6,7 @@ from typing import Any
 
 from clues.results.run import Method
 from clues.results.tasks import TaskArm
+from experiments.base.origins import ORIGINS
 from experiments.statistics import (
     losses_of,
     over_seeds,
@@ -251,8 +252,11 @@ def _heading(seeds: Sequence[StoredSeed]) -> str:
     if first.questions:
         questions = f" {first.questions} questions, guessing scores {first.guessing:.2f}."
     machines = "; ".join(sorted({run.machine for run in runs}))
+    base = seeds[0].base_model
+    # A published model of ours is not quite the published one, and every figure has to say so.
+    short = ", dequantised from 4-bit" if base in ORIGINS else ""
     return (
-        f"Base model {seeds[0].base_model}; {how}; seeds "
+        f"Base model {base}{short}; {how}; seeds "
         f"{', '.join(str(seed.seed) for seed in seeds)}; {dates}; {machines}; torch "
         f"{first.versions['torch']}.{questions}"
     )

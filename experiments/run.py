@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         name: of the experiment.
         scale: its size, with rows and settings.
-        scale_name: small or real.
+        scale_name: small, laptop or real.
         model: base model instead of the one that the settings name; None for that one.
         data: folder of the sources.
         work: folder of the runs, kept so that they can go on; two experiments may share one.
@@ -80,6 +80,20 @@ def run_seed(plan: Plan, seed: int, *, progress: Progress) -> Path:
     return stored
 
 
+def require_model(plan: Plan) -> None:
+    """Refuse before the first run where the scale's own base model is not there yet.
+
+    Raises:
+        DataError: its folder is missing; the message says how to make it.
+    """
+    name = _model_name(plan)
+    if plan.model is None and plan.scale.model_from and not Path(name).is_dir():
+        raise DataError(
+            f"{name}: there is no such model folder. {plan.scale.model_from} Or name another base "
+            "model: --model"
+        )
+
+
 def is_stored(plan: Plan, seed: int) -> bool:
     """Whether a seed's figures are there.
 
@@ -110,6 +124,7 @@ def settings_hash(plan: Plan, variant: str | None = None) -> str:
         exclude_defaults=True,
         exclude={
             "cost": True,
+            "model_from": True,
             "sources": {"__all__": {"fetch"}},
             "questions": {"__all__": {"fetch"}},
             "variants": set(names) - mine,
@@ -191,5 +206,9 @@ def name_of(model: str) -> str:
 
 
 def _base_name(plan: Plan) -> str:
+    return name_of(_model_name(plan))
+
+
+def _model_name(plan: Plan) -> str:
     model = plan.scale.config.get("recipe", {}).get("model", {})
-    return name_of(plan.model or model.get("name", BUILT_IN))
+    return plan.model or model.get("name", BUILT_IN)

@@ -105,6 +105,7 @@ class Scale(Settings):
         variants: by name; runs of one seed share what they can, and the first is the one that
             the others are compared with.
         cost: what to expect, in words.
+        model_from: how to get the base model where it is a folder that may be missing, in words.
     """
 
     sources: dict[str, Source] = Field(min_length=1)
@@ -115,6 +116,7 @@ class Scale(Settings):
     config: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, Variant] = Field(default_factory=lambda: {"default": Variant()})
     cost: str
+    model_from: str = ""
 
     @model_validator(mode="after")
     def _sources_are_there(self) -> "Scale":
@@ -136,14 +138,15 @@ class Experiment(Settings):
         repeats: what of the paper it repeats, and how it differs.
         with_runs_of: another experiment with the same rows and scores; its runs are gone on with, so
             that nothing is trained or scored twice.
-        scales: `small` runs on two cores with the built-in base model, `real` needs GPUs and a hub.
+        scales: `small` runs on two cores with the built-in base model, `laptop` on two cores with a
+            published one, `real` needs GPUs and a hub.
     """
 
     title: str
     asks: str
     repeats: str
     with_runs_of: str | None = Field(default=None, pattern=NAME)
-    scales: dict[Literal["small", "real"], Scale]
+    scales: dict[Literal["small", "laptop", "real"], Scale]
 
 
 def known_experiments(root: Path) -> list[str]:

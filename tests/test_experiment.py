@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from clues.config import load_config
 from clues.errors import ConfigError, DataError, UsageError
 from clues.prepare.facts import make_questions
 from experiments.__main__ import app
+from experiments.base.origins import DEFAULT
 from experiments.paper import experiment_tables
 from experiments.rows import with_choices, write_config, write_inputs
-from experiments.run import Plan, is_stored, settings_hash
+from experiments.run import Plan, is_stored, require_model, settings_hash
 from experiments.spec import Experiment, Scale, load_experiment, merged
 from experiments.statistics import over_seeds, paired_bootstrap, share_of_gain
 from experiments.stored import read_seed
@@ -87,9 +89,9 @@ def small(**changes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_is_valid_at_both_scales(name) -> None:
+def test_every_recipe_is_valid_at_all_its_scales(name) -> None:
     experiment = load_experiment(name, ROOT)
-    assert set(experiment.scales) == {"small", "real"}
+    assert {"small", "real"} <= set(experiment.scales)
     assert (ROOT / name / "README.md").read_text().startswith(f"# {experiment.title}")
 
 
@@ -266,6 +268,30 @@ def test_the_share_of_the_oracles_gain() -> None:
     runs = [run(2.0, 1.9, 1.8), run(2.0, 1.8, 1.8)]
     assert share_of_gain(runs, "clues") == pytest.approx(0.75)
     assert share_of_gain([run(2.0, 1.9, 2.1)], "clues") is None
+
+
+def test_a_base_model_that_is_not_made_yet_is_asked_for_before_anything_runs(tmp_path) -> None:
+    scale = load_experiment("medicalqa", ROOT).scales["laptop"]
+    assert scale.config["recipe"]["model"]["name"] == f"runs/base/{DEFAULT}"
+    changes = {"config": {"recipe": {"model": {"name": str(tmp_path / DEFAULT)}}}}
+    changes |= {"model_from": scale.model_from}
+    plan = plan_of(tmp_path, changes)
+    with pytest.raises(DataError, match=rf"{DEFAULT}: there is no such model.* make base\."):
+        require_model(plan)
+    require_model(replace(plan, model="built-in"))
+    require_model(plan_of(tmp_path, {}))  # a scale that says nothing may name a hub's model
+    (tmp_path / DEFAULT).mkdir()
+    require_model(plan)
+    other = plan_of(tmp_path, {**changes, "model_from": "Otherwise."})
+    assert settings_hash(plan) == settings_hash(other), "words are no settings"
+
+
+def test_figures_of_a_published_model_say_that_it_is_dequantised() -> None:
+    folder = ROOT / "medicalqa" / "results"
+    seed = json.loads(next(folder.glob("small-built-in-*.json")).read_text())
+    assert "dequantised" not in experiment_tables([seed])[0]
+    published = experiment_tables([{**seed, "base_model": DEFAULT}])[0]
+    assert f"Base model {DEFAULT}, dequantised from 4-bit; " in published
 
 
 def plan_of(folder: Path, changes: dict) -> Plan:

@@ -1,6 +1,6 @@
 """Pretrain the built-in base model, or go on pretraining another one, on topical text.
 
-    python -m experiments.base.pretrain --corpus ../shared/corpus --out runs/base
+    python -m experiments.base.pretrain --corpus ../shared/corpus --out runs/pretrained
     python -m experiments.base.pretrain --corpus ../shared/corpus --out runs/tiny \
         --continue-from ../shared/models/TinyStories-656K --max-steps 800
 
