@@ -552,7 +552,8 @@ def test_without_a_quorum_or_below_it_a_run_waits_for_everybodys_approval(tmp_pa
 
 
 def hello(**changes) -> bytes:
-    texts = dict.fromkeys(("silo", "domain", "data_token", "version", "overrides_token"), "d")
+    names = ("silo", "domain", "data_token", "version", "overrides_token", "oracle_token", "again")
+    texts = dict.fromkeys(names, "d")
     return HelloReply(recipe_hash="", n_rows=10, **{**texts, **changes}).to_bytes()
 
 
@@ -661,7 +662,7 @@ def chained(**odd) -> str:
         {"direction": {}},
         {"time": []},
         {"silo": "\x1b[2J[/x]"},
-        {"kind": "k" * 1000},
+        {"kind": "k" * 3000},
     ],
 )
 def test_a_well_chained_ledger_of_odd_entries_is_no_ledger(tmp_path, odd):
