@@ -324,7 +324,7 @@ def test_a_helper_writes_its_own_shards_and_goes_home(
             workers.finish(tmp_path)
 
     monkeypatch.setattr(workers.time, "sleep", sleep)
-    n = workers.help_scoring(tmp_path, Team(1, 2), load=lambda _: model, local_rank=1)
+    n = workers.help_scoring(tmp_path, Team(1, 2), models={}, load=lambda _: model, local_rank=1)
     assert n == 2
     assert sorted(p.name for p in place.glob("shard-*")) == [
         "shard-1.safetensors",
