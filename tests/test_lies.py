@@ -169,8 +169,7 @@ def test_labels_leave_only_under_names_that_were_stated_before(config, tmp_path)
     folder = shutil.copytree(config.parent, tmp_path / "in")
     data = folder / "silos/north.jsonl"
     data.write_text(data.read_text().replace('"damage": "cut"', '"damage": "patient zqx 17"'))
-    results = run_until(open_micro(folder / config.name, tmp_path / "run")).results
-    assert results is not None
+    results = plain(run_until(open_micro(folder / config.name, tmp_path / "run")).results)
     by_kind = results["silos"]["north"]["detection"]["selection score"]["auc_by_kind"]
     assert set(by_kind) == {"delete", "swap", "mix", "other"}
     assert set(results["silos"]["north"]["dropped_by_kind"]) == set(by_kind)

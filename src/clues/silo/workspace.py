@@ -255,7 +255,9 @@ class Workspace:
         return self._side("compared.json")
 
     def lost(self) -> list[str]:
-        """Content ids of the rows whose score is not finite."""
+        """Content ids of the rows whose score is not finite; none where nothing was scored."""
+        if not (self.private / "nonfinite.json").exists():
+            return []
         return list(self._side("nonfinite.json").values())
 
     def sent_weights(self) -> dict[str, float]:
