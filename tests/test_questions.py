@@ -162,6 +162,19 @@ def test_a_question_asked_in_another_way_costs_one_more(world, tmp_path, what):
                 silo.answer(third.to_bytes())
 
 
+def test_rounds_are_many_and_every_hundred_updates_cost_one_more(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("clues.silo.questions.UPDATES", 3)
+    silo = world.silo(tmp_path, max_selections=1)
+    (silo.private / FILE).unlink()
+    fit = world.last("fit")
+    rounds = [replace(fit, round=k, combine=merged(fit.combine, {"rounds": 9})) for k in range(4)]
+    for request in rounds[:3]:
+        silo.answer(request.to_bytes())
+    with pytest.raises(DataError, match="max_selections is 1"):
+        silo.answer(rounds[3].to_bytes())
+    world.silo(tmp_path, max_selections=2).answer(rounds[3].to_bytes())
+
+
 def test_hello_says_the_same_of_every_recipe(world, tmp_path):
     silo, told = world.silo(tmp_path), set()
     for length in (8, 40, 60, 384):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.atomic import atomic_write_bytes, read_bytes
+from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import (
     ModelSettings,
     PublicFile,
@@ -326,6 +326,8 @@ class Workspace:
         self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
     ) -> Trained:
         """Train on these rows with the recipe's settings and a bar; `how` as `training.train`."""
+        # The Trainer would make it open to others.
+        make_private_folder(self.private / "scratch")
         with self.progress.task(f"{self.name}: {what}", how["n_steps"]) as advance:
             return train(
                 self.model(),
