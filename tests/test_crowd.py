@@ -254,7 +254,9 @@ def test_an_in_run_training_sets_rows_aside_and_scores_them_all_the_same(
         validation=dict.fromkeys(sets, 1.0),
         validation_loss=1.0,
         adapter=model.initial,
-        directions=dict.fromkeys(sets, {n: t for n, t in model.initial.items() if ".lora_B." in n}),
+        directions={
+            name: {n: t for n, t in model.initial.items() if ".lora_B." in n} for name in sets
+        },
     )
     ask(silo, request)
     assert taken == [n_rows - 5], "one batch of all rows: two recipes would part one row"

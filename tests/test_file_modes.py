@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from clues.silo.permission import approve
+from clues.silo.approval import approve
 from federation_helpers import files_of, open_micro, tiny_model, write_micro
 
 from clues.atomic import (

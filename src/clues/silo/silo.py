@@ -321,7 +321,7 @@ class Silo:
         """
         rows = list(self.space.encoded().rows)
         # Of every arm: nothing trains for a joint model before the selection it is compared with.
-        selected = self.space.kept()
+        selected = self.space.kept_after(overrides_token(self.space, self.space.recipe().hash))
         if arm == "mixed":
             return rows
         if arm not in ARMS:
