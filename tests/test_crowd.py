@@ -15,7 +15,7 @@ import torch
 from federation_helpers import Recorder, merged, open_micro, tiny_model, write_micro
 
 from clues.config import Recipe, SiloSettings
-from clues.errors import DataError
+from clues.errors import ConfigError, DataError
 from clues.model.adapters import LoraModel
 from clues.model.loss import make_batch, row_losses
 from clues.pipeline import ModelCache, run_until
@@ -286,6 +286,11 @@ def test_an_adapter_under_which_losses_overflow_is_refused_whatever_the_rows_are
 def test_an_update_of_which_nearly_all_is_dropped_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="dropout"):
         world.hello(lora={"dropout": 0.999})
+
+
+def test_an_adapter_of_embeddings_is_refused_because_it_lists_the_rows_tokens(make_lora):
+    with pytest.raises(ConfigError, match="linear layers alone"):
+        make_lora(target_modules=("q_proj", "embed_tokens"))
 
 
 def test_whether_a_row_is_kept_does_not_show_in_the_bytes_of_an_adapter(world, tmp_path):
