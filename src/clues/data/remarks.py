@@ -61,8 +61,9 @@ def remarks_on(
     for span in spans:
         start, end = span.words
         answer, shown = turns[span.turn].content, text[min(start, span.start) : end]
-        if answer not in shown:
-            yield _change(answer, shown)
+        if not text.endswith(answer, 0, end):
+            kept = text.endswith(answer.strip(), 0, end)
+            yield Remark.SPACE if kept else _change(answer, shown)
         # Marks may end anywhere; what is trained ends after the words, or it has no end.
         if not any(stop > len(text[:end].rstrip()) for stop in ends if stop <= span.tail):
             yield Remark.NO_END

@@ -210,7 +210,8 @@ def _prompted(
     for length in range(len(header), 0, -1):
         at = text.rfind(header[:length], before, start)
         if at >= 0:
-            return min(at + common_start(header, text[at:end]), end)
+            shared = common_start(header, text[at:end])
+            return at + shared if shared == len(header) else min(at + shared, start)
     return start
 
 

@@ -210,6 +210,8 @@ def _without_end(segments: Sequence[Segment], sample: Sample) -> list[Segment]:
             "of a choice cannot be found in it. Set recipe.tokens.template: alpaca."
         )
     earlier = [replace(segment, is_response=False) for segment in segments[:last]]
+    if before.strip():  # the template's words, and not the choice's
+        return [*earlier, Segment(before, is_response=False), Segment(words, is_response=True)]
     return [*earlier, Segment(before + words, is_response=True)]
 
 
