@@ -316,7 +316,7 @@ def test_what_is_no_refusal_is_neither_folded_nor_dropped(make_encoder):
 
 def test_an_answer_in_two_places_is_refused_by_row_number(make_encoder):
     encoder = make_encoder("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}")
-    with pytest.raises(DataError, match="row 5: .*in several places") as error:
+    with pytest.raises(DataError, match=r"row 5: .*in several places") as error:
         encoder.encode(conversation(SECRET, SECRET, row=4))
     assert SECRET not in str(error.value)
 
@@ -396,7 +396,7 @@ def test_a_tokenizer_that_marks_the_start_of_a_text_gives_the_tokens_of_the_whol
     row = encoder.encode(conversation("Tell me.", "Once a Once.", "More.", "Once"))
     said = [tokenizer.convert_ids_to_tokens(i) for i, m in zip(row.ids, row.mask, strict=True) if m]
     assert "▁" not in said[:2], "a mark that the text does not have"
-    assert [piece for piece in said if "Once" in piece][0] in ("▁Once", "Once")
+    assert next(piece for piece in said if "Once" in piece) in ("▁Once", "Once")
 
 
 def test_headings_are_written_without_marks_between(make_marking_tokenizer):
