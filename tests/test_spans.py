@@ -3,16 +3,20 @@
 The templates have the shapes of those in use and are written for these tests.
 """
 
+import json
 import random
 import re
 
 import pytest
+from federation_helpers import tiny_model, write_micro
 
-from clues.config import TokenSettings
+from clues.config import TokenSettings, load_config
+from clues.data.pieces import PieceTokens, Segment
 from clues.data.remarks import Remark
 from clues.data.samples import Message, Sample
 from clues.data.tokens import ODD_TURNS, RowEncoder, encode_rows
 from clues.errors import DataError, TurnsError
+from clues.prepare.check import check_run
 
 SECRET = "zqxsecret"
 LAST_ASKED = (
@@ -423,8 +427,6 @@ def test_a_tokenizer_without_offsets_gets_no_mark_between_pieces(make_marking_to
             assert "return_offsets_mapping" not in how
             return tokenizer(text, **how)
 
-    from clues.data.pieces import PieceTokens, Segment
-
     pieces = [
         Segment("<s>[INST] Tell me. [/INST]", is_response=False),
         Segment(" Once a Once. </s>", is_response=True),
@@ -456,3 +458,32 @@ def test_masks_are_those_of_the_training_templates_of_trl(make_tokenizer):
         assert trained(encoder, sample) == [s.rstrip() for s in stretches if s.strip()], path.name
         compared += 1
     assert compared
+
+
+def test_check_counts_what_a_template_does_and_names_what_it_never_ends(tmp_path):
+    model = tiny_model(tmp_path / "model")
+    config = load_config(write_micro(tmp_path, model, silos=("north",)))
+    template = NO_END.replace("{% for", "{{ strftime_now('%Y') }}{% for", 1)
+    (model / "chat_template.jinja").write_text(template.replace("m.content", "m.content | trim"))
+    rows = [{"prompt": "Who?", "completion": f"{SECRET} {n} \n"} for n in range(3)]
+    silo = tmp_path / "silos" / "north.jsonl"
+    silo.write_text("".join(f"{json.dumps({**row, 'damage': ''})}\n" for row in rows))
+    found = check_run(config, n_shown=0)
+    notes = "\n".join(found.notes)
+    assert found.files[0].remarks == {str(Remark.SPACE): 3, str(Remark.NO_END): 3}
+    assert f"silo north: 3 rows: {Remark.SPACE}." in notes
+    assert "told 2025-01-01 on every day" in notes
+    assert "no token at which the model stops is ever trained (</s>)" in notes
+    assert SECRET not in notes + json.dumps(found.to_json())
+
+    (model / "chat_template.jinja").write_text(NO_SYSTEM)
+    turns = [{"role": m.role, "content": m.content} for m in ODD["system"].messages]
+    plain = [{"messages": turns[1:], "damage": ""}, {"messages": turns, "damage": ""}]
+    silo.write_text("".join(f"{json.dumps(row)}\n" for row in plain))
+    found = check_run(config, n_shown=0)
+    assert any("silo north row 2: this model's chat template refuses" in e for e in found.errors)
+    tokens = config.recipe.tokens.model_copy(update={"odd_turns": "drop"})
+    recipe = config.recipe.model_copy(update={"tokens": tokens})
+    found = check_run(config.model_copy(update={"recipe": recipe}), n_shown=0)
+    assert (found.files[0].n_odd_turns, found.files[0].n_too_long) == (1, 0)
+    assert any("1 rows are left out: the chat template refuses" in note for note in found.notes)

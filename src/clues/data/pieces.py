@@ -2,13 +2,14 @@
 
 A prompt and its answer are two texts where a model answers: it is given the one and says the other.
 So each piece is tokenised apart, and no token lies across. Tokenizers that write a mark in front of
-whatever text they are given (SentencePiece) would write one into the middle of a row: for them the
-text is tokenised whole, and each token goes to the piece where its characters are.
+whatever text they are given (SentencePiece) would write one into the middle of a row: their pieces
+are tokenised as within a text. If the text as a whole has other tokens all the same, those count, and
+each goes to the piece where its characters are.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 BREAK = "\n"  # never one token with a letter after it
@@ -55,34 +56,39 @@ class PieceTokens:
         return ids, owners
 
     def _together(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
-        if not self.apart and getattr(self._tokenizer, "is_fast", False):
-            return self._whole(segments)
         ids: list[int] = []
         owners: list[int] = []
-        for number, segment in enumerate(segments):
-            piece = self._ids(segment.text) if self.apart or not ids else self._inner(segment.text)
+        for number, text in self._texts(segments):
+            piece = self._ids(text) if self.apart or not ids else self._inner(text)
             ids += piece
             owners += [number] * len(piece)
-        return ids, owners
-
-    def _whole(self, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
-        """Tokens of the whole text; one that lies across two pieces is the answer's."""
+        if self.apart or not getattr(self._tokenizer, "is_fast", False):
+            return ids, owners
         encoded = self._tokenizer(
             "".join(segment.text for segment in segments),
             add_special_tokens=False,
             return_offsets_mapping=True,
         )
-        ends = list(accumulate(len(segment.text) for segment in segments))
-        owners, owner = [], 0
-        for start, end in encoded["offset_mapping"]:
-            while owner < len(ends) - 1 and ends[owner] <= start:
-                owner += 1
-            last = owner
-            while last < len(ends) - 1 and ends[last] < end:
-                last += 1
-            answers = [n for n in range(owner, last + 1) if segments[n].is_response]
-            owners.append(answers[0] if answers else owner)
-        return list(encoded["input_ids"]), owners
+        whole, places = list(encoded["input_ids"]), encoded["offset_mapping"]
+        # Places are wrong where a tokenizer leaves out characters that it does not know.
+        if whole == ids or any(
+            later != earlier and later[0] < earlier[1] for earlier, later in pairwise(places)
+        ):
+            return ids, owners
+        return whole, _owners(segments, places)
+
+    def _texts(self, segments: Sequence[Segment]) -> list[tuple[int, str]]:
+        """The texts to tokenise, with the number of the first piece of each."""
+        texts: list[tuple[int, str]] = []
+        for number, segment in enumerate(segments):
+            # Only between prompt and answer do two texts meet.
+            if not (
+                self.apart or not texts or segment.is_response or segments[number - 1].is_response
+            ):
+                texts[-1] = (texts[-1][0], texts[-1][1] + segment.text)
+            else:
+                texts.append((number, segment.text))
+        return texts
 
     def _inner(self, text: str) -> list[int]:
         """Tokens of a text as they are within a longer one, without the mark of a beginning."""
@@ -91,3 +97,18 @@ class PieceTokens:
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _owners(segments: Sequence[Segment], places: Sequence[tuple[int, int]]) -> list[int]:
+    """The piece of each token of the whole text; one that lies across two pieces is the answer's."""
+    ends = list(accumulate(len(segment.text) for segment in segments))
+    owners, owner = [], 0
+    for start, end in places:
+        while owner < len(ends) - 1 and ends[owner] <= start:
+            owner += 1
+        last = owner
+        while last < len(ends) - 1 and ends[last] < end:
+            last += 1
+        answers = [n for n in range(owner, last + 1) if segments[n].is_response]
+        owners.append(answers[0] if answers else owner)
+    return owners
