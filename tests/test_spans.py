@@ -7,6 +7,7 @@ import json
 import random
 import re
 
+import jinja2
 import pytest
 from federation_helpers import tiny_model, write_micro
 
@@ -163,12 +164,16 @@ def make_encoder(make_tokenizer):
 def trained(encoder: RowEncoder, sample: Sample) -> list[str]:
     """Decoded text of every stretch of trained tokens."""
     row = encoder.encode(sample)
+    return stretches(encoder.tokenizer, row.ids, row.mask)
+
+
+def stretches(tokenizer, ids, mask) -> list[str]:
     texts, current = [], []
-    for id_, counts in zip([*row.ids, 0], [*row.mask, False], strict=True):
+    for id_, counts in zip([*ids, 0], [*mask, False], strict=True):
         if counts:
             current.append(id_)
         elif current:
-            texts.append(encoder.tokenizer.decode(current))
+            texts.append(tokenizer.decode(current))
             current = []
     return texts
 
@@ -448,16 +453,18 @@ def test_masks_are_those_of_the_training_templates_of_trl(make_tokenizer):
         encoder = RowEncoder(tokenizer, TokenSettings(max_length=8192))
         sample = conversation("Who?", "Ann.", "And?", "Bob.")
         turns = [{"role": m.role, "content": m.content} for m in sample.messages]
-        theirs = tokenizer.apply_chat_template(
-            turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-        stretches = "".join(
-            tokenizer.decode([i]) if counts else "\0"
-            for i, counts in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True)
-        ).split("\0")
-        assert trained(encoder, sample) == [s.rstrip() for s in stretches if s.strip()], path.name
+        try:
+            theirs = tokenizer.apply_chat_template(
+                turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            )
+        except jinja2.UndefinedError:  # pictures: a turn has parts, and no text
+            continue
+        if not any(theirs["assistant_masks"]):
+            continue
+        said = stretches(tokenizer, theirs["input_ids"], theirs["assistant_masks"])
+        assert trained(encoder, sample) == [text.rstrip() for text in said], path.name
         compared += 1
-    assert compared
+    assert compared > 10
 
 
 def test_check_counts_what_a_template_does_and_names_what_it_never_ends(tmp_path):

@@ -248,7 +248,12 @@ def _marked(
     whole: Rendered, shown: Sequence[tuple[int, int]] | None
 ) -> Iterator[tuple[int, int, int]]:
     """What the template marks, without white space after it; only where these answers are."""
+    joined: list[tuple[int, int]] = []
     for start, end in whole.marked:
+        if joined and joined[-1][1] == start:
+            start = joined.pop()[0]
+        joined.append((start, end))
+    for start, end in joined:
         if shown is None or any(a < end and start < b for a, b in shown):
             yield start, start + len(whole.text[start:end].rstrip()), end
 
