@@ -25,16 +25,19 @@ NO_GENERATION_PROMPT = (
 )
 # The same, header and answer on one line.
 SAME_LINE = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
-REWRITES = (
+# No rendering begins with the one before it.
+COUNTS = (
     "{{ messages | length }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+SILENT = "{% for m in messages %}<{{ m.role }}>{% endfor %}"
 TEMPLATES = {
     "alpaca": None,
     "chatml": CHATML,
     "llama_2": LLAMA_2,
     "no_generation_prompt": NO_GENERATION_PROMPT,
     "same_line": SAME_LINE,
+    "counts": COUNTS,
 }
 every_template = pytest.mark.parametrize("template", TEMPLATES)
 
@@ -168,10 +171,10 @@ def test_chat_without_a_chat_template_is_refused(tokenizer):
         RowEncoder(tokenizer, TokenSettings(template="chat"))
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_by_row_number(make_tokenizer):
-    encoder = RowEncoder(make_tokenizer(chat_template=REWRITES), TokenSettings())
+def test_a_template_that_writes_no_answer_is_refused_by_row_number(make_tokenizer):
+    encoder = RowEncoder(make_tokenizer(chat_template=SILENT), TokenSettings())
     sample = Sample(11, (Message("user", SECRET), Message("assistant", SECRET)))
-    with pytest.raises(DataError, match="row 12: this model's chat template rewrites") as raised:
+    with pytest.raises(DataError, match="row 12: this model's chat template does not") as raised:
         encoder.encode(sample)
     assert SECRET not in str(raised.value)
 

@@ -29,6 +29,10 @@ class DataError(CluesError):
     exit_code = 3
 
 
+class TurnsError(DataError):
+    """A row's turns come in an order, or with a role, that the chat template does not take."""
+
+
 class RecipeMismatchError(CluesError):
     """Two things that must come from one recipe come from two."""
 

@@ -1,5 +1,6 @@
 """The recipe: whatever can change a score or the threshold. Every silo shares it."""
 
+import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,12 +80,19 @@ class TokenSettings(Settings):
             its end, `error` stops.
         loss_on: the tokens that are trained and scored: those of every turn of the `assistant`, or
             of the `last` turn alone. The prompt never counts.
+        odd_turns: what happens to a row whose turns the chat template refuses. `error` stops.
+            `fold` joins neighbours of one role, leaves out an assistant's turn at the start, and
+            puts a system turn in front of the user's where the template knows none. `drop` leaves
+            the row out and counts it.
+        date: the day, as year-month-day, that a chat template is told if it writes today's date.
     """
 
     template: Literal["auto", "chat", "alpaca"] = "auto"
     max_length: int = Field(default=2048, ge=1, le=1_048_576)
     overlong: Literal["drop", "truncate", "error"] = "drop"
     loss_on: Literal["assistant", "last"] = "assistant"
+    odd_turns: Literal["error", "fold", "drop"] = "error"
+    date: datetime.date = datetime.date(2025, 1, 1)
 
 
 class TrainSettings(Settings):

@@ -4,8 +4,9 @@ A chat template is a program that comes with a model. jinja's sandbox keeps it f
 does not keep `'a' * 10**9` or a loop of loops from taking all of it. So it runs where the system
 ends it. One line of JSON in, one line out; the first line in is the template.
 
-Started by file, with nothing of clues imported, so that it starts in a tenth of a second; its one
-argument is the seconds of processor time that one line may take.
+Started by file, with nothing of clues imported, so that it starts in a tenth of a second; its
+arguments are the seconds of processor time that one line may take, and the date that templates are
+told.
 """
 
 import json
@@ -28,6 +29,10 @@ class _Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        environment.extend(marks=("", ""))
+
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
@@ -35,7 +40,8 @@ class _Generation(jinja2.ext.Extension):
         return nodes.CallBlock(self.call_method("_inside"), [], [], body).set_lineno(line)
 
     def _inside(self, caller: Any) -> str:
-        return caller()
+        before, after = self.environment.marks  # pyright: ignore[reportAttributeAccessIssue]
+        return before + caller() + after
 
 
 class _Dict:
@@ -72,8 +78,14 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+class _Now:
+    """`strftime_now(...)` on one day, so that no text depends on the day it is made on."""
+
+    def __init__(self, day: str) -> None:
+        self._at = datetime.fromisoformat(day)
+
+    def __call__(self, pattern: str) -> str:
+        return self._at.strftime(pattern)
 
 
 def _tojson(
@@ -93,13 +105,17 @@ def _tojson(
     )
 
 
-def environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates of transformers may use, and no more; a test compares the two."""
+def environment(day: str = "2025-01-01") -> ImmutableSandboxedEnvironment:
+    """What chat templates of transformers may use, and no more; a test compares the two.
+
+    Args:
+        day: that `strftime_now` knows, as year-month-day.
+    """
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     made.filters["tojson"] = _tojson
-    made.globals |= {"raise_exception": _raise, "strftime_now": _now}
+    made.globals |= {"raise_exception": _raise, "strftime_now": _Now(day)}
     made.globals |= {"dict": _Dict(), "namespace": _Namespace}
     return made
 
@@ -135,9 +151,37 @@ def _limited() -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
 
 
+def _marks(line: str) -> tuple[str, str]:
+    """Two characters that no text has, and this line least of all; empty where it has them."""
+    free = [n for n in range(0xFDD0, 0xFDF0) if f"\\u{n:04x}" not in line]
+    return (chr(free[0]), chr(free[1])) if len(free) > 1 else ("", "")
+
+
+def _rendered(made: jinja2.Template, values: dict[str, Any], line: str) -> dict[str, Any]:
+    """The text, and from where to where it was said to be the assistant's."""
+    environment: Any = made.environment
+    environment.marks = marks = _marks(line)
+    text = made.render(values)
+    if len(text) > MAX_CHARS:
+        return {"error": "too much text"}
+    if not marks[0] or marks[0] not in text:
+        return {"text": text, "spans": []}
+    spans, pieces, at = [], [], 0
+    for part in text.split(marks[0]):
+        inside, _, outside = part.rpartition(marks[1])
+        if marks[1] in part:
+            spans.append([at, at + len(inside)])
+        pieces += [inside, outside]
+        at += len(inside) + len(outside)
+    environment.marks = ("", "")
+    plain = made.render(values)
+    # A template that goes on to change what it marked has marked nothing that can be found.
+    return {"text": plain, "spans": spans if "".join(pieces) == plain else []}
+
+
 def main() -> None:
     """Compile one template, then render it for every line until there are no more."""
-    cpu_s = float(sys.argv[1])
+    cpu_s, day = float(sys.argv[1]), sys.argv[2]
     _limited()
     words: set[str] = set()
     made: jinja2.Template | None = None
@@ -146,12 +190,11 @@ def main() -> None:
         values = json.loads(line)
         try:
             if made is None:
-                words = _own_words(environment().parse(values["template"]))
-                made = environment().from_string(values["template"])
+                words = _own_words(environment(day).parse(values["template"]))
+                made = environment(day).from_string(values["template"])
                 reply: dict[str, Any] = {"text": ""}
             else:
-                text = made.render(values)
-                reply = {"text": text} if len(text) <= MAX_CHARS else {"error": "too much text"}
+                reply = _rendered(made, values, line)
         except (jinja2.TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             reply = _failed(error, words)
         except (ArithmeticError, MemoryError, RecursionError) as error:

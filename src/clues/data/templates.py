@@ -11,9 +11,11 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from clues.errors import ConfigError, DataError
+import jinja2
+
+from clues.errors import ConfigError, DataError, TurnsError
 
 PROGRAM = Path(__file__).with_name("sandbox.py")
 BASE = "transformers.tokenization_utils_base"
@@ -21,6 +23,21 @@ BASE = "transformers.tokenization_utils_base"
 CPU_S, PATIENCE_S = 5.0, 120.0
 MAX_BYTES = 2**27
 MAX_TEMPLATE = 2**18
+# The error that a template raises itself; any other is a fault of the template.
+REFUSED = "TemplateError"
+
+
+class Rendered(NamedTuple):
+    """A conversation as text.
+
+    Attributes:
+        text: all of it.
+        marked: from where to where the template itself says that the assistant speaks
+            (`{% generation %}`); empty where it does not say.
+    """
+
+    text: str
+    marked: tuple[tuple[int, int], ...] = ()
 
 
 def template_of(tokenizer: Any) -> str | None:
@@ -54,13 +71,24 @@ class ChatTemplate:
     own for this, which its owner has allowed, is asked itself.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Start nothing yet."""
+    def __init__(self, tokenizer: Any, *, day: str = "2025-01-01") -> None:
+        """Start nothing yet.
+
+        Args:
+            tokenizer: whose template it is.
+            day: that a template is told where it asks for today's date, as year-month-day.
+        """
         self.template = template_of(tokenizer)
+        self._day = day
         self._tokenizer, self._lock = tokenizer, threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def render(self, turns: Sequence[Mapping[str, str]], *, header: bool) -> str:
+    @property
+    def writes_date(self) -> bool:
+        """Whether the template asks for today's date."""
+        return "strftime_now" in (self.template or "")
+
+    def render(self, turns: Sequence[Mapping[str, str]], *, header: bool) -> Rendered:
         """The text of a conversation.
 
         Args:
@@ -68,14 +96,13 @@ class ChatTemplate:
             header: whether what stands in front of an answer comes last.
 
         Raises:
-            DataError: the template refuses these turns, is damaged, or takes too much.
+            TurnsError: the template refuses the order or the roles of these turns.
+            DataError: the template is damaged, or takes too much.
         """
         if not turns:
-            raise DataError("there is no turn before the first response.")
+            raise TurnsError("there is no turn before the first response.")
         if not _is_plain(self._tokenizer):
-            return self._tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=header
-            )
+            return Rendered(self._own(turns, header=header))
         values = {
             "messages": [dict(turn) for turn in turns],
             "tools": None,
@@ -89,10 +116,21 @@ class ChatTemplate:
                 self._ask(self._process, {"template": self.template})
             return self._ask(self._process, values)
 
+    def _own(self, turns: Sequence[Mapping[str, str]], *, header: bool) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=header
+            )
+        # Its words may be a row's.
+        except jinja2.TemplateError as error:
+            raise _refusal(type(error).__name__, "") from None
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise _refusal(type(error).__name__, "") from None
+
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the folder of the program holds modules that must not be taken for others.
         process = subprocess.Popen(
-            [sys.executable, "-P", str(PROGRAM), str(CPU_S)],
+            [sys.executable, "-P", str(PROGRAM), str(CPU_S), self._day],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -100,7 +138,7 @@ class ChatTemplate:
         weakref.finalize(self, _end, process)
         return process
 
-    def _ask(self, process: subprocess.Popen[bytes], values: Mapping[str, Any]) -> str:
+    def _ask(self, process: subprocess.Popen[bytes], values: Mapping[str, Any]) -> Rendered:
         reply = _exchange(process, json.dumps(values).encode() + b"\n")
         if reply is None:
             _end(process)
@@ -110,15 +148,25 @@ class ChatTemplate:
                 "Set recipe.tokens.template to alpaca, or repair the template."
             )
         if isinstance(text := reply.get("text"), str):
-            return text
+            return Rendered(text, tuple((a, b) for a, b in reply.get("spans", ())))
         if "template" in values:
             _end(process)
             self._process = None
-        said = f": {str(reply['said'])[:200]}" if reply.get("said") else ""
-        raise DataError(
-            f"this model's chat template cannot be used here ({str(reply.get('error'))[:40]}{said}"
-            "). Set recipe.tokens.template to alpaca, or repair the template."
+        raise _refusal(str(reply.get("error"))[:40], str(reply.get("said") or "")[:200])
+
+
+def _refusal(kind: str, said: str) -> DataError:
+    """What to tell of an error of the template: its kind, and words that are no row's."""
+    words = f"({kind}{': ' if said else ''}{said})"
+    if kind == REFUSED:
+        return TurnsError(
+            f"this model's chat template refuses these turns {words}. Set recipe.tokens.odd_turns "
+            "to fold or drop, or recipe.tokens.template to alpaca."
         )
+    return DataError(
+        f"this model's chat template cannot be used here {words}. Set recipe.tokens.template to "
+        "alpaca, or repair the template."
+    )
 
 
 def _is_plain(tokenizer: Any) -> bool:

@@ -8,13 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clues.config import TokenSettings
+from clues.data.pieces import PieceTokens, Segment
+from clues.data.remarks import Remark
 from clues.data.samples import Message, Sample
-from clues.data.templates import ChatTemplate, template_of
-from clues.errors import ConfigError, DataError
+from clues.data.spans import Found, find_answers
+from clues.data.templates import ChatTemplate, Rendered, template_of
+from clues.data.turns import foldings
+from clues.errors import ConfigError, DataError, TurnsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ODD_TURNS = "turns that the chat template refuses"
 HEADERS = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response:\n"}
 
 
@@ -28,6 +33,7 @@ class EncodedRow:
         ids: T token ids, exactly one beginning-of-text token where the tokenizer uses one.
         mask: T booleans, True on response tokens.
         truncated: whether tokens were cut at the end.
+        remarks: what is worth knowing about its text; a check counts them.
     """
 
     row: int
@@ -35,6 +41,7 @@ class EncodedRow:
     ids: tuple[int, ...] = field(repr=False)
     mask: tuple[bool, ...] = field(repr=False)
     truncated: bool = False
+    remarks: tuple[Remark, ...] = field(default=(), compare=False)
 
     @property
     def n_response_tokens(self) -> int:
@@ -58,15 +65,6 @@ def as_encoded(row: EncodedRow | Mapping[str, Any], number: int) -> EncodedRow:
     return EncodedRow(number, f"row-{number}", ids, mask)
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A piece of the rendered text that is wholly prompt or wholly response."""
-
-    text: str = field(repr=False)
-    is_response: bool
-    ends_text: bool = False
-
-
 class RowEncoder:
     """Turns samples into token ids and masks under one recipe."""
 
@@ -79,7 +77,10 @@ class RowEncoder:
         self.tokenizer: Any = tokenizer
         self.settings = settings
         wanted = settings.template != "alpaca"
-        self.chat = ChatTemplate(tokenizer) if wanted and template_of(tokenizer) else None
+        has_chat = wanted and template_of(tokenizer)
+        day = settings.date.isoformat()
+        self.chat = ChatTemplate(tokenizer, day=day) if has_chat else None
+        self._pieces = PieceTokens(tokenizer)
         if settings.template == "chat" and self.chat is None:
             raise ConfigError(
                 "recipe.tokens.template is chat, but this model's tokenizer has no chat "
@@ -96,19 +97,26 @@ class RowEncoder:
                 scoring; a choice of an answer is its own words alone.
 
         Raises:
-            DataError: no response token is left, or the chat template cannot be split.
+            TurnsError: the chat template refuses the turns, and the recipe does not fold them.
+            DataError: no response token is left, or the chat template shows no answer.
         """
-        segments = self.segments(sample)
-        return self._cut(sample, segments if with_end else _without_end(segments, sample))
+        segments, remarks = self._read(sample)
+        return self._cut(sample, segments if with_end else _without_end(segments, sample), remarks)
 
     def encode_prompt(self, sample: Sample) -> tuple[int, ...]:
         """Return the token ids in front of the last response, whole."""
         segments = self.segments(sample)
         last = max(i for i, segment in enumerate(segments) if segment.is_response)
-        return tuple(self._tokens(segments[:last])[0])
+        if self._pieces.apart:
+            return tuple(self._pieces.of(segments[:last])[0])
+        ids, owners = self._pieces.of(segments)
+        return tuple(ids[: next(i for i, owner in enumerate(owners) if owner >= last)])
 
-    def _cut(self, sample: Sample, segments: Sequence[Segment]) -> EncodedRow:
-        ids, mask = self._tokens(segments)
+    def _cut(
+        self, sample: Sample, segments: Sequence[Segment], remarks: tuple[Remark, ...]
+    ) -> EncodedRow:
+        ids, owners = self._pieces.of(segments)
+        mask = [owner >= 0 and segments[owner].is_response for owner in owners]
         truncated = len(ids) > self.settings.max_length
         ids, mask = ids[: self.settings.max_length], mask[: self.settings.max_length]
         # The first token of a text has nothing before it that could predict it.
@@ -121,28 +129,41 @@ class RowEncoder:
                 f"{self.settings.max_length} tokens. Raise recipe.tokens.max_length or set "
                 "overlong: drop."
             )
-        return EncodedRow(sample.row, sample.id, tuple(ids), tuple(mask), truncated)
-
-    def _tokens(self, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
-        ids: list[int] = []
-        mask: list[bool] = []
-        for segment in segments:
-            piece = self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
-            if segment.ends_text:
-                piece = [*piece, self.tokenizer.eos_token_id]
-            ids += piece
-            mask += [segment.is_response] * len(piece)
-        first = self.tokenizer.bos_token_id
-        # Templates may write the first token themselves: two of them would change every score.
-        if first is not None and self._adds_bos() and ids[:1] != [first]:
-            ids, mask = [first, *ids], [False, *mask]
-        return ids, mask
+        return EncodedRow(sample.row, sample.id, tuple(ids), tuple(mask), truncated, remarks)
 
     def segments(self, sample: Sample) -> list[Segment]:
         """Split the rendered text into prompt and response pieces, in order."""
-        if self.template == "chat":
-            return list(self._chat_segments(sample))
-        return list(self._alpaca_segments(sample.messages))
+        return self._read(sample)[0]
+
+    def _read(self, sample: Sample) -> tuple[list[Segment], tuple[Remark, ...]]:
+        if self.chat is None:
+            segments = list(self._alpaca_segments(sample.messages))
+            led = sample.messages[0].role == "assistant" and self.settings.loss_on == "assistant"
+            endless = self.tokenizer.eos_token_id is None
+            said = ((Remark.LED, led), (Remark.NO_END, endless))
+            return segments, tuple(remark for remark, holds in said if holds)
+        try:
+            found = self._found(sample.messages)
+        except TurnsError as error:
+            folded = self._folded(sample) if self.settings.odd_turns == "fold" else None
+            if folded is None:
+                raise TurnsError(f"row {sample.row + 1}: {error}") from None
+            return _split(folded), (*folded.remarks, Remark.FOLDED)
+        except DataError as error:
+            raise DataError(f"row {sample.row + 1}: {error}") from None
+        return _split(found), found.remarks
+
+    def _folded(self, sample: Sample) -> Found | None:
+        """The first folding of the turns that the template takes."""
+        for turns in foldings(sample.messages):
+            try:
+                return self._found(turns)
+            except TurnsError:
+                continue
+        return None
+
+    def _found(self, turns: Sequence[Message]) -> Found:
+        return find_answers(self._render, turns, last=self.settings.loss_on == "last")
 
     def _alpaca_segments(self, messages: Sequence[Message]) -> Iterator[Segment]:
         """Headed turns; tokenising prompt and response apart keeps the mask exact."""
@@ -152,55 +173,31 @@ class RowEncoder:
             if message.role != "assistant":
                 yield Segment(message.content, is_response=False)
                 continue
-            counts = self.settings.loss_on == "assistant" or index == len(messages) - 1
+            # Nobody has asked for an answer that begins the conversation.
+            asked = self.settings.loss_on == "assistant" and index > 0
+            counts = asked or index == len(messages) - 1
             has_end = self.tokenizer.eos_token_id is not None
             yield Segment(message.content, is_response=counts, ends_text=has_end)
 
-    def _chat_segments(self, sample: Sample) -> Iterator[Segment]:
-        """Render growing prefixes; what the response turn adds is the response."""
-        done = ""
-        turns = [{"role": m.role, "content": m.content} for m in sample.messages]
-        for index, message in enumerate(sample.messages):
-            if message.role != "assistant":
-                continue
-            if self.settings.loss_on == "last" and index < len(turns) - 1:
-                continue
-            prefix = self._render(sample, turns[:index], header=True)
-            full = self._render(sample, turns[: index + 1], header=False)
-            if not (prefix.startswith(done) and full.startswith(prefix)):
-                raise DataError(
-                    f"row {sample.row + 1}: this model's chat template rewrites earlier turns, "
-                    "so the response cannot be told from the prompt. Set "
-                    "recipe.tokens.loss_on: last or template: alpaca."
-                )
-            # A template without a generation prompt writes the header together with the answer.
-            other = "1" if message.content.lstrip().startswith("0") else "0"
-            answered = self._render(
-                sample, [*turns[:index], {"role": "assistant", "content": other}], header=False
-            )
-            # The space before an answer stays with its first word: so tokenizers merge them.
-            prefix += _common_start(full, answered)[len(prefix) :].rstrip(" ")
-            yield Segment(prefix[len(done) :], is_response=False)
-            response, tail = self._split_after_end(full[len(prefix) :])
-            yield Segment(response, is_response=True)
-            if tail:
-                yield Segment(tail, is_response=False)
-            done = full
-
-    def _split_after_end(self, text: str) -> tuple[str, str]:
-        """Cut white space that a template writes after the end-of-turn token."""
-        stripped = text.rstrip()
-        return stripped, text[len(stripped) :]
-
-    def _render(self, sample: Sample, turns: list[dict[str, str]], *, header: bool) -> str:
+    def _render(self, turns: Sequence[Message], *, header: bool) -> Rendered:
         assert self.chat is not None
-        try:
-            return self.chat.render(turns, header=header)
-        except DataError as error:
-            raise DataError(f"row {sample.row + 1}: {error}") from None
+        plain = [{"role": turn.role, "content": turn.content} for turn in turns]
+        return self.chat.render(plain, header=header)
 
-    def _adds_bos(self) -> bool:
-        return self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+
+def _split(found: Found) -> list[Segment]:
+    """The text in pieces; white space after an answer is a piece of its own."""
+    segments: list[Segment] = []
+    done = 0
+    for start, end, tail in found.pieces:
+        segments.append(Segment(found.text[done:start], is_response=False))
+        segments.append(Segment(found.text[start:end], is_response=True))
+        if tail > end:
+            segments.append(Segment(found.text[end:tail], is_response=False))
+        done = tail
+    if done < len(found.text):
+        segments.append(Segment(found.text[done:], is_response=False))
+    return segments
 
 
 def _without_end(segments: Sequence[Segment], sample: Sample) -> list[Segment]:
@@ -213,12 +210,9 @@ def _without_end(segments: Sequence[Segment], sample: Sample) -> list[Segment]:
             "of a choice cannot be found in it. Set recipe.tokens.template: alpaca."
         )
     earlier = [replace(segment, is_response=False) for segment in segments[:last]]
+    if before.strip():  # the template's words, and not the choice's
+        return [*earlier, Segment(before, is_response=False), Segment(words, is_response=True)]
     return [*earlier, Segment(before + words, is_response=True)]
-
-
-def _common_start(one: str, two: str) -> str:
-    n = next((i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), len(two))
-    return one[:n]
 
 
 @dataclass(frozen=True)
@@ -244,6 +238,11 @@ def encode_rows(
     for sample in samples:
         try:
             encoded = encoder.encode(sample)
+        except TurnsError as error:
+            if encoder.settings.odd_turns != "drop":
+                raise TurnsError(f"{where} {error}") from None
+            dropped[sample.row] = ODD_TURNS
+            continue
         except DataError as error:
             if rule == "drop" and "after truncation" in str(error):
                 dropped[sample.row] = f"longer than {limit} tokens"

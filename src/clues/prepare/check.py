@@ -1,7 +1,8 @@
 """What to look at before anything heavy starts: masks, lengths, duplicates, overlaps, cost."""
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from clues.config import RunConfig
 from clues.data.formats import RowFile, read_rows
-from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
+from clues.data.tokens import ODD_TURNS, EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
@@ -50,7 +51,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             continue
         ids[source] = {sample.id for sample in rows.samples}
         encoded[source] = kept.rows
-        files.append(_file_check(source, rows, kept.rows, len(kept.dropped)))
+        files.append(_file_check(source, rows, kept))
         try:
             if labels:
                 rows.column(labels)
@@ -74,7 +75,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         files=tuple(files),
         overlaps=tuple((str(a), str(b), n) for a, b, n in overlaps),
         errors=tuple(errors),
-        notes=notes_on(config, files),
+        notes=(*notes_on(config, files), *_template_notes(encoder, model, encoded.values())),
         template=encoder.template,
         n_parameters=sum(p.numel() for n, p in model.peft.named_parameters() if ".lora_" not in n),
         n_lora=sum(p.numel() for p in model.parameters().values()),
@@ -138,22 +139,54 @@ def _tasks(
     return tuple(TaskCheck(t.name, len(t.options), t.left_out) for t in encoded)
 
 
-def _file_check(
-    source: Source, rows: RowFile, encoded: Sequence[EncodedRow], n_dropped: int
-) -> FileCheck:
+def _template_notes(
+    encoder: RowEncoder, model: LoraModel, files: Iterable[Sequence[EncodedRow]]
+) -> list[str]:
+    """What the template writes that no row says: a date, and what ends an answer."""
+    notes = []
+    if encoder.chat is not None and encoder.chat.writes_date:
+        day = encoder.settings.date.isoformat()
+        notes.append(
+            f"the chat template writes today's date. It is told {day} on every day (tokens.date), so "
+            "that scores do not depend on the day."
+        )
+    rows = [row for found in files for row in found]
+    trained = {i for row in rows for i, counts in zip(row.ids, row.mask, strict=True) if counts}
+    if rows and not trained & (stops := _stop_tokens(encoder, model)):
+        names = ", ".join(str(encoder.tokenizer.convert_ids_to_tokens(i)) for i in sorted(stops))
+        notes.append(
+            "no token at which the model stops is ever trained "
+            f"({names or 'it names none'}): trained on these rows, it may not know where to end an "
+            "answer. Repair the chat template, or name the token that it writes as eos_token."
+        )
+    return notes
+
+
+def _stop_tokens(encoder: RowEncoder, model: LoraModel) -> set[int]:
+    """Ids at which the model stops as its files say."""
+    settings: Any = getattr(model.peft.get_base_model(), "generation_config", None)
+    named = getattr(settings, "eos_token_id", None)
+    found = named if isinstance(named, list) else [named]
+    return {i for i in (*found, encoder.tokenizer.eos_token_id) if i is not None}
+
+
+def _file_check(source: Source, rows: RowFile, encoded: EncodedRows) -> FileCheck:
     def spread(values: list[int]) -> tuple[int, ...]:
         return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
 
+    n_odd = sum(reason == ODD_TURNS for reason in encoded.dropped.values())
     return FileCheck(
         name=str(source),
         role=source.role,
         description=rows.description,
         n_rows=rows.n_rows,
-        n_too_long=n_dropped,
-        n_truncated=sum(row.truncated for row in encoded),
+        n_too_long=len(encoded.dropped) - n_odd,
+        n_truncated=sum(row.truncated for row in encoded.rows),
         n_duplicates=rows.n_rows - len({sample.id for sample in rows.samples}),
-        tokens=spread([len(row.ids) for row in encoded]),
-        response_tokens=spread([row.n_response_tokens for row in encoded]),
+        tokens=spread([len(row.ids) for row in encoded.rows]),
+        response_tokens=spread([row.n_response_tokens for row in encoded.rows]),
+        n_odd_turns=n_odd,
+        remarks=dict(Counter(str(remark) for row in encoded.rows for remark in row.remarks)),
     )
 
 

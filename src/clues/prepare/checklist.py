@@ -1,6 +1,6 @@
 """What a check found, what deserves a second look, and how it reads on a terminal. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -68,6 +68,8 @@ class FileCheck:
         n_duplicates: rows whose text stands earlier in the file.
         tokens: 5 %, 50 %, 95 % and largest length, prompt included.
         response_tokens: the same of what carries loss.
+        n_odd_turns: rows that are left out because the chat template refuses their turns.
+        remarks: what the chat template does to rows, and to how many.
     """
 
     name: str
@@ -79,6 +81,8 @@ class FileCheck:
     n_duplicates: int
     tokens: tuple[int, ...]
     response_tokens: tuple[int, ...]
+    n_odd_turns: int = 0
+    remarks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,12 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
         for what, n in (("left out", file.n_too_long), ("cut", file.n_truncated))
         if n > MANY_LOST * file.n_rows
     ]
+    if file.n_odd_turns:
+        notes.append(
+            f"{file.n_odd_turns} rows are left out: the chat template refuses their turns. "
+            "recipe.tokens.odd_turns: fold keeps them."
+        )
+    notes += [f"{n} rows: {remark}." for remark, n in sorted(file.remarks.items())]
     if file.n_duplicates:
         notes.append(f"{file.n_duplicates} rows repeat an earlier row.")
     if file.role in (Role.SILO, Role.HELD_OUT):
@@ -202,7 +212,7 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
         console.print(
             Text(
                 "Tokens: median (longest), the response's part beside it. Repeated: same text as an "
-                "earlier row. Left out, cut: too long.",
+                "earlier row. Left out, cut: too long (the notes name other reasons).",
                 style="dim",
             )
         )
@@ -263,7 +273,9 @@ def _files_table(check: Check) -> Table:
             f"{file.n_rows:,}",
             f"{file.tokens[1]} ({file.tokens[3]})",
             f"{file.response_tokens[1]} ({file.response_tokens[3]})",
-            *(_or_dot(n) for n in (file.n_duplicates, file.n_too_long, file.n_truncated)),
+            _or_dot(file.n_duplicates),
+            _or_dot(file.n_too_long + file.n_odd_turns),
+            _or_dot(file.n_truncated),
         )
     return table
 
