@@ -74,13 +74,15 @@ def gather(
         return Crowd(rows, None, derived_seed(seed, request.kind, space.name, request.round))
     arm = request.arm if isinstance(request, FitRequest) else ""
     # For all rounds the same rows: what differs from round to round would say which they are.
-    chosen = _generator(space, "aside", request.recipe_hash, request.kind, arm)
-    left = sorted(chosen.permutation(len(rows))[aside:].tolist())
+    # With other rows left out, other rows are set aside: else two lists would differ by one row.
+    left_out = [left] if (left := space.left_token()) else []
+    chosen = _generator(space, "aside", request.recipe_hash, request.kind, arm, *left_out)
+    places = sorted(chosen.permutation(len(rows))[aside:].tolist())
     drawn = _generator(space, "order", checksum_of(request.to_bytes()))
     order: list[int] = []
     while len(order) < n_steps * batch:
-        order += drawn.permutation(len(left)).tolist()
-    taken = [rows[i] for i in left]
+        order += drawn.permutation(len(places)).tolist()
+    taken = [rows[i] for i in places]
     return Crowd(taken, order[: n_steps * batch], int(drawn.integers(2**32)))
 
 
