@@ -3,6 +3,8 @@
 # ruff: noqa: RUF001
 
 import json
+import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from federation_helpers import (
     Recorder,
     edit_config,
+    merged,
     open_micro,
     plain,
     tiny_model,
     without_volatile,
     write_micro,
 )
+from typer.testing import CliRunner
 
+from clues.cli.verbs import app
 from clues.config import DuplicatesSettings, Recipe, load_config, validate
 from clues.coordinator.duplicates import (
     Sketched,
@@ -45,7 +51,7 @@ from clues.data.sketches import (
     shingles,
     sketch,
 )
-from clues.errors import ConfigError, DataError, KeyFileError
+from clues.errors import ConfigError, DataError, KeyFileError, QuorumError
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
 from clues.silo.silo import Silo
@@ -528,3 +534,36 @@ def test_how_many_rows_are_too_long_does_not_show_in_the_sketches(world, tmp_pat
 def test_the_order_is_a_permutation_and_another_for_another_seed():
     assert sorted(random_order(100, b"a")) == list(range(100))
     assert random_order(100, b"a") != random_order(100, b"b")
+
+
+# --- the page
+
+
+def test_the_example_of_the_page_runs_as_it_stands(world, tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs/privacy.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("### The same question in several silos\n")
+    section = section.partition("\n### ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["yaml", "bash", "yaml"]
+    (_, run_part), (_, command), (_, silo_part) = blocks
+    folder = shutil.copytree(world.config.parent, tmp_path / "in")
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(app, command.split()[1:])
+    assert done.exit_code == 0, done.output
+    content = merged(yaml.safe_load((folder / "clues.yaml").read_text()), {})
+    content["recipe"]["duplicates"] = yaml.safe_load(run_part)["recipe"]["duplicates"]
+    content["silos"] = [{**silo, **yaml.safe_load(silo_part)} for silo in content["silos"]]
+    (folder / "clues.yaml").write_text(yaml.safe_dump(content))
+    run = open_micro(folder / "clues.yaml", tmp_path / "run")
+    run_until(run, "duplicates")
+    assert not run.run_dir.rows_key.exists(), "the run made a key of its own"
+    assert sum(len(silo.space.left_out()) for silo in run.silos.values()) == 3
+
+
+def test_a_silo_with_another_key_stops_the_run_and_is_named(world, tmp_path):
+    run = open_micro(world.config, tmp_path / "run")
+    other = make_rows_key(tmp_path / "other.key")
+    silo = run.silos["west"].space
+    silo.settings = silo.settings.model_copy(update={"duplicates_key": str(other)})
+    with pytest.raises(QuorumError, match="silo west: its duplicates_key is not that of the other"):
+        run_until(run, "duplicates")
