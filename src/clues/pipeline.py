@@ -179,8 +179,9 @@ def _public_stages(run: Run, *, last: int) -> Outcome:
         return outcome
     scored = coordinator.score(trained)
     outcome = replace(outcome, scored=scored)
-    for silo in () if run.skip_nonfinite else run.silos.values():
-        silo.refuse_nonfinite()
+    # Who was left out has not scored.
+    for name in () if run.skip_nonfinite else sorted(run.silos.keys() & coordinator.silos):
+        run.silos[name].refuse_nonfinite()
     if not reached("threshold"):
         return outcome
     threshold = coordinator.threshold(scored)
