@@ -55,6 +55,7 @@ def config(tmp_path_factory) -> Path:
         "evaluate": {"arms": ["mixed", "clues"]},
         "federation": {"quorum": 2},
         "combine": {"rounds": 2},
+        "recipe": {"duplicates": {}},
     }
     return write_micro(folder / "in", tiny_model(folder / "model"), silos=SILOS, changes=changes)
 
@@ -62,7 +63,7 @@ def config(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "cut"),
     [
-        *((kind, False) for kind in ("hello", "train", "score", "select", "fit")),
+        *((kind, False) for kind in ("hello", "leave", "train", "score", "select", "fit")),
         *((kind, True) for kind in ("train", "fit")),
     ],
 )
@@ -72,7 +73,7 @@ def test_a_run_goes_on_without_a_silo_and_says_so(config, tmp_path, kind, cut):
     results = plain(run_until(run).results)
     assert set(results["silos"]) == {"north", "west"}
     [absence] = results["absences"]
-    expected = {"fit": "fit-mixed"}.get(kind, kind)
+    expected = {"fit": "fit-mixed", "leave": "duplicates"}.get(kind, kind)
     assert (absence["silo"], absence["stage"]) == ("south", expected)
     assert ("not what was sent" if cut else "no answer") in absence["why"]
     assert transport.asked.count(kind) == 1, "it was asked again"

@@ -15,6 +15,7 @@ from flower_grid import LocalGrid, open_grid_run, same_adapter, selection_of, si
 
 from clues.carriers.flower import GridTransport, find_silos, from_content, to_content
 from clues.config import FederationSettings
+from clues.data.rowskey import make_rows_key
 from clues.errors import QuorumError
 from clues.pipeline import run_until
 from clues.wall.ledger import Ledger, compare, summary, verify
@@ -39,8 +40,12 @@ def config(tmp_path_factory) -> Path:
         "evaluate": {"arms": ["clues"]},
         "federation": {"quorum": 2, **QUICK},
         "combine": {"rounds": 2},
+        # All kinds of messages travel.
+        "recipe": {"duplicates": {}},
     }
-    return write_micro(folder / "in", tiny_model(folder / "model"), silos=SILOS, changes=changes)
+    key = {"duplicates_key": str(make_rows_key(folder / "rows.key"))}
+    model = tiny_model(folder / "model")
+    return write_micro(folder / "in", model, silos=SILOS, changes=changes, silo_changes=key)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,8 @@ def test_over_flower_the_run_ends_as_in_one_process(reference, undisturbed):
     assert same_adapter(folder / "coordinator-side", root), "not the same adapter"
     kinds = [kind for node, kind in grid.pushed if node == 10]
     # Few, fat messages: one a round and one of everything else.
-    assert kinds == ["hello", "train", "train", "score", "select", "fit", "fit", "evaluate"]
+    first = ["hello", "sketch", "leave"]
+    assert kinds == [*first, "train", "train", "score", "select", "fit", "fit", "evaluate"]
 
 
 def test_both_sides_record_the_same_messages(undisturbed):
@@ -90,7 +96,7 @@ def test_both_sides_record_the_same_messages(undisturbed):
     ours = verify(folder / "coordinator-side" / "ledger.jsonl")
     for name in SILOS:
         theirs = verify(folder / "silos" / name / "ledger.jsonl")
-        assert compare(ours, theirs) == {name: 16}
+        assert compare(ours, theirs) == {name: 20}
 
 
 def test_a_message_that_got_lost_is_sent_again(config, reference, tmp_path):

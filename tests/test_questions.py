@@ -25,7 +25,8 @@ class World:
     """A run that has selected, every private row of which carries a marker."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = write_micro(folder / "input", tiny_model(folder / "model"))
+        looks = {"recipe": {"duplicates": {}}}
+        self.config = write_micro(folder / "input", tiny_model(folder / "model"), changes=looks)
         for path in (folder / "input" / "silos").glob("*.jsonl"):
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             marked = [{**row, "output": SECRET + row["output"]} for row in rows]
@@ -114,7 +115,7 @@ def test_a_count_that_cannot_be_read_is_not_begun_anew(world, tmp_path, content)
 
 def test_every_kind_of_question_is_counted_and_the_same_one_is_free(world, tmp_path):
     silo = world.silo(tmp_path, max_selections=1)
-    for kind in ("hello", "train", "score", "select", "fit", "evaluate"):
+    for kind in ("hello", "sketch", "leave", "train", "score", "select", "fit", "evaluate"):
         silo.answer(world.last(kind).to_bytes())
         forget_answers(silo)
     asked = json.loads((silo.private / FILE).read_text())["rows"]
@@ -135,6 +136,7 @@ def bent(adapter, by=1e-3):
 
 OTHER_WAYS = {
     "hello": lambda w: other_hello(w, tokens={"max_length": 100}),
+    "leave": lambda w: replace(w.last("leave"), handles=[0, 1]),
     "train": lambda w: replace(w.last("train"), adapter=bent(w.last("train").adapter)),
     "score": lambda w: replace(
         w.last("score"), checkpoints=[bent(c) for c in w.last("score").checkpoints]
@@ -187,7 +189,7 @@ def test_hello_says_the_same_of_every_recipe(world, tmp_path):
 
 def test_a_fit_waits_for_the_selection_of_its_own_recipe(world, tmp_path):
     silo = world.silo(tmp_path)
-    hello = other_hello(world, seed=77)
+    hello = other_hello(world, seed=77, duplicates=None)
     silo.answer(hello.to_bytes())
     for arm in ("clues", "mixed", "random", "oracle"):
         fit = replace(world.last("fit"), arm=arm, recipe_hash=hello.recipe_hash, round=0)

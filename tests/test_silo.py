@@ -46,7 +46,9 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.model = tiny_model(folder / "model")
-        self.config_path = write_micro(folder / "data", self.model)
+        # So that every kind of request comes; the two silos have no question in common.
+        looks = {"recipe": {"duplicates": {}}}
+        self.config_path = write_micro(folder / "data", self.model, changes=looks)
         self.data = folder / "data/silos/north.jsonl"
         long = {"instruction": "Why?", "output": "So. " * 200, "key": "long", "damage": ""}
         with self.data.open("a") as file:
@@ -239,7 +241,7 @@ def test_a_threshold_from_another_recipe_is_refused(world, tmp_path):
 def test_scores_from_another_recipe_are_refused(world, tmp_path):
     silo, hello = world.silo(tmp_path), world.request("hello")
     content = json.loads((silo.private / "recipe.json").read_text())
-    changed = merged(content, {"train": {"learning_rate": 0.5}})
+    changed = merged(content, {"train": {"learning_rate": 0.5}, "duplicates": None})
     (silo.private / "recipe.json").write_text(json.dumps(changed))
     current = world.silo(tmp_path).space.recipe().hash
     assert current != hello.recipe_hash

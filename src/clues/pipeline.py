@@ -1,16 +1,17 @@
 """A whole run in order, resumable; what is finished is not done again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clues.atomic import atomic_write_bytes, close_to_others, make_folder, make_private_folder
 from clues.carriers.local import LocalTransport
 from clues.collect import arms_of, collect_results
-from clues.config import RunConfig, SharedConfig, dump_yaml
+from clues.config import RunConfig, SharedConfig, SiloSettings, dump_yaml
 from clues.config.loading import local_folder, with_files
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.outcomes import Outcome
+from clues.data.rowskey import make_rows_key
 from clues.errors import UsageError
 from clues.evaluation.choice import Measured
 from clues.evaluation.tasks import Answers
@@ -26,7 +27,10 @@ from clues.silo.silo import Silo
 from clues.wall.ledger import Ledger, summary, verify
 from clues.wall.transport import Transport
 
-STAGES = ("hello", "train", "score", "threshold", "select", "fit", "measure", "report")
+STAGES = (
+    *("hello", "duplicates", "train", "score", "threshold", "select", "fit", "measure"),
+    "report",
+)
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,22 @@ def open_run(
             team=team,
             identify=cache.identify,
         )
-        for settings in config.silos
+        for settings in _with_keys(config, run_dir)
     }
     answers = {name: silo.answer for name, silo in silos.items()}
     transport = LocalTransport(answers, Ledger(run_dir.ledger))
     run = open_coordinator(config, root, transport=transport, progress=progress, cache=cache)
     return replace(run, silos=silos, skip_nonfinite=skip_nonfinite)
+
+
+def _with_keys(config: RunConfig, run_dir: RunDir) -> Sequence[SiloSettings]:
+    """The silos' settings; where none names the key that hides questions, the run makes one."""
+    if config.recipe.duplicates is None or any(silo.duplicates_key for silo in config.silos):
+        return config.silos
+    if not run_dir.rows_key.exists():
+        make_rows_key(run_dir.rows_key)
+    key = {"duplicates_key": str(run_dir.rows_key)}
+    return [silo.model_copy(update=key) for silo in config.silos]
 
 
 def open_coordinator(
@@ -154,6 +168,9 @@ def _public_stages(run: Run, *, last: int) -> Outcome:
         return STAGES.index(stage) <= last
 
     coordinator.hello()
+    if not reached("duplicates"):
+        return outcome
+    coordinator.duplicates()
     if not reached("train"):
         return outcome
     trained = coordinator.train()
@@ -162,8 +179,9 @@ def _public_stages(run: Run, *, last: int) -> Outcome:
         return outcome
     scored = coordinator.score(trained)
     outcome = replace(outcome, scored=scored)
-    for silo in () if run.skip_nonfinite else run.silos.values():
-        silo.refuse_nonfinite()
+    # Who was left out has not scored.
+    for name in () if run.skip_nonfinite else sorted(run.silos.keys() & coordinator.silos):
+        run.silos[name].refuse_nonfinite()
     if not reached("threshold"):
         return outcome
     threshold = coordinator.threshold(scored)

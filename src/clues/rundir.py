@@ -48,6 +48,11 @@ class RunDir:
         return self.root / "silos" / name
 
     @property
+    def rows_key(self) -> Path:
+        """The key that hides questions, where one person owns all silos."""
+        return self.root / "rows.key"
+
+    @property
     def ledger(self) -> Path:
         """The ledger of all messages."""
         return self.root / "ledger.jsonl"

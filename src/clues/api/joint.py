@@ -38,7 +38,7 @@ def run(
     Args:
         config: a YAML file, or what `clues.load_config` returned.
         folder: of the run; None is `runs/NAME`.
-        until: the last stage to run: hello, train, score, threshold, select, fit, measure, report.
+        until: the last stage to run: hello, duplicates, train, score, threshold, select, fit, measure, report.
         allow_degenerate: accept a selection that keeps nothing or everything.
         skip_nonfinite: drop rows whose score is NaN or infinite, instead of stopping.
         progress: bars on the error stream; False for none, or an object of your own.

@@ -17,7 +17,7 @@ from clues.network.children import FLOWER_ENVIRONMENT, OFFLINE
 PANEL = "Separate machines"
 out, err = Console(markup=False), Console(stderr=True, markup=False)
 keys = typer.Typer(
-    help="Make a private authority, the coordinator's certificate, and node keys.",
+    help="Make a private authority, the coordinator's certificate, node keys, and a rows key.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -141,6 +141,20 @@ def make_node(
     private, public = make_node_key(folder, name)
     print_of = fingerprint(read_public_key(public.read_text(), silo=name))
     _show({"public": public, "key": private, "fingerprint": print_of}, as_json=as_json)
+
+
+@keys.command("rows")
+def make_rows(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the key goes.")],
+    as_json: Json = False,
+) -> None:
+    """Make the key under which silos compare their questions; the coordinator must not have it.
+
+    One silo makes it and gives it to the others, over a way that the coordinator cannot see.
+    """
+    from clues.data.rowskey import make_rows_key
+
+    _show({"key": make_rows_key(file)}, as_json=as_json)
 
 
 def check_federation(target: str, *, ca: Path | None, as_json: bool) -> None:

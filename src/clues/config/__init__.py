@@ -27,6 +27,7 @@ from clues.config.modelfiles import differing, model_files
 from clues.config.recipe import (
     MAX_PUBLIC_BYTES,
     MAX_PUBLIC_TOTAL,
+    DuplicatesSettings,
     LoraSettings,
     ModelSettings,
     PublicFile,
@@ -67,6 +68,7 @@ __all__ = [
     "Arm",
     "Baseline",
     "CombineSettings",
+    "DuplicatesSettings",
     "EvaluateSettings",
     "FederationSettings",
     "Form",

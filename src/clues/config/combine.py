@@ -138,9 +138,9 @@ class FederationSettings(Settings):
     max_rows: Count = 10_000_000
     max_message_mb: Factor | None = None
     wait_s: Seconds = 900.0
-    timeouts: dict[Literal["hello", "train", "score", "select", "fit", "evaluate"], Seconds] = (
-        Field(default_factory=dict)
-    )
+    timeouts: dict[
+        Literal["hello", "sketch", "leave", "train", "score", "select", "fit", "evaluate"], Seconds
+    ] = Field(default_factory=dict)
 
     def timeout_s(self, kind: str) -> float:
         """Seconds to wait for the answer to a kind of message."""

@@ -167,8 +167,12 @@ def _silo_content(entry: Any, config_path: Path) -> Any:
 
 
 def with_place(content: Any, base: Path) -> Any:
-    """A silo's settings with the place of its base model made independent of the working folder."""
-    if not isinstance(content, dict) or not content.get("model"):
+    """A silo's settings with the places of its base model and key made absolute."""
+    if not isinstance(content, dict):
+        return content
+    if isinstance(key := content.get("duplicates_key"), str):
+        content = {**content, "duplicates_key": str((base / key).resolve())}
+    if not content.get("model"):
         return content
     model = content["model"]
     if isinstance(model, str):

@@ -15,6 +15,7 @@ from clues.config.base import (
     Name,
     Rounds,
     Settings,
+    Share,
     Steps,
 )
 from clues.config.hashes import content_hash
@@ -177,6 +178,21 @@ class PublicSet(Settings):
         return value
 
 
+class DuplicatesSettings(Settings):
+    """Leave out rows whose question stands in another silo too; one silo keeps each of them.
+
+    Attributes:
+        similarity: how alike two questions are that count as one, as the share of short pieces of
+            text that they have in common; 1 finds equal questions alone. Near this number a pair
+            may fall on either side, because sketches of the questions are compared.
+        max_share: the largest share of a silo's rows that may be left out for the rows of one
+            other silo; where it would be more, the run stops and names both.
+    """
+
+    similarity: float = Field(default=0.8, ge=0.5, le=1.0)
+    max_share: Share = 0.2
+
+
 class Recipe(Settings):
     """All settings that can change a score or the threshold.
 
@@ -189,6 +205,7 @@ class Recipe(Settings):
         public: public rows, one entry per domain; a silo names its own domain.
         score: how a row is scored.
         threshold: how the anchors' scores become one threshold.
+        duplicates: what to do about the same question in several silos; null leaves every row.
     """
 
     seed: int = Field(default=42, ge=0, le=2**63 - 1)
@@ -199,6 +216,8 @@ class Recipe(Settings):
     public: dict[Name, PublicSet]
     score: ScoreSettings = ScoreSettings()
     threshold: ThresholdSettings = ThresholdSettings()
+    # Off, it is not written: recipes that never heard of it keep their hash.
+    duplicates: DuplicatesSettings | None = Field(default=None, exclude_if=lambda v: v is None)
 
     @model_validator(mode="after")
     def _inrun_sees_every_row(self) -> "Recipe":

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from clues.config.base import BUILT_IN, Count, Factor, Name, Settings
+from clues.config.base import BUILT_IN, Count, Factor, Name, Settings, Share
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.recipe import Recipe
@@ -83,6 +83,12 @@ class SiloSettings(Settings):
             or a hub name, or `{name: ..., revision: ..., trust_remote_code: ...}`. Null is the
             run's own `recipe.model` under `clues run`, and `built-in` under `clues join`.
         license: license of the rows, for the card beside those kept.
+        duplicates_key: file of the key with which all silos hide their questions while those that
+            stand in several silos are looked for (`recipe.duplicates`). Silos share it, and the
+            coordinator must not have it; `clues keys rows FILE` makes one. A relative path starts
+            at this file. Null refuses such a run; under `clues run` the run makes its own key.
+        max_duplicates: the largest share of the silo's usable rows that a coordinator may have it
+            leave out because their question stands in other silos.
     """
 
     name: Name
@@ -98,6 +104,8 @@ class SiloSettings(Settings):
     privacy: PrivacySettings | None = None
     model: SiloModel | None = None
     license: str = "unknown"
+    duplicates_key: str | None = None
+    max_duplicates: Share = 0.2
 
     @model_validator(mode="after")
     def _privacy_shares_no_counts(self) -> "SiloSettings":

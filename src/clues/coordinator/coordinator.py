@@ -12,10 +12,11 @@ from clues.config import CombineSettings, EvaluateSettings, FederationSettings, 
 from clues.coordinator.attendance import Attendance
 from clues.coordinator.decided import Decided, stages_from
 from clues.coordinator.desk import Desk, LoadModel
+from clues.coordinator.duplicates import leave_duplicates_out
 from clues.coordinator.exchange import Exchange
 from clues.coordinator.fit import Fitting
 from clues.coordinator.guards import check_evaluate, check_hello, check_select
-from clues.coordinator.outcomes import Fitted, Scored, Selected, Trained
+from clues.coordinator.outcomes import Fitted, LeftOut, Scored, Selected, Trained
 from clues.coordinator.public import (
     check_public_rows,
     counted_recipe,
@@ -72,6 +73,7 @@ class Coordinator:
         )
         self.recipe, self.combine, self.evaluate, self.folder = recipe, combine, evaluate, folder
         self.stages = Stages(folder / "stages")
+        self.left_out: LeftOut | None = None
         self.decided = Decided(folder / "decided.json", recipe_hash=recipe.hash)
 
     @property
@@ -120,6 +122,15 @@ class Coordinator:
         self.attendance.members = found
         self.decided.check(self._members("train"))
         return found
+
+    def duplicates(self) -> LeftOut | None:
+        """Have rows left out whose question another silo keeps; None where the recipe does not."""
+        if self.recipe.duplicates is None:
+            return None
+        inputs = self._inputs("duplicates")
+        found = self.stages.run("duplicates", inputs, lambda: leave_duplicates_out(self.desk))
+        self.left_out = LeftOut.model_validate(found)
+        return self.left_out
 
     def train(self) -> Trained:
         """Make the trajectory whose checkpoints are scored."""
@@ -311,6 +322,7 @@ class Coordinator:
                     "rows": silo["n_rows"],
                     "kept": selected.n_kept[name],
                     "threshold": selected.threshold.value,
+                    **({"left_out": self.left_out.n_rows[name]} if self.left_out else {}),
                 },
                 domain=silo["domain"],
                 shared=shared.get(name, {}),
@@ -354,7 +366,8 @@ class Coordinator:
         kept = {k: v for k, v in content.items() if k not in later}
         if stage == "score":
             kept["mixture"] = self.recipe.threshold.rule == "mixture"
-        return {"stage": stage, "recipe": kept, "silos": silos}
+        left_out = {"left_out": self.left_out.token} if self.left_out else {}
+        return {"stage": stage, "recipe": kept, "silos": silos, **left_out}
 
     def _members(self, stage: str) -> dict[str, tuple[str, str]]:
         """Domain and token of the rows of the silos that a stage began with."""

@@ -9,7 +9,7 @@ from clues.errors import RecipeMismatchError
 from clues.rundir import read_record, write_record
 
 # What a silo may ask to be asked again, because its own files are not what that stage wrote.
-AGAIN = ("train", "score", "select")
+AGAIN = ("duplicates", "train", "score", "select")
 Members = Mapping[str, tuple[str, str]]
 
 

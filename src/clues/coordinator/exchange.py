@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from clues.coordinator.attendance import Attendance
+from clues.data.sketches import SKETCH_BYTES, padded
 from clues.errors import ApprovalError, DataError, NumericsError
 from clues.wall.messages import (
     REPLIES,
@@ -12,6 +13,7 @@ from clues.wall.messages import (
     FitRequest,
     Refusal,
     SelectRequest,
+    SketchRequest,
     TrainRequest,
     from_bytes,
     id_of,
@@ -160,6 +162,8 @@ class Exchange:
         else:
             sent = sum(t.nbytes for t in getattr(request, "adapter", {}).values())
             limit = N_ADAPTERS.get(request.kind, 0) * sent + ROOM_BYTES
+            if request.kind == SketchRequest.kind:
+                limit += padded(self.attendance.members[name]["n_rows"]) * SKETCH_BYTES
         if n_bytes > limit:
             raise DataError(
                 f"silo {name}: its answer to {request.kind} has {n_bytes / 1e6:.1f} MB, and at most "

@@ -28,6 +28,18 @@ class Found(BaseModel):
         return self.model_dump(mode="json", exclude={"seconds"})
 
 
+class LeftOut(Found):
+    """Rows that are left out because another silo keeps the question.
+
+    Attributes:
+        token: changes with the rows.
+        n_rows: how many, by silo, rounded to tens.
+    """
+
+    token: str
+    n_rows: dict[str, int]
+
+
 class Trained(Found):
     """The warm-up.
 

@@ -20,18 +20,20 @@ from clues.report.table import Column, Table
 from clues.results.run import Results
 
 # In the order of the protocol; others follow by name.
-KINDS = ("hello", "train", "score", "select", "fit", "evaluate")
+KINDS = ("hello", "sketch", "leave", "train", "score", "select", "fit", "evaluate")
 
 
 def silos_table(results: Results) -> Table:
     """One line per silo: rounded counts, a band for the keep rate, detection where labels exist."""
     silos = results.silos
     shown = [k for k in RATES if any(getattr(silo, k) is not None for silo in silos.values())]
+    looked = any(silo.left_out is not None for silo in silos.values())
     columns = (
         Column("silo", "Silo", "silo", numeric=False),
         Column("domain", "Domain", "domain", numeric=False),
         Column("rows", "Rows", "rows"),
         Column("kept", "Kept", "kept"),
+        *([Column("left", "In another silo", "elsewhere")] if looked else []),
         Column("band", "Keep rate", "rate"),
         *rate_columns(shown),
         Column("threshold", "Threshold", "cut"),
@@ -45,12 +47,15 @@ def silos_table(results: Results) -> Table:
                 clean(silo.domain or DASH),
                 count(silo.rows),
                 count(silo.kept),
+                *([DASH if silo.left_out is None else count(silo.left_out)] if looked else []),
                 band(silo.rows, silo.kept),
                 *(FEW_ROWS if few else number(getattr(silo, key)) for key in shown),
                 number(silo.threshold),
             )
         )
     note = "Counts are rounded to tens; the keep rate is a band of ten per cent."
+    if looked:
+        note += " In another silo: rows left out because another silo keeps the same question."
     if any(FEW in row for row in rows):
         note += f" {FEW} and {FEW_ROWS}: fewer than ten rows, not shown."
     return Table(note, columns, tuple(rows))

@@ -65,6 +65,8 @@ class SiloResult(Figures):
         dropped_by_kind: share of the damaged rows that are dropped, by kind of damage.
         epsilon: that the silo's trainings have spent, where it trains with differential privacy.
         f1: harmonic mean of precision and recall.
+        left_out: number of rows left out because their question stands in another silo, rounded to
+            tens; there where the recipe looks for such rows.
         precision: share of the kept rows that are clean.
         recall: share of the clean rows that are kept.
         score_bands: pairs of a share and a score: this share of the silo's rows scores lower.
@@ -85,6 +87,7 @@ class SiloResult(Figures):
     dropped_by_kind: Mapping[str, float] = {}
     epsilon: float | None = None
     f1: float | None = None
+    left_out: int | None = None
     precision: float | None = None
     recall: float | None = None
     score_bands: tuple[tuple[float, float], ...] = ()

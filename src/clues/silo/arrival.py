@@ -14,6 +14,7 @@ from clues.config import Recipe, validate
 from clues.errors import DataError, RecipeMismatchError
 from clues.rundir import hash_if_there
 from clues.silo.budget import check_private
+from clues.silo.duplicates import check_duplicates, list_is_lost
 from clues.silo.questions import Questions
 from clues.silo.sizes import checked_public
 from clues.silo.whole import first_to_repeat
@@ -55,7 +56,7 @@ def settle(space: Workspace, request: HelloRequest) -> str:
     if space.settings.labels:
         # Labels are read after the last training; a missing column must not wait for that.
         space.rows().column(space.settings.labels)
-    return first_to_repeat(space)
+    return first_to_repeat(space, list_lost=list_is_lost(space))
 
 
 def _checked_recipe(space: Workspace, request: HelloRequest) -> Recipe:
@@ -75,6 +76,7 @@ def _checked_recipe(space: Workspace, request: HelloRequest) -> Recipe:
             f"in the recipe, which lists: {', '.join(sorted(recipe.public))}."
         )
     check_private(space, recipe)
+    check_duplicates(space, recipe)
     return recipe
 
 

@@ -1,7 +1,7 @@
 """What a coordinator has asked about a silo's rows, counted on the silo's own disk.
 
 Whatever a silo answers tells something about its rows, so every kind of request passes here before
-any work: hello, train, score, select, fit, evaluate. The same request again is the same answer and
+any work: hello, sketch, leave, train, score, select, fit, evaluate. The same request again is the same answer and
 costs nothing. A recipe costs one of `max_selections`, and lets the coordinator ask each of its
 questions once. A question asked in another way (another adapter for the same round, another way
 to combine) costs one more; then every other question may be asked in another way too. So a silo
@@ -22,7 +22,15 @@ from clues.errors import DataError, RecipeMismatchError
 from clues.rundir import file_hash, hash_of, read_record, write_record
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
-from clues.wall.messages import Envelope, FitRequest, ScoreReply, SelectRequest, TrainRequest
+from clues.wall.messages import (
+    Envelope,
+    FitRequest,
+    LeaveRequest,
+    ScoreReply,
+    SelectRequest,
+    SketchRequest,
+    TrainRequest,
+)
 
 FILE = "asked.json"
 UPDATING = ("train", "fit")
@@ -134,6 +142,10 @@ class Questions:
         # Before the work: a request that is refused half-way has told something too.
         self._write(request.recipe_hash, after)
 
+    def has_asked(self, recipe_hash: str, kind: str) -> bool:
+        """Whether a kind of request has come under a recipe, to the rows as they are."""
+        return any(entry.question.kind == kind for entry in self._under(recipe_hash).asked)
+
     def admit_threshold(self, request: SelectRequest) -> None:
         """Refuse a second threshold per recipe, and the first once the scores are others.
 
@@ -224,7 +236,7 @@ def check_question(space: Workspace, request: Envelope) -> None:
     """Whether the recipe has such a question; one that it lacks is not even counted.
 
     Raises:
-        DataError: there is no such arm or round.
+        DataError: there is no such arm or round, or the recipe does not look for duplicates.
         ConfigError: the way to combine cannot be read.
     """
     if isinstance(request, FitRequest):
@@ -232,6 +244,11 @@ def check_question(space: Workspace, request: Envelope) -> None:
         if request.arm not in known:
             raise DataError(f"silo {space.name}: arm {request.arm[:40]!r}: there is no such arm.")
         _check_round(space, request.round, combine_of(request).n_asked)
+    if isinstance(request, SketchRequest | LeaveRequest) and space.recipe().duplicates is None:
+        raise DataError(
+            f"silo {space.name}: a {request.kind} request came, and the recipe does not look for "
+            "the same question in several silos."
+        )
     if isinstance(request, TrainRequest):
         _check_round(space, request.round, space.recipe().train.rounds)
 

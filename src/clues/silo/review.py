@@ -25,7 +25,7 @@ from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
 from clues.silo.select import in_units
 from clues.silo.whole import REVIEW, note
-from clues.silo.workspace import Workspace
+from clues.silo.workspace import ELSEWHERE, Workspace
 
 N_BANDS = 5
 N_VALUES = 24  # groups of a column; what is left is one more
@@ -118,10 +118,12 @@ def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple
         ("Rule", threshold.rule),
         ("Recipe", recipe.hash),
     ]
+    if recipe.duplicates:
+        facts.insert(1, ("Left out", f"{len(space.left_out()):,} rows: {ELSEWHERE}"))
     if threshold.interval:
         low, high = threshold.interval
         text = f"{low:.3f} to {high:.3f} ({threshold.confidence:.0%}, bootstrap over anchors)"
-        facts.insert(4, ("Interval", text.replace("-", "\N{MINUS SIGN}")))
+        facts.insert(len(facts) - 1, ("Interval", text.replace("-", "\N{MINUS SIGN}")))
     return facts
 
 

@@ -40,6 +40,7 @@ from clues.silo.arrival import settle
 from clues.silo.budget import FILE as SPENT
 from clues.silo.budget import Budget
 from clues.silo.counts import told_of_all, told_of_kept
+from clues.silo.duplicates import key_mark, leave_out, sketch_questions
 from clues.silo.evaluate import compared_rows, diagnostics, oracle_token
 from clues.silo.overrides import Overrides, check_overrides, overrides_token, store
 from clues.silo.questions import Questions, check_question
@@ -61,11 +62,13 @@ from clues.wall.messages import (
     FitRequest,
     HelloReply,
     HelloRequest,
+    LeaveRequest,
     Refusal,
     ScoreReply,
     ScoreRequest,
     SelectReply,
     SelectRequest,
+    SketchRequest,
     TrainRequest,
     from_bytes,
     id_of,
@@ -136,6 +139,7 @@ class Silo:
             )
         # Where the rows lie does not count, what the silo agreed to share does.
         ours_alone = {"data", "model", "max_selections", "approval"}
+        ours_alone |= {"duplicates_key", "max_duplicates"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.order_seed()]
         overruled = overrides_token(self.space, request.recipe_hash)
@@ -163,6 +167,8 @@ class Silo:
             old.unlink()
         handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
             HelloRequest: lambda r: self._hello(r, again),
+            SketchRequest: lambda r: sketch_questions(self.space, r),
+            LeaveRequest: lambda r: leave_out(self.space, r),
             TrainRequest: lambda r: train(self.space, r),
             ScoreRequest: self._score,
             SelectRequest: self._select,
@@ -176,12 +182,20 @@ class Silo:
             shutil.rmtree(self.private / "shards", ignore_errors=True)
         return reply
 
-    # --- the six answers
+    # --- the answers
 
     def _made_of(self, request: Envelope, again: str) -> list[Any]:
         """What an answer depends on beside the request, the rows' text and the settings."""
         if isinstance(request, HelloRequest):
             return [again, oracle_token(self.space)]
+        if isinstance(request, SketchRequest | LeaveRequest):
+            check_question(self.space, request)
+            return [key_mark(self.space), self.settings.max_duplicates]
+        made_of = self._made_of_rows(request)
+        # Other rows left out are other rows.
+        return [*made_of, left] if (left := self.space.left_token()) else made_of
+
+    def _made_of_rows(self, request: Envelope) -> list[Any]:
         if isinstance(request, FitRequest):
             return [oracle_token(self.space)] if request.arm == "oracle" else []
         if isinstance(request, SelectRequest):

@@ -14,7 +14,7 @@ from typing import Any
 from clues.errors import DataError
 from clues.model.adapters import checkpoint_files, load_checkpoint
 from clues.rundir import file_hash, hash_if_there, hash_of, read_record, write_record
-from clues.silo.workspace import Workspace
+from clues.silo.workspace import LEFT_OUT, Workspace
 
 log = logging.getLogger("clues")
 FILE = "files.json"
@@ -22,6 +22,7 @@ SCORES = ("scores.parquet", "anchors.json", "compared.json", "nonfinite.json")
 REVIEW = ("report.html", "card.md")
 # Answers that are worthless once a stage has to be asked again.
 ANSWERS = {
+    "duplicates": ("sketch", "leave", "train", "score", "select", "evaluate"),
     "train": ("train", "score", "select", "evaluate"),
     "score": ("score", "select", "evaluate"),
     "select": ("select", "evaluate"),
@@ -46,16 +47,24 @@ def selected_from(space: Workspace) -> str:
     """What kept rows, decisions and report are made of, beside the scores and the threshold."""
     # Where the rows lie does not count, nor what a person permits.
     ours = {"data", "model", "max_selections", "approval", "privacy"}
+    ours |= {"duplicates_key", "max_duplicates"}
     settings = space.settings.model_dump(mode="json", exclude=ours)
     return hash_of([space.data_token(), space.source_hash(), settings])
 
 
-def first_to_repeat(space: Workspace) -> str:
+def first_to_repeat(space: Workspace, *, list_lost: bool = False) -> str:
     """The first stage that the silo has to be asked again; empty where all stands.
 
     What cannot be used any more is removed.
+
+    Args:
+        space: of the silo.
+        list_lost: whether the list of the rows that another silo keeps is not here any more.
     """
-    stage, why = _first(space)
+    if list_lost:
+        stage, why = "duplicates", f"{LEFT_OUT} is not what was written."
+    else:
+        stage, why = _first(space)
     if stage:
         log.warning("silo %s: %s Done again from %s on.", space.name, why, stage)
         for kind in ANSWERS[stage]:
@@ -89,6 +98,8 @@ def _first(space: Workspace) -> tuple[str, str]:
 def _broken_trajectory(space: Workspace) -> Path | None:
     """A fold of the silo's own training that is finished and damaged."""
     recipe = space.recipe()
+    if recipe.duplicates is not None and space.stored_left_out() is None:
+        return None  # nothing can have been trained yet
     for fold in range(len(space.groups())) if not recipe.score.shared else ():
         folder = space.trajectory_folder(recipe, fold)
         if not (folder / "done").exists():

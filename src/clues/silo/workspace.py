@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import logging
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +28,16 @@ from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
 from clues.model.training import Trained, train
 from clues.progress import Progress
-from clues.rundir import hash_of, read_json, source_hash, write_json
+from clues.rundir import hash_of, read_json, read_record, source_hash, write_json
 from clues.scoring.shards import Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
 from clues.selection.threshold import Threshold
 
 N_KEY_BYTES = 32
+log = logging.getLogger("clues")
+LEFT_OUT = "duplicates.json"
+ELSEWHERE = "the same question stands in another silo"
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
 Identify = Callable[[ModelSettings], dict[str, str]]
 
@@ -120,14 +124,66 @@ class Workspace:
             self.memory["rows"] = read_rows(self.settings.data, schema=self.settings.schema_name)
         return self.memory["rows"]
 
-    def encoded(self) -> EncodedRows:
+    def usable(self) -> EncodedRows:
         """The private rows as tokens, and those that cannot be used with the reason."""
+        if "usable" not in self.memory:
+            samples = self.rows().samples
+            self.memory["usable"] = encode_rows(samples, self.encoder(), where=f"silo {self.name}")
+        return self.memory["usable"]
+
+    def encoded(self) -> EncodedRows:
+        """The usable rows without those that another silo keeps; these are dropped, too."""
+        if self.recipe().duplicates is None:
+            return self.usable()
         if "encoded" not in self.memory:
-            rows = self.rows()
-            self.memory["encoded"] = encode_rows(
-                rows.samples, self.encoder(), where=f"silo {self.name}"
-            )
+            left, usable = set(self.left_out()), self.usable()
+            rows = tuple(row for row in usable.rows if row.row not in left)
+            dropped = {**usable.dropped, **dict.fromkeys(left, ELSEWHERE)}
+            self.memory["encoded"] = EncodedRows(rows, dropped)
         return self.memory["encoded"]
+
+    def left_out(self) -> list[int]:
+        """Positions of the rows that another silo keeps; none where the recipe does not look.
+
+        Raises:
+            DataError: the coordinator has not said yet which they are.
+        """
+        if self.recipe().duplicates is None:
+            return []
+        if "left_out" not in self.memory:
+            stored = self.stored_left_out()
+            if stored is None:
+                raise DataError(
+                    f"silo {self.name}: the recipe looks for the same question in several silos, "
+                    "and the coordinator has not said yet which rows to leave out. Start again "
+                    "with hello."
+                )
+            self.memory["left_out"] = stored
+        return self.memory["left_out"]
+
+    def stored_left_out(self) -> list[int] | None:
+        """The list as it lies here; None where there is none of this recipe and these rows."""
+        path = self.private / LEFT_OUT
+        if not path.exists():
+            return None
+        try:
+            content = read_record(path, advice="The coordinator is asked again.")
+        except DataError as error:
+            log.warning("%s", error)
+            return None
+        made_of = {"recipe": self.recipe().hash, "rows": self.data_token()}
+        return content["left"] if made_of.items() <= content.items() else None
+
+    def left_token(self) -> str:
+        """Changes with the rows that another silo keeps; empty where the recipe does not look."""
+        if self.recipe().duplicates is None:
+            return ""
+        return self.token(f"left out {self.left_out()}")
+
+    def rows_token(self) -> str:
+        """Changes with the rows, and with which of them another silo keeps."""
+        left = self.left_token()
+        return f"{self.data_token()}-{left}" if left else self.data_token()
 
     def anchors(self) -> list[EncodedRow]:
         """The public anchor rows of the silo's domain."""
@@ -207,7 +263,7 @@ class Workspace:
             kept: row numbers.
             overruled: token of the overrides that it followed; empty for none.
         """
-        made_of = {"recipe": self.recipe().hash, "rows": self.data_token(), "overruled": overruled}
+        made_of = {"recipe": self.recipe().hash, "rows": self.rows_token(), "overruled": overruled}
         write_json(self.private / "selection.json", {**made_of, "kept": list(kept)})
 
     def kept_after(self, overruled: str) -> list[int]:
@@ -233,7 +289,7 @@ class Workspace:
         """
         path = self.private / "selection.json"
         content = read_json(path, advice="Select again.") if path.exists() else {}
-        made_of = {"recipe": self.recipe().hash, "rows": self.data_token()}
+        made_of = {"recipe": self.recipe().hash, "rows": self.rows_token()}
         if isinstance(content, dict) and made_of.items() <= content.items():
             kept = content.get("kept")
             if isinstance(kept, list) and all(type(row) is int for row in kept):
@@ -324,12 +380,12 @@ class Workspace:
 
     def trajectory_folder(self, recipe: Recipe, fold: int) -> Path:
         """Where a fold's own checkpoints lie."""
-        name = f"{recipe.scoring_hash}-{self.data_token()}"
+        name = f"{recipe.scoring_hash}-{self.rows_token()}"
         return self.private / "checkpoints" / name / f"fold-{fold}"
 
     def inrun_folder(self) -> Path:
         """Where scores taken during training lie."""
-        return self.private / "inrun" / f"{self.recipe().scoring_hash}-{self.data_token()}"
+        return self.private / "inrun" / f"{self.recipe().scoring_hash}-{self.rows_token()}"
 
     def own_checkpoints(self, recipe: Recipe, fold: int) -> list[Checkpoint]:
         """A fold's own checkpoints, in the order of training.

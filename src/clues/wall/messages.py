@@ -100,6 +100,54 @@ class HelloReply(Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SketchRequest(Envelope):
+    """Ask for sketches of the questions, to find those that stand in several silos."""
+
+    kind: ClassVar[str] = "sketch"
+    reveals: ClassVar[str] = "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SketchReply(Reply):
+    """A sketch of every question in an order of the silo's own, and random ones among them.
+
+    `sketches` holds one tensor of that name: 4 bytes for each band, a row for each sketch. The
+    number of a row in it is the handle by which the coordinator can name the question.
+    `key_token` is the same in all silos that have the same key.
+    """
+
+    kind: ClassVar[str] = "sketch-reply"
+    reveals: ClassVar[str] = (
+        "only with `recipe.duplicates`: which questions of different silos are nearly the same, and "
+        "how similar they are; the same of different questions within the silo; how many different "
+        "questions it has, to within 64; whether it has the same key as the others. Without that "
+        "key a sketch tells nothing else, and equal questions of a silo are sent once"
+    )
+    key_token: str
+    sketches: Tensors = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveRequest(Envelope):
+    """Leave out the rows of these sketches, by their handles: another silo keeps the question."""
+
+    kind: ClassVar[str] = "leave"
+    reveals: ClassVar[str] = "nothing: numbers of sketches that the silo has sent"
+    handles: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveReply(Reply):
+    """How many rows are left out."""
+
+    kind: ClassVar[str] = "leave-reply"
+    reveals: ClassVar[str] = (
+        "only with `recipe.duplicates`: how many rows are left out, rounded to tens"
+    )
+    n_left_out: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainRequest(Envelope):
     """Train on all rows: a round of the joint trajectory, or the silo's own trajectory.
 
@@ -292,6 +340,8 @@ REQUESTS: dict[str, type[Envelope]] = {
     cls.kind: cls
     for cls in (
         HelloRequest,
+        SketchRequest,
+        LeaveRequest,
         TrainRequest,
         ScoreRequest,
         SelectRequest,
@@ -301,7 +351,16 @@ REQUESTS: dict[str, type[Envelope]] = {
 }
 REPLIES: dict[str, type[Reply]] = {
     cls.kind: cls
-    for cls in (HelloReply, TrainReply, ScoreReply, SelectReply, FitReply, EvaluateReply)
+    for cls in (
+        HelloReply,
+        SketchReply,
+        LeaveReply,
+        TrainReply,
+        ScoreReply,
+        SelectReply,
+        FitReply,
+        EvaluateReply,
+    )
 }
 KINDS = {*REQUESTS, *REPLIES} | {cls.kind for cls in (Refusal, Failure, WhoRequest, WhoReply)}
 UNKNOWN, UNREADABLE = "unknown", "unreadable"
