@@ -11,6 +11,7 @@ from clues.cli.options import Json, Quiet, err, out
 from clues.cli.program import run_to_exit
 from clues.errors import UsageError
 from experiments.paper import experiment_tables
+from experiments.rehearsal import rehearse
 from experiments.spec import known_experiments, load_experiment
 
 HERE = Path(__file__).parent
@@ -45,6 +46,13 @@ def experiment(
     work: Annotated[Path, typer.Option(help="Where runs go, so that they can go on.")] = Path(
         "runs/experiments"
     ),
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Deal the rows, read all settings, and run nothing; needs no base model.",
+        ),
+    ] = False,
     show_list: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -63,6 +71,10 @@ def experiment(
     if chosen is None:
         known = ", ".join(spec.scales)
         raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
+    if check:
+        for line in rehearse(chosen, data=data, seed=first_seed):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
     calm_libraries()
     from clues.progress import Silent, Terminal
     from experiments.run import (  # torch takes seconds to import

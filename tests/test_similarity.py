@@ -1,6 +1,7 @@
 """Similarity of hidden states equals a plain loop over tokens, whatever the batch."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,8 +44,9 @@ def vector_of(name, scene, row) -> np.ndarray:
     """One row's unit vector, token by token."""
     tuned = name == "repsim"
     scene.model.set_state(scene.checkpoint.adapter if tuned else scene.model.initial)
-    total, weight = 0.0, 0.0
-    for t, state in enumerate(states_of(scene.model, row)):
+    states = states_of(scene.model, row)
+    total, weight = np.zeros(states.shape[1]), 0.0
+    for t, state in enumerate(states):
         w = {"embedding": 1.0, "repsim": float(row.mask[t]), "rds": t + 1.0}[name]
         total, weight = total + w * state, weight + w
     mean = total / weight
@@ -137,7 +139,8 @@ def test_a_similarity_makes_no_logits_and_keeps_no_vector_of_a_row(
     def refuse(*arguments):
         raise AssertionError("the head of the model ran")
 
-    scene.model.peft.get_base_model().lm_head.register_forward_pre_hook(refuse)
+    base: Any = scene.model.peft.get_base_model()
+    base.lm_head.register_forward_pre_hook(refuse)
     monkeypatch.setattr(np, "stack", refuse)
     assert np.isfinite(score(encoded_rows)).all()
 
