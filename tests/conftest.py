@@ -170,7 +170,7 @@ def micro_model(tmp_path_factory) -> Path:
 @pytest.fixture
 def small_built_in(micro_model, monkeypatch) -> Path:
     """Settings that name no base model get the smallest one instead of the built-in one."""
-    for module in ("clues.config.hashes", "clues.model.adapters"):
+    for module in ("clues.config.hashes", "clues.config.loading"):
         monkeypatch.setattr(f"{module}.built_in_folder", lambda: micro_model)
     return micro_model
 

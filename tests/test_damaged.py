@@ -1,13 +1,19 @@
 """A finished run whose files are damaged: made again from what stands, or one sentence; no more."""
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from federation_helpers import files_of, open_micro, tiny_model, without_volatile, write_micro
+from federation_helpers import (
+    files_of,
+    open_micro,
+    plain,
+    tiny_model,
+    without_volatile,
+    write_micro,
+)
 
 from clues.errors import CluesError
 from clues.model.cache import ModelCache
@@ -32,7 +38,7 @@ OF_ANY_FILE = ("emptied", "cut", "garbage", "flipped", "flipped near its end")
 # Locks hold nothing; what helper processes left is not read.
 NOT_READ = (".lock",)
 # What cannot be made again says so; a silo must not forget what it has decided or spent.
-REFUSED = ("thresholds.json", "decided.json", "data.key", "ledger.jsonl")
+REFUSED = ("asked.json", "decided.json", "data.key", "ledger.jsonl")
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -50,7 +56,7 @@ class World:
 
     def run(self, root: Path) -> dict[str, Any]:
         results = run_until(open_micro(self.config, root, cache=self.cache)).results
-        return without_volatile(json.loads(json.dumps(results)))
+        return without_volatile(plain(results))
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +116,7 @@ def test_a_damaged_file_is_made_again(world, tmp_path, name, how):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["emptied", "an object", "deep"])
 def test_what_a_silo_must_not_forget_is_refused_if_it_is_damaged(world, tmp_path, how):
-    damage(world, tmp_path / "run", "silos/north/private/thresholds.json", how)
+    damage(world, tmp_path / "run", "silos/north/private/asked.json", how)
     for old in (tmp_path / "run").glob("silos/north/outbox/select-*"):
         old.unlink()
     (tmp_path / "run/coordinator/stages/select.json").unlink()

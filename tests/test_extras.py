@@ -236,6 +236,7 @@ def test_without_opacus_no_silo_trains_privately(call, micro_model, tmp_path):
     import yaml
 
     content = yaml.safe_load(config.read_text())
+    content["silos"][0]["share_diagnostics"] = False
     content["silos"][0]["privacy"] = {"epsilon": 8, "delta": 1e-5, "max_grad_norm": 1.0}
     content["recipe"].setdefault("score", {})["trajectory"] = "global"
     config.write_text(yaml.safe_dump(content))

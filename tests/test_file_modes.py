@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from clues.silo.permission import approve
 from federation_helpers import files_of, open_micro, tiny_model, write_micro
 
 from clues.atomic import (
@@ -24,6 +23,7 @@ from clues.network.children import Child
 from clues.network.keys import make_authority, make_node_key, make_server_certificate
 from clues.network.secret import write_secret
 from clues.pipeline import run_until
+from clues.silo.approval import approve
 from clues.silo.gate import Gate
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

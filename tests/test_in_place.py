@@ -16,6 +16,7 @@ from federation_helpers import (
     edit_config,
     files_of,
     open_micro,
+    plain,
     tiny_model,
     without_volatile,
     write_micro,
@@ -57,7 +58,7 @@ class World:
         now = [p for p in files_of(place / root) if p.parent.name == "outbox"]
         worked = {p.name.partition("-")[0] for p in now if times.get(p) != p.stat().st_mtime_ns}
         assert worked <= asked
-        return without_volatile(json.loads(json.dumps(results))), sorted(worked)
+        return without_volatile(plain(results)), sorted(worked)
 
 
 @pytest.fixture(scope="module")

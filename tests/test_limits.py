@@ -395,9 +395,9 @@ def test_the_header_of_a_large_adapter_is_far_below_the_limit():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"a": 10**4000}, "64 bits"),
-        ({"a": [2**63]}, "64 bits"),
-        ({"a": -(2**63) - 1}, "64 bits"),
+        ({"a": 10**4000}, "too large"),
+        ({"a": [2**63]}, "too large"),
+        ({"a": -(2**63) - 1}, "too large"),
         ({"x" * 301: 1}, "a name that is too long, or not printable"),
         ({"\x1b]0;x\x07": 1}, "a name that is too long, or not printable"),
         ({"a": {"\u202e": 1}}, "a name that is too long, or not printable"),
@@ -417,9 +417,9 @@ def test_a_kind_that_is_none_of_ours_does_not_get_into_the_ledger():
     hello = next(m for m in MESSAGES if m.kind == "hello-reply")
     for kind in ("\x1b[2J\x1b[31mK[/red]", "x" * 10_000, 7, None, ["hello"], HelloReply):
         kind = "type" if kind is HelloReply else kind
-        assert kind_of(with_header(hello, kind=kind)) == "unreadable"
+        assert kind_of(with_header(hello, kind=kind)) == "unknown"
     assert kind_of(hello.to_bytes()) == "hello-reply"
-    assert kind_of(by_hand({}, json.dumps({"kind": {"a": 1}}))) == "unreadable"
+    assert kind_of(by_hand({}, json.dumps({"kind": {"a": 1}}))) == "unknown"
 
 
 def test_a_silo_takes_the_public_files_that_the_recipe_names_and_no_others(tmp_path):

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from clues.silo.permission import approve
 from federation_helpers import files_of, open_micro, run_micro, tiny_model, write_micro
 
 from clues.cli import program as cli
@@ -21,6 +20,7 @@ from clues.errors import (
     UsageError,
 )
 from clues.pipeline import overrule, run_until
+from clues.silo.approval import approve
 from clues.silo.overrides import read_overrides
 from clues.wall.ledger import verify
 from clues.wall.messages import HelloReply, from_bytes

@@ -150,7 +150,7 @@ def test_a_count_has_the_noise_it_claims_and_the_same_again_is_free(space):
 
 
 def dlaplace_of(space, of):
-    unlimited = PrivacySettings(epsilon=1e9, delta=1e-5, count_epsilon=0.5)
+    unlimited = PrivacySettings(epsilon=1e6, delta=1e-5, count_epsilon=0.5)
     space.settings = space.settings.model_copy(update={"privacy": unlimited})
     (space.private / "privacy.json").unlink(missing_ok=True)
     return Budget(space).count(0, what="kept", of=of)
@@ -199,7 +199,7 @@ def test_a_threshold_made_of_private_scores_is_refused_with_privacy(tmp_path, ru
         tmp_path / "input",
         tiny_model(tmp_path / "model"),
         changes={"recipe": {"threshold": {"rule": rule}}},
-        silo_changes={"privacy": {"epsilon": 8.0, "delta": 1e-3}},
+        silo_changes={"privacy": {"epsilon": 8.0, "delta": 1e-3}, "share_diagnostics": False},
     )
     with pytest.raises(CluesError, match=f"rule {rule} .* one row changes"):
         run_until(open_micro(config, tmp_path / "run"), "hello")

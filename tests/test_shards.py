@@ -251,7 +251,7 @@ def test_a_row_without_a_finite_score_is_named_or_dropped(model, tmp_path, monke
     config = write_micro(tmp_path, model, changes={"evaluate": {"arms": ["clues"]}})
     bad = read_rows(tmp_path / "silos/north.jsonl").samples[5].id
     monkeypatch.setattr(shards, "form_scores", poisoned(shards.form_scores, bad))
-    with pytest.raises(NumericsError, match=f"1 of 24 rows is not finite: {bad}") as raised:
+    with pytest.raises(NumericsError, match=f"score of 1 rows is not finite: {bad}") as raised:
         run_until(open_micro(config, tmp_path / "run"))
     assert "--skip-nonfinite" in str(raised.value)
     run = open_micro(config, tmp_path / "run", skip_nonfinite=True)
@@ -324,7 +324,7 @@ def test_a_helper_writes_its_own_shards_and_goes_home(
             workers.finish(tmp_path)
 
     monkeypatch.setattr(workers.time, "sleep", sleep)
-    n = workers.help_scoring(tmp_path, Team(1, 2), load=lambda _: model, local_rank=1)
+    n = workers.help_scoring(tmp_path, Team(1, 2), models={}, load=lambda _: model, local_rank=1)
     assert n == 2
     assert sorted(p.name for p in place.glob("shard-*")) == [
         "shard-1.safetensors",

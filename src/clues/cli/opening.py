@@ -39,7 +39,8 @@ def open_for_verb(
     calm_libraries()
     root = folder or Path("runs") / config.name
     if team.rank > 0:
-        help_scoring(root, team, local_rank=local_rank)
+        models = {silo.name: silo.model for silo in config.silos}
+        help_scoring(root, team, models=models, local_rank=local_rank)
         raise typer.Exit
     if team.size > 1:
         atexit.register(finish, root)

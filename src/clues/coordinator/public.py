@@ -87,8 +87,7 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
 def counted_recipe(recipe: Recipe) -> dict[str, Any]:
     """What a stage depends on of the recipe: the bytes of the base model and not where it lies."""
     content = portable_recipe(recipe)
-    if content["model"]["weights_sha256"]:
-        del content["model"]["name"]
+    del content["model"]["name"]
     return content
 
 

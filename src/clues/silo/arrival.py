@@ -65,6 +65,7 @@ def _checked_recipe(space: Workspace, request: HelloRequest) -> Recipe:
             f"here is {__version__}. Install the same version on both sides."
         )
     recipe = validate(Recipe, request.recipe, where="the coordinator's recipe")
+    space.check_model(recipe)
     if recipe.hash != request.recipe_hash:
         raise RecipeMismatchError("the coordinator's recipe does not have the hash it claims.")
     domain = space.settings.domain
@@ -73,7 +74,6 @@ def _checked_recipe(space: Workspace, request: HelloRequest) -> Recipe:
             f"silo {space.name}: domain {domain!r} has no public set "
             f"in the recipe, which lists: {', '.join(sorted(recipe.public))}."
         )
-    space.check_model(recipe)
     check_private(space, recipe)
     return recipe
 

@@ -9,14 +9,15 @@ n-th shard. They touch no network and share no memory: if one dies, process 0 do
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from clues.config import Recipe, validate
+from clues.config import Recipe, SiloModel, validate
 from clues.errors import CluesError
 from clues.model.adapters import LoraModel
 from clues.rundir import read_json, write_json
 from clues.scoring.shards import Job, Team, compute_shard, read_shard
+from clues.silo.workspace import with_own_model
 
 POLL_S = 0.2
 # Process 0 must look like the only one to libraries that would wait for the others.
@@ -44,13 +45,19 @@ def finish(root: Path) -> None:
 
 
 def help_scoring(
-    root: Path, team: Team, *, load: Callable[[Recipe], LoraModel] | None = None, local_rank: int
+    root: Path,
+    team: Team,
+    *,
+    models: Mapping[str, SiloModel | None],
+    load: Callable[[Recipe], LoraModel] | None = None,
+    local_rank: int,
 ) -> int:
     """Write this process's shards of every job until process 0 has finished or is gone.
 
     Args:
         root: the run's folder.
         team: this process's rank and how many there are.
+        models: by silo, where its base model lies; the stored recipe says it for none.
         load: base model with an adapter, for tests.
         local_rank: number of the GPU to use, where there are GPUs.
 
@@ -61,7 +68,7 @@ def help_scoring(
 
     device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
     launcher, marker = os.getppid(), _marker(root)
-    models: dict[str, LoraModel] = {}
+    loaded: dict[str, LoraModel] = {}
     done: set[Path] = set()
     count = 0
     while not marker.exists() and os.getppid() == launcher:
@@ -75,16 +82,17 @@ def help_scoring(
                 recipe = validate(Recipe, content, where=str(stored))
             except (CluesError, OSError, ValueError):
                 continue  # process 0 has removed it meanwhile
-            if recipe.hash not in models:
+            recipe = with_own_model(recipe, models.get(file.parents[3].name))
+            if recipe.hash not in loaded:
                 make = load or (
                     lambda r: LoraModel.load(r.model, r.lora, seed=r.seed, device=device)
                 )
-                models[recipe.hash] = make(recipe)
+                loaded[recipe.hash] = make(recipe)
             for number in range(team.rank, len(job.shards()), team.size):
                 if not file.exists() or read_shard(file.parent, number, job) is not None:
                     continue
                 try:
-                    compute_shard(models[recipe.hash], job, number, file.parent)
+                    compute_shard(loaded[recipe.hash], job, number, file.parent)
                     count += 1
                 except CluesError:
                     break  # process 0 does it again and tells the user

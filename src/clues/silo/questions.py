@@ -111,11 +111,11 @@ class Questions:
         asked[question] = (*asked.get(question, ()), key)
         entries = tuple(Asked(question=q, requests=keys) for q, keys in asked.items())
         after = under.model_copy(update={"asked": entries})
-        met = self._met()
-        limit, cost = self.space.settings.max_selections, after.cost
-        others = sum(u.cost for recipe, u in met.items() if recipe != request.recipe_hash)
-        if others + cost > limit and (request.recipe_hash not in met or cost > under.cost):
-            spent = sum(u.cost for u in met.values())
+        met, limit = self._met(), self.space.settings.max_selections
+        others = sum(self._cost(u) for recipe, u in met.items() if recipe != request.recipe_hash)
+        dearer = request.recipe_hash not in met or self._cost(after) > self._cost(under)
+        if dearer and others + self._cost(after) > limit:
+            spent = sum(self._cost(u) for u in met.values())
             raise DataError(
                 f"silo {self.space.name}: {spent} recipes, or other questions under them, have come "
                 f"to these rows, and max_selections is {limit}. Raise it in the silo file if you "
@@ -164,6 +164,10 @@ class Questions:
         told = {"proposal": reply.proposal, "proposed": True}
         self._write(reply.recipe_hash, under.model_copy(update=told))
         return reply
+
+    def _cost(self, under: UnderRecipe) -> int:
+        # Who owns both sides may ask the own rows in as many ways as there are.
+        return 1 if self.space.one_owner else under.cost
 
     def _met(self) -> Mapping[str, UnderRecipe]:
         return self.record.rows.get(self.space.data_token(), {})

@@ -136,7 +136,7 @@ class Silo:
         # Where the rows lie does not count, what the silo agreed to share does.
         ours_alone = {"data", "model", "max_selections", "approval"}
         settings = self.settings.model_dump(mode="json", exclude=ours_alone)
-        ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.one_owner]
+        ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.order_seed()]
         overruled = overrides_token(self.space, request.recipe_hash)
         # What a person decides changes neither training nor scores.
         if overruled and not isinstance(request, TrainRequest | ScoreRequest):

@@ -66,8 +66,7 @@ class Workspace:
 
     def own_model(self, recipe: Recipe) -> Recipe:
         """The recipe with this silo's own base model; nothing that was sent says where it lies."""
-        own = (self.settings.model or SiloModel()).model_dump()
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update=own)})
+        return with_own_model(recipe, self.settings.model)
 
     def check_model(self, recipe: Recipe) -> None:
         """See that this silo's base model consists of the files that a recipe names.
@@ -349,3 +348,9 @@ def as_lists(
         outer: {name: [float(x) for x in values] for name, values in inner.items()}
         for outer, inner in scores.items()
     }
+
+
+def with_own_model(recipe: Recipe, own: SiloModel | None) -> Recipe:
+    """The recipe with the base model where a silo's own settings say it lies."""
+    place = (own or SiloModel()).model_dump()
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=place)})
