@@ -13,6 +13,7 @@ from clues.errors import UsageError
 from experiments.paper import experiment_tables
 from experiments.rehearsal import rehearse
 from experiments.spec import known_experiments, load_experiment
+from experiments.stored import read_seed
 
 HERE = Path(__file__).parent
 
@@ -94,11 +95,12 @@ def experiment(
     files = [
         run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in chosen_seeds
     ]
-    stored = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if as_json:
+        stored = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         out.print_json(json.dumps(stored))
         return
-    out.print("\n".join(experiment_tables(stored)), markup=False, highlight=False, soft_wrap=True)
+    tables = experiment_tables([read_seed(file) for file in files])
+    out.print("\n".join(tables), markup=False, highlight=False, soft_wrap=True)
     out.print(f"\nStored: {', '.join(str(f) for f in files)}", highlight=False, soft_wrap=True)
 
 

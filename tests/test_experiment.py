@@ -347,10 +347,22 @@ def test_a_base_model_that_is_not_made_yet_is_asked_for_before_anything_runs(tmp
 
 def test_figures_of_a_published_model_say_that_it_is_dequantised() -> None:
     folder = ROOT / "medicalqa" / "results"
-    seed = json.loads(next(folder.glob("small-built-in-*.json")).read_text())
+    seed = read_seed(next(folder.glob("small-built-in-*.json")))
     assert "dequantised" not in experiment_tables([seed])[0]
-    published = experiment_tables([{**seed, "base_model": DEFAULT}])[0]
+    published = experiment_tables([replace(seed, base_model=DEFAULT)])[0]
     assert f"Base model {DEFAULT}, dequantised from 4-bit; " in published
+
+
+def test_a_seed_that_is_stored_is_shown_and_not_run_again(tmp_path) -> None:
+    file = next((ROOT / "medicalqa" / "results").glob("small-built-in-*.json"))
+    words = ["medicalqa", "--seeds", "1", "--first-seed", file.stem.rsplit("-", 1)[1]]
+    words += ["--data", str(tmp_path / "none"), "--work", str(tmp_path / "work")]
+    shown = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert experiment_tables([read_seed(file)])[0] in shown.stdout
+    assert f"Stored: {file}" in shown.stdout
+    raw = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    assert json.loads(raw.stdout) == [json.loads(file.read_text())]
+    assert not (tmp_path / "work").exists()
 
 
 def plan_of(folder: Path, changes: dict) -> Plan:
