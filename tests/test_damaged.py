@@ -120,7 +120,7 @@ def test_what_a_silo_must_not_forget_is_refused_if_it_is_damaged(world, tmp_path
     for old in (tmp_path / "run").glob("silos/north/outbox/select-*"):
         old.unlink()
     (tmp_path / "run/coordinator/stages/select.json").unlink()
-    with pytest.raises(CluesError, match=r"thresholds\.json: damaged"):
+    with pytest.raises(CluesError, match=r"asked\.json: damaged"):
         world.run(tmp_path / "run")
 
 

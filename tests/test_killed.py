@@ -123,9 +123,9 @@ def world(tmp_path_factory) -> World:
 
 
 def without_token(data: bytes):
-    """A reply; of hello without its token, whose key a killed process may not have kept."""
+    """A reply; of hello without its tokens, whose key a killed process may not have kept."""
     reply = from_bytes(data, allowed=REPLIES, sender="")
-    return replace(reply, data_token="") if isinstance(reply, HelloReply) else data
+    return replace(reply, data_token="", oracle_token="") if isinstance(reply, HelloReply) else data
 
 
 # Short: around the first write, and a few of those that follow.

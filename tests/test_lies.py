@@ -149,8 +149,7 @@ ONE_OF_EACH = {
 def test_one_run_with_a_liar_of_each_kind_ends_for_everybody_else(config, tmp_path):
     root = tmp_path / "run"
     run = lied_to(config, root, {place: lie for place, (lie, _) in ONE_OF_EACH.items()})
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     why = {(a["silo"], a["stage"].split("-")[0]): a["why"] for a in results["absences"]}
     assert set(why) == set(ONE_OF_EACH)
     for place, (_, text) in ONE_OF_EACH.items():
@@ -169,8 +168,7 @@ def test_labels_leave_only_under_names_that_were_stated_before(config, tmp_path)
     folder = shutil.copytree(config.parent, tmp_path / "in")
     data = folder / "silos/north.jsonl"
     data.write_text(data.read_text().replace('"damage": "cut"', '"damage": "patient zqx 17"'))
-    results = run_until(open_micro(folder / config.name, tmp_path / "run")).results
-    assert results is not None
+    results = plain(run_until(open_micro(folder / config.name, tmp_path / "run")).results)
     by_kind = results["silos"]["north"]["detection"]["selection score"]["auc_by_kind"]
     assert set(by_kind) == {"delete", "swap", "mix", "other"}
     assert set(results["silos"]["north"]["dropped_by_kind"]) == set(by_kind)

@@ -326,7 +326,6 @@ def test_overrides_after_an_approval_need_another_one(world, tmp_path):
     content = config.read_text().replace("min_kept: 1", "min_kept: 1\n  approval: true")
     waits = config.with_name("approval.yaml")
     waits.write_text(content)
-    approve(root)
     run_until(open_micro(waits, root), "select")
     with pytest.raises(ApprovalError, match="north waits"):
         select(waits, root, exported(root, [(turned(root)[0], False)]))

@@ -1,18 +1,20 @@
 """Training with differential privacy: the gradient is what it says, and the budget holds."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from federation_helpers import open_micro, tiny_model, write_micro
 
-from clues.config import PrivacySettings, SiloSettings, TrainSettings
+from clues.config import PrivacySettings, Recipe, SiloSettings, TrainSettings
 from clues.errors import CluesError, DataError
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule
 from clues.pipeline import run_until
 from clues.progress import Silent
 from clues.rundir import read_record, write_record
-from clues.silo.budget import Budget
+from clues.silo.budget import Budget, Phase
 from clues.silo.workspace import Workspace
 
 pytest.importorskip("opacus", reason="Opacus is not installed: clues[dp]")
@@ -154,6 +156,59 @@ def dlaplace_of(space, of):
     space.settings = space.settings.model_copy(update={"privacy": unlimited})
     (space.private / "privacy.json").unlink(missing_ok=True)
     return Budget(space).count(0, what="kept", of=of)
+
+
+def test_what_changes_an_answer_changes_its_noise_and_is_paid_for(space, monkeypatch):
+    seeds: list[int] = []
+    monkeypatch.setattr(
+        "clues.silo.budget.train_privately", lambda *_, seed, **__: seeds.append(seed)
+    )
+    space.private.mkdir()
+    public = {"medicine": {"validation": "v.jsonl", "anchor": "a.jsonl"}}
+    recipe = Recipe.model_validate({"public": public})
+    space.memory |= {"recipe": recipe, "model": None, "data_token": "a", "encoder": None}
+    wide = PrivacySettings(epsilon=40.0, delta=1e-5)
+
+    def train(rows=range(30), token="a", privacy=wide, n_told=30):
+        space.memory["data_token"] = token
+        space.settings = space.settings.model_copy(update={"privacy": privacy})
+        Budget(space).train(
+            [SimpleNamespace(row=row) for row in rows],  # pyright: ignore[reportArgumentType]
+            "a test",
+            phase=Phase(kind="fit", arm="clues"),
+            request="the same",
+            n_told=n_told,
+            schedule=Schedule(0.01, 0.0, 4),
+            n_steps=2,
+            start={},
+            first_step=0,
+        )
+        return len(read_record(space.private / "privacy.json", advice="")["trainings"])
+
+    assert train() == train() == 1, "the same again is free"
+    assert len(set(seeds)) == 1
+    # A row that was edited, one that a person dropped, and noise that was set anew.
+    assert train(token="b") == 2
+    assert train(rows=range(29)) == 3
+    assert train(privacy=wide.model_copy(update={"epsilon": 39.0})) == 4
+    assert train(privacy=wide.model_copy(update={"max_grad_norm": 0.5})) == 5
+    assert train(n_told=40) == 6
+    assert len(set(seeds)) == 6, "the same noise on two sums takes it off their difference"
+
+
+def test_privacy_does_not_begin_where_rows_have_been_trained_on(space):
+    space.private.mkdir()
+    asked = {"question": {"kind": "fit"}, "requests": ["x"]}
+    write_record(
+        space.private / "asked.json", {"version": 1, "rows": {"t": {"r": {"asked": [asked]}}}}
+    )
+    with pytest.raises(DataError, match=r"privacy\.json does not say what that spent"):
+        Budget(space)
+    asked["question"]["kind"] = "hello"
+    write_record(
+        space.private / "asked.json", {"version": 1, "rows": {"t": {"r": {"asked": [asked]}}}}
+    )
+    assert Budget(space).report()["epsilon"] == 0.0
 
 
 def test_counts_without_end_are_refused_before_they_are_told(space):

@@ -13,6 +13,7 @@ from clues.errors import CluesError, DataError, DegenerateSelectionError, Recipe
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
 from clues.rundir import read_record, write_record
+from clues.silo.overrides import Overrides
 from clues.silo.questions import FILE
 from clues.silo.silo import Silo
 from clues.wall.messages import REPLIES, REQUESTS, from_bytes
@@ -162,6 +163,19 @@ def test_a_question_asked_in_another_way_costs_one_more(world, tmp_path, what):
                 silo.answer(third.to_bytes())
 
 
+def test_rounds_are_many_and_every_hundred_updates_cost_one_more(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("clues.silo.questions.UPDATES", 3)
+    silo = world.silo(tmp_path, max_selections=1)
+    (silo.private / FILE).unlink()
+    fit = world.last("fit")
+    rounds = [replace(fit, round=k, combine=merged(fit.combine, {"rounds": 9})) for k in range(4)]
+    for request in rounds[:3]:
+        silo.answer(request.to_bytes())
+    with pytest.raises(DataError, match="max_selections is 1"):
+        silo.answer(rounds[3].to_bytes())
+    world.silo(tmp_path, max_selections=2).answer(rounds[3].to_bytes())
+
+
 def test_hello_says_the_same_of_every_recipe(world, tmp_path):
     silo, told = world.silo(tmp_path), set()
     for length in (8, 40, 60, 384):
@@ -179,6 +193,21 @@ def test_a_fit_waits_for_the_selection_of_its_own_recipe(world, tmp_path):
         fit = replace(world.last("fit"), arm=arm, recipe_hash=hello.recipe_hash, round=0)
         with pytest.raises(DataError, match="nothing is selected yet under recipe"):
             silo.answer(fit.to_bytes())
+
+
+@pytest.mark.parametrize("arm", ["clues", "mixed"])
+def test_no_joint_model_trains_on_rows_that_a_person_has_dropped_since(world, tmp_path, arm):
+    silo, fit = world.silo(tmp_path), replace(world.last("fit"), arm=arm)
+    threshold = silo.space.threshold()
+    kept = [d for d in silo.select(threshold).decisions if d.kept]
+    ruling = {"id": kept[0].id, "keep": False, "reason": "not ours"}
+    content = {"silo": "north", "recipe_hash": silo.space.recipe().hash, "overrides": [ruling]}
+    silo.overrule(Overrides.model_validate(content), threshold)
+    with pytest.raises(DataError, match="overruled rows since the selection"):
+        silo.answer(fit.to_bytes())
+    silo.answer(world.request.to_bytes())
+    assert kept[0].row not in silo.space.kept()
+    silo.answer(fit.to_bytes())
 
 
 def test_arms_that_do_not_exist_are_not_even_counted(world, tmp_path):

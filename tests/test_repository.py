@@ -155,3 +155,11 @@ def test_security_supports_this_version_and_invents_no_address():
 
 def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_every_test_that_the_page_on_privacy_names_is_there():
+    page = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", page))
+    here = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    assert len(named) > 50, "the table of attacks is not read"
+    assert not {name for name in named if f"def {name}(" not in here}

@@ -583,6 +583,20 @@ def hostile():
     for key in good:
         yield f"without {key}", {k: v for k, v in good.items() if k != key}
     yield "unknown key", {**good, "command": "rm"}
+    for key, bad in (
+        ("n_anchors", -1),
+        ("n_anchors", "<script>"),
+        ("n_anchors", 1e300),
+        ("n_anchors", True),
+        ("confidence", 7.0),
+        ("confidence", "high"),
+        ("interval", [0.0, 1.0, "more"]),
+        ("interval", "ab"),
+        ("value", True),
+        ("ratio", "0.5"),
+        ("assurance", [0.5]),
+    ):
+        yield f"{key} {bad!r}", {**good, key: bad}
     for bad in (float("nan"), float("inf"), "high", [1.0], {}):
         yield f"value {bad!r}", {**good, "value": bad if bad != {} else {"a": 1}}
         for key in ("location", "spread"):

@@ -57,13 +57,14 @@ class LoraSettings(Settings):
     Attributes:
         rank: length of the thin side of the two factors that adapt a matrix.
         alpha: the update is alpha / rank times the product of the factors.
-        dropout: share of an adapter's inputs that is set to zero in training; scoring has none.
+        dropout: share of an adapter's inputs that is set to zero in training; scoring has none. At
+            most one half: an update of which nearly all is dropped is one of single tokens.
         target_modules: the linear layers that get an adapter: their names, or `all-linear`.
     """
 
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: Factor = 16.0
-    dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.05, ge=0.0, le=0.5)
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
 
 

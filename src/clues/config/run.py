@@ -70,7 +70,8 @@ class SiloSettings(Settings):
             so a selection must keep twice as many; where no row is set aside (see `order_seed`),
             this number.
         max_selections: how many recipes may be used on the rows in one folder, each with one
-            threshold. A question of a recipe that is asked in another way counts as one more.
+            threshold. A question of a recipe that is asked in another way counts as one more, and so
+            does every hundredth update beyond the first hundred.
         approval: whether every selection waits for `clues approve`, and every joint model for the
             selection.
         order_seed: number from which the order of the rows in training follows. Null: it follows

@@ -96,6 +96,12 @@ class LoraModel:
                     f"recipe.lora.target_modules: {targets} not found in this model. "
                     f"It has: {', '.join(names)}."
                 ) from None
+        if any("lora_embedding" in name for name, _ in self.peft.named_parameters()):
+            # Its gradient is zero but for the tokens that stand in the rows: it lists them.
+            raise ConfigError(
+                f"recipe.lora.target_modules: {targets} has a layer of embeddings. Name linear "
+                "layers alone."
+            )
         for parameter in self.parameters().values():
             # fp16 and bf16 adapters flush small gradients to zero.
             if parameter.dtype in (torch.float16, torch.bfloat16):

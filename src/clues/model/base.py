@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from clues.config import ModelSettings
+from clues.config import BUILT_IN, ModelSettings
 from clues.errors import DataError
 from clues.model.place import read_object, stored_shapes
 
@@ -51,8 +51,8 @@ def load_base(folder: Path, settings: ModelSettings) -> Any:
             f"{folder}: {len(missing) + len(odd)} weights that config.json asks for are not in the "
             f"folder in that shape, for example {(missing + odd)[0][:120]}. Fetch the model again."
         )
-    # A path of a cache tells nobody which model it was.
-    if settings.name != str(folder):
+    # A path of a cache tells nobody which model it was; what is not on a hub opens by its path.
+    if settings.name not in (BUILT_IN, str(folder)):
         base.config._name_or_path = base.name_or_path = settings.name
     return base
 

@@ -94,10 +94,37 @@ def watch_round(
     )
 
 
-def write_round(folder: Path, number: int, seen: InRun) -> None:
+def replaced_visits(
+    visits: tuple[Visits, Visits], taken: Sequence[int], aside: Sequence[int], n_anchors: int
+) -> tuple[Visits, Visits]:
+    """Visits of all rows and of the anchors, where some rows rode with the anchors.
+
+    Args:
+        visits: of the rows that trained, and of what rode: the anchors, then the rows set aside.
+        taken: position of each row that trained, among all rows.
+        aside: positions of the others.
+        n_anchors: how many of the riders are anchors.
+    """
+    trained, rode = visits
+    is_row = rode.index >= n_anchors
+    places = np.array([*taken, *aside], dtype=np.int64)
+    index = np.concatenate([trained.index, len(taken) + rode.index[is_row] - n_anchors])
+    rows = Visits(
+        places[index],
+        np.concatenate([trained.step, rode.step[is_row]]),
+        {n: np.concatenate([v, rode.scores[n][is_row]]) for n, v in trained.scores.items()},
+    )
+    anchors = Visits(
+        rode.index[~is_row],
+        rode.step[~is_row],
+        {name: values[~is_row] for name, values in rode.scores.items()},
+    )
+    return rows, anchors
+
+
+def write_round(folder: Path, number: int, rows: Visits, anchors: Visits) -> None:
     """Keep what a round saw."""
     make_folder(folder)
-    rows, anchors = seen.visits()
     rows.write(folder / f"round-{number}-rows.parquet")
     anchors.write(folder / f"round-{number}-anchors.parquet")
 

@@ -85,7 +85,15 @@ class Threshold:
             numbers += [number for u in units.values() for number in u.numbers]
             positive = all(u.positive for u in units.values())
             share = threshold.ratio is None or 0 <= threshold.ratio <= 1
-            finite = bool(np.isfinite(numbers).all()) and positive and share
+            pairs = threshold.interval is None or len(interval) == 2
+            plain = type(threshold.n_anchors) is int and threshold.n_anchors >= 0
+            plain = plain and 0.0 <= threshold.confidence <= 1.0 and pairs
+            plain = plain and all(
+                type(number) in (int, float)
+                for number in (threshold.value, threshold.ratio, threshold.assurance)
+                if number is not None
+            )
+            finite = bool(np.isfinite(numbers).all()) and positive and share and plain
         except (KeyError, TypeError, AttributeError, IndexError, ValueError):
             finite = False
         if not finite:

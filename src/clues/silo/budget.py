@@ -16,8 +16,9 @@ from clues.errors import ConfigError, DataError
 from clues.extras import require
 from clues.model.noise import Spent, epsilon_of, noise_for, train_privately
 from clues.model.training import Schedule, Trained
-from clues.rundir import read_record, write_record
-from clues.silo.crowd import secret_seed
+from clues.rundir import hash_of, read_record, write_record
+from clues.silo.crowd import identity, secret_seed
+from clues.silo.questions import Questions
 from clues.silo.workspace import Workspace
 
 FILE = "privacy.json"
@@ -35,7 +36,8 @@ class BookedTraining(Settings):
 
     Attributes:
         phase: the training that it is a part of.
-        request: checksum of the request; the same one again is the same noise, and free.
+        request: hash of all that the training follows from, the request and the rows too; the same
+            again is the same noise, and free.
         noise: multiplier of the noise.
         rate: probability with which a step draws a row.
         steps: how many steps it takes.
@@ -84,13 +86,24 @@ class Budget:
     """
 
     def __init__(self, space: Workspace) -> None:
-        """Read what was spent."""
+        """Read what was spent.
+
+        Raises:
+            DataError: it cannot be read, or is missing where something was spent.
+        """
         self.space, self.path = space, space.private / FILE
         self.record = Record()
         if self.path.exists():
             advice = "Put it back: it says what was spent. Or start the run in a new folder."
             content = read_record(self.path, advice=advice)
             self.record = validate(Record, content, where=str(self.path))
+        elif space.settings.privacy is not None and Questions(space).trained():
+            # An epsilon that began now would not count what has left before.
+            raise DataError(
+                f"silo {space.name}: rows have been trained on in this folder, and {FILE} does not "
+                "say what that spent. Put the file back; if privacy was set later, start in a new "
+                "folder."
+            )
 
     @property
     def settings(self) -> PrivacySettings:
@@ -172,6 +185,10 @@ class Budget:
             sample_rate=rate,
             n_steps=schedule.total_steps,
         )
+        # Everything that the answer follows from. Under the same noise, what two answers differ by
+        # would be a row that was edited in between, or a noise that was set anew: without noise.
+        content = [request, identity(self.space, rows), noise, rate, n_steps, wanted.max_grad_norm]
+        request = hash_of(content)
         part = BookedTraining(phase=phase, request=request, noise=noise, rate=rate, steps=n_steps)
         known = [t for t in self.record.trainings if (t.phase, t.request) != (phase, request)]
         # The whole phase must fit into the budget, or its first rounds would be spent for nothing.

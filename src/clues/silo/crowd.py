@@ -2,8 +2,13 @@
 
 A coordinator that gets two updates can subtract them. Where both come from nearly the same rows in
 the same order, what is left is one row's gradient, and text can be read from that. So the order
-follows from the silo's own key and from the whole request, and every training sets `min_kept` rows
-aside, drawn by the same key: whatever is subtracted, rows of that number are mixed in it.
+follows from the silo's own key, and every training sets `min_kept` rows aside, drawn by the same
+key: whatever is subtracted, rows of that number are mixed in it. Other rows, another recipe, arm or
+number of steps is another draw.
+
+Of many updates more can be made than of two: if each took rows at random, some would differ by one
+row, and a few hundred would give away all. So the rounds of one training take the same few groups
+of rows, in the same order, whatever adapter comes: a thousand answers tell of these groups alone.
 
 Where one person owns both sides, or the silo's file gives an `order_seed`, the order follows from
 that seed and no row is set aside, so that a run can be repeated.
@@ -18,6 +23,7 @@ import numpy as np
 from clues.config import derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
+from clues.rundir import hash_of
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
 from clues.wall.messages import FitRequest, TrainRequest
@@ -34,11 +40,15 @@ class Crowd:
         rows: those that it may take.
         order: positions in `rows`, step after step; None for the order that `seed` draws.
         seed: of dropout and, without `order`, of the order.
+        taken: position of each of `rows` among those that could be trained on.
+        aside: positions of the others.
     """
 
     rows: Sequence[EncodedRow]
     order: list[int] | None
     seed: int
+    taken: Sequence[int]
+    aside: Sequence[int]
 
 
 def gather(
@@ -49,7 +59,6 @@ def gather(
     n_steps: int,
     what: str,
     with_moments: bool = False,
-    all_of_them: bool = False,
 ) -> Crowd:
     """Choose the rows of a training and their order.
 
@@ -60,28 +69,63 @@ def gather(
         n_steps: training steps until the update leaves the silo.
         what: name of the training, for errors.
         with_moments: whether the running means of the rows' gradients leave with the update.
-        all_of_them: set no row aside, because every one must be seen.
 
     Raises:
         DataError: there are too few rows or steps, or the batches are too small.
     """
     batch, seed = space.recipe().train.batch_size, space.order_seed()
-    aside = 0 if all_of_them else space.n_aside()
+    aside = space.n_aside()
     n_rows = max(0, len(rows) - aside)
     _check(space, n_rows, n_steps=n_steps, what=what, aside=aside, with_moments=with_moments)
     if seed is not None:
         # The same seed for every arm: arms differ by their rows alone.
-        return Crowd(rows, None, derived_seed(seed, request.kind, space.name, request.round))
+        drawn = derived_seed(seed, request.kind, space.name, request.round)
+        return Crowd(rows, None, drawn, range(len(rows)), ())
     arm = request.arm if isinstance(request, FitRequest) else ""
+    draw = (request.recipe_hash, request.kind, arm, str(n_steps), identity(space, rows))
     # For all rounds the same rows: what differs from round to round would say which they are.
-    chosen = _generator(space, "aside", request.recipe_hash, request.kind, arm)
-    left = sorted(chosen.permutation(len(rows))[aside:].tolist())
-    drawn = _generator(space, "order", checksum_of(request.to_bytes()))
-    order: list[int] = []
-    while len(order) < n_steps * batch:
-        order += drawn.permutation(len(left)).tolist()
-    taken = [rows[i] for i in left]
-    return Crowd(taken, order[: n_steps * batch], int(drawn.integers(2**32)))
+    mixed = _generator(space, "aside", *draw).permutation(len(rows))
+    taken = sorted(mixed[aside:].tolist())
+    order = round_order(
+        _generator(space, "order", *draw).permutation(n_rows).tolist(),
+        n_steps * batch,
+        number=request.round,
+        fewest=space.settings.min_kept,
+    )
+    dropout = secret_seed(space, "dropout", checksum_of(request.to_bytes())) % 2**32
+    return Crowd([rows[i] for i in taken], order, dropout, taken, sorted(mixed[:aside].tolist()))
+
+
+def identity(space: Workspace, rows: Sequence[EncodedRow]) -> str:
+    """Hash of rows: their text and their places. Other rows must have other random numbers."""
+    return hash_of([space.data_token(), [row.row for row in rows]])
+
+
+def round_order(mixed: Sequence[int], n_seen: int, *, number: int, fewest: int) -> list[int]:
+    """Rows of one round: all of them as often as they fit, then one of a few fixed parts.
+
+    No two parts differ by fewer than `fewest` rows.
+
+    Args:
+        mixed: all rows in their secret order.
+        n_seen: how many rows a round takes, repeated ones counted again.
+        number: of the round, from zero; the parts take turns.
+        fewest: rows that no answer, and no difference of two, may single out.
+    """
+    whole, n_part = divmod(n_seen, len(mixed))
+    order = list(mixed) * whole
+    if not n_part:
+        return order
+    if n_part < fewest:
+        # Taking turns would part single rows from the rest.
+        return order + list(mixed[:n_part])
+    starts = list(range(0, len(mixed) - n_part + 1, n_part))
+    last = len(mixed) - n_part
+    if last - starts[-1] >= fewest:
+        # The rows that would be left over, filled up with some that had their turn.
+        starts.append(last)
+    start = starts[number % len(starts)]
+    return order + list(mixed[start : start + n_part])
 
 
 def secret_seed(space: Workspace, *purpose: str) -> int:

@@ -5,7 +5,8 @@ any work: hello, train, score, select, fit, evaluate. The same request again is 
 costs nothing. A recipe costs one of `max_selections`, and lets the coordinator ask each of its
 questions once. A question asked in another way (another adapter for the same round, another way
 to combine) costs one more; then every other question may be asked in another way too. So a silo
-that comes back late costs one, and not one per round.
+that comes back late costs one, and not one per round. Rounds are many, and each tells something,
+so every hundred updates cost one more.
 
 Two things come once per recipe, whatever is left: the threshold, and the cut that rule `mixture`
 proposes. With many thresholds, or many directions, the score of one row can be found by bisection.
@@ -24,6 +25,8 @@ from clues.wall.container import checksum_of
 from clues.wall.messages import Envelope, FitRequest, ScoreReply, SelectRequest, TrainRequest
 
 FILE = "asked.json"
+UPDATING = ("train", "fit")
+UPDATES = 100  # two rounds of warm-up and four joint models of twenty rounds are 82
 
 
 class Question(Settings):
@@ -67,8 +70,10 @@ class UnderRecipe(Settings):
 
     @property
     def cost(self) -> int:
-        """How many of `max_selections` it takes."""
-        return max((len(entry.requests) for entry in self.asked), default=1)
+        """How many of `max_selections` it takes: one per way of asking, one per 100 updates."""
+        ways = max((len(entry.requests) for entry in self.asked), default=1)
+        updates = [e for e in self.asked if e.question.kind in UPDATING]
+        return ways + max(0, sum(len(e.requests) for e in updates) - 1) // UPDATES
 
 
 class Record(Settings):
@@ -92,6 +97,11 @@ class Questions:
             )
             content = read_record(self.path, advice=advice)
             self.record = validate(Record, content, where=str(self.path))
+
+    def trained(self) -> bool:
+        """Whether any training has been asked for in this folder."""
+        asked = [u.asked for recipes in self.record.rows.values() for u in recipes.values()]
+        return any(e.question.kind in UPDATING for entries in asked for e in entries)
 
     def admit(self, request: Envelope, *, overruled: str = "") -> None:
         """Count a request, before any work; refuse more than the silo allows.

@@ -16,7 +16,7 @@ from clues.scoring.trajectory import set_weights
 from clues.selection.threshold import Ruling, Selection, Threshold, group_units, select
 from clues.selection.units import Units
 from clues.selection.weighing import replaced
-from clues.silo.overrides import in_force
+from clues.silo.overrides import in_force, overrides_token
 from clues.silo.whole import note
 from clues.silo.workspace import Workspace
 
@@ -129,7 +129,7 @@ def write_selection(space: Workspace, selection: Selection, threshold: Threshold
     atomic_write_bytes(space.private / "decisions.csv", buffer.getvalue().encode())
     write_json(space.private / "threshold.json", threshold.to_json())
     # The last file of a selection: what reads it finds the others whole.
-    space.keep(selection.kept)
+    space.keep(selection.kept, overruled=overrides_token(space, space.recipe().hash))
     names = [f"{name}{rows.suffix}" for name in halves]
     note(space, "select", [*names, "decisions.csv", "threshold.json", "selection.json"])
 

@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, check_state
 from clues.scoring.compared import AnchorScores
 from clues.silo.workspace import Workspace
-from clues.wall.messages import ScoreRequest
+from clues.wall.messages import Envelope, FitRequest, ScoreRequest, TrainRequest
+
+# Honest factors are below 10 and their product below 1.
+LARGEST_PRODUCT = 1e6
 
 
 def sent_scores(request: ScoreRequest) -> AnchorScores:
@@ -64,3 +69,37 @@ def check_sent(
             )
         for direction in sets.values():
             check_state(direction, like={name: initial[name] for name in weights})
+
+
+def check_adapters(space: Workspace, request: Envelope) -> None:
+    """Refuse adapters so large that a row's loss would overflow.
+
+    Whether it does can depend on one token of the row. A training that fails for it tells of rows
+    without sending an update.
+
+    Raises:
+        DataError: numbers of the two factors multiply to too much.
+    """
+    if isinstance(request, TrainRequest | FitRequest):
+        adapters: Sequence[AdapterState] = [request.adapter]
+    elif isinstance(request, ScoreRequest):
+        adapters = request.checkpoints
+    else:
+        return
+    lora = space.recipe().lora
+    for adapter in adapters:
+        # An absent factor counts as 1: names and shapes are compared later.
+        largest = {
+            factor: max((_size(t) for name, t in adapter.items() if factor in name), default=1.0)
+            for factor in (".lora_A.", ".lora_B.")
+        }
+        a, b = largest.values()
+        if max(a, b, a * b * lora.alpha / lora.rank) > LARGEST_PRODUCT:
+            raise DataError(
+                f"silo {space.name}: the adapter of the {request.kind} request has numbers that "
+                f"multiply to more than {LARGEST_PRODUCT:.0e}. No training of ours makes such."
+            )
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0

@@ -46,6 +46,7 @@ from clues.silo.questions import Questions, check_question
 from clues.silo.review import write_review
 from clues.silo.score import nonfinite_text, score
 from clues.silo.select import check_threshold, decide, write_selection
+from clues.silo.sent import check_adapters
 from clues.silo.sizes import check_request_size
 from clues.silo.train import fit, train
 from clues.silo.whole import FILE
@@ -148,6 +149,7 @@ class Silo:
         if not isinstance(request, HelloRequest):
             # A hello has passed when it was settled.
             check_question(self.space, request)
+            check_adapters(self.space, request)
             Questions(self.space).admit(request, overruled=overruled)
         if isinstance(request, SelectRequest):
             Questions(self.space).admit_threshold(request)
@@ -319,7 +321,7 @@ class Silo:
         """
         rows = list(self.space.encoded().rows)
         # Of every arm: nothing trains for a joint model before the selection it is compared with.
-        selected = self.space.kept()
+        selected = self.space.kept_after(overrides_token(self.space, self.space.recipe().hash))
         if arm == "mixed":
             return rows
         if arm not in ARMS:

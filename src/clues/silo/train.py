@@ -16,7 +16,7 @@ from clues.errors import ConfigError, DataError
 from clues.model.adapters import save_checkpoint
 from clues.model.training import Schedule, Trained
 from clues.scoring.inrun import Reference
-from clues.scoring.rounds import checked_reference, watch_round, write_round
+from clues.scoring.rounds import checked_reference, replaced_visits, watch_round, write_round
 from clues.scoring.trajectory import checkpoint_steps, fold_of, n_train_steps
 from clues.silo.budget import Budget, Phase
 from clues.silo.counts import told_of_all, told_of_arm
@@ -65,7 +65,6 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
         n_steps=per_round,
         what="a round of the warm-up",
         with_moments=sends_first,
-        all_of_them=inrun,
     )
     order, seen = crowd.order, None
     if inrun:
@@ -74,8 +73,9 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
             checked_reference(
                 Reference(request.directions, request.validation, request.validation_loss)
             ),
-            space.anchors(),
-            n_rows=len(rows),
+            # Rows that are set aside are scored like anchors, and never trained on.
+            [*space.anchors(), *(rows[i] for i in crowd.aside)],
+            n_rows=len(crowd.rows),
             first_step=first,
             n_steps=n_steps,
             recipe=recipe,
@@ -97,7 +97,8 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
         checkpoint_at=(per_round,),
     )
     if seen:
-        write_round(space.inrun_folder(), request.round, seen)
+        found = replaced_visits(seen.visits(), crowd.taken, crowd.aside, len(space.anchors()))
+        write_round(space.inrun_folder(), request.round, *found)
     last = trained.checkpoints[-1]
     return TrainReply(
         recipe_hash=recipe.hash,
@@ -210,5 +211,5 @@ def _visits_seed(space: Workspace) -> int:
     """Seed of the order in which in-run scoring visits rows: one for all rounds of a recipe."""
     seed = space.order_seed()
     if seed is None:
-        return secret_seed(space, "visits", space.recipe().hash)
+        return secret_seed(space, "visits", space.recipe().hash, space.data_token())
     return derived_seed(seed, "inrun", space.name)

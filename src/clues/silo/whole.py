@@ -45,7 +45,7 @@ def note(space: Workspace, stage: str, names: Iterable[str]) -> None:
 def selected_from(space: Workspace) -> str:
     """What kept rows, decisions and report are made of, beside the scores and the threshold."""
     # Where the rows lie does not count, nor what a person permits.
-    ours = {"data", "model_path", "max_selections", "approval", "privacy"}
+    ours = {"data", "model", "max_selections", "approval", "privacy"}
     settings = space.settings.model_dump(mode="json", exclude=ours)
     return hash_of([space.data_token(), space.source_hash(), settings])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.atomic import atomic_write_bytes, read_bytes
+from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import (
     ModelSettings,
     PublicFile,
@@ -200,10 +200,30 @@ class Workspace:
         """Changes with a text, and tells nobody without the silo's key what it is."""
         return hmac.new(self.secret(), text.encode(), "sha256").hexdigest()[:16]
 
-    def keep(self, kept: Sequence[int]) -> None:
-        """Write down the selection that is in force, and what it was made of."""
-        content = {"recipe": self.recipe().hash, "rows": self.data_token(), "kept": list(kept)}
-        write_json(self.private / "selection.json", content)
+    def keep(self, kept: Sequence[int], *, overruled: str = "") -> None:
+        """Write down the selection that is in force, and what it was made of.
+
+        Args:
+            kept: row numbers.
+            overruled: token of the overrides that it followed; empty for none.
+        """
+        made_of = {"recipe": self.recipe().hash, "rows": self.data_token(), "overruled": overruled}
+        write_json(self.private / "selection.json", {**made_of, "kept": list(kept)})
+
+    def kept_after(self, overruled: str) -> list[int]:
+        """As `kept`, if the selection followed the overrides of this token.
+
+        Raises:
+            DataError: as `kept`, or a person has overruled rows since.
+        """
+        kept = self.kept()
+        content = read_json(self.private / "selection.json", advice="Select again.")
+        if content.get("overruled", "") != overruled:
+            raise DataError(
+                f"silo {self.name}: a person has overruled rows since the selection, and no joint "
+                "model trains on what they may have dropped. Run clues select."
+            )
+        return kept
 
     def kept(self) -> list[int]:
         """Row numbers of the selection that is in force.
@@ -255,7 +275,9 @@ class Workspace:
         return self._side("compared.json")
 
     def lost(self) -> list[str]:
-        """Content ids of the rows whose score is not finite."""
+        """Content ids of the rows whose score is not finite; none where nothing was scored."""
+        if not (self.private / "nonfinite.json").exists():
+            return []
         return list(self._side("nonfinite.json").values())
 
     def sent_weights(self) -> dict[str, float]:
@@ -325,6 +347,8 @@ class Workspace:
         self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
     ) -> Trained:
         """Train on these rows with the recipe's settings and a bar; `how` as `training.train`."""
+        # The Trainer would make it open to others.
+        make_private_folder(self.private / "scratch")
         with self.progress.task(f"{self.name}: {what}", how["n_steps"]) as advance:
             return train(
                 self.model(),

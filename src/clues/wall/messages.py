@@ -82,7 +82,8 @@ class HelloReply(Reply):
 
     kind: ClassVar[str] = "hello-reply"
     reveals: ClassVar[str] = (
-        "the silo's name and domain; how many rows it has, rounded to tens; its version of "
+        "the silo's name and domain; how many rows its file has, rounded to tens (with noise before, "
+        "where the silo asks for differential privacy); its version of "
         "clues; a token that changes when the rows change, another that changes when a person "
         "overrules rows, and, where it names a column of labels, one that changes with the "
         "labels. Without the silo's key a token tells nothing else. Also from which stage the "
@@ -189,7 +190,10 @@ class SelectReply(Reply):
     """How many rows are above the threshold."""
 
     kind: ClassVar[str] = "select-reply"
-    reveals: ClassVar[str] = "how many rows the silo keeps, rounded to tens"
+    reveals: ClassVar[str] = (
+        "how many rows the silo keeps, rounded to tens (with noise before, where the silo asks for "
+        "differential privacy)"
+    )
     n_kept: int
 
 
