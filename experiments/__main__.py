@@ -11,7 +11,9 @@ from clues.cli.options import Json, Quiet, err, out
 from clues.cli.program import run_to_exit
 from clues.errors import UsageError
 from experiments.paper import experiment_tables
+from experiments.rehearsal import rehearse
 from experiments.spec import known_experiments, load_experiment
+from experiments.stored import read_seed
 
 HERE = Path(__file__).parent
 
@@ -45,6 +47,13 @@ def experiment(
     work: Annotated[Path, typer.Option(help="Where runs go, so that they can go on.")] = Path(
         "runs/experiments"
     ),
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Deal the rows, read all settings, and run nothing; needs no base model.",
+        ),
+    ] = False,
     show_list: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -63,6 +72,10 @@ def experiment(
     if chosen is None:
         known = ", ".join(spec.scales)
         raise UsageError(f"experiment {name} has no scale {scale!r}; it has {known}.")
+    if check:
+        for line in rehearse(chosen, data=data, seed=first_seed):
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+        return
     calm_libraries()
     from clues.progress import Silent, Terminal
     from experiments.run import (  # torch takes seconds to import
@@ -82,11 +95,12 @@ def experiment(
     files = [
         run_seed(plan, seed, progress=Silent() if quiet else Terminal(err)) for seed in chosen_seeds
     ]
-    stored = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if as_json:
+        stored = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         out.print_json(json.dumps(stored))
         return
-    out.print("\n".join(experiment_tables(stored)), markup=False, highlight=False, soft_wrap=True)
+    tables = experiment_tables([read_seed(file) for file in files])
+    out.print("\n".join(tables), markup=False, highlight=False, soft_wrap=True)
     out.print(f"\nStored: {', '.join(str(f) for f in files)}", highlight=False, soft_wrap=True)
 
 

@@ -14,7 +14,7 @@ from clues.progress import Terminal
 
 ALL_SCORES = [
     *("inrun", "sgd", "adam_exact", "cosine", "less"),
-    *("ifd", "alignment", "datainf", "embedding", "length", "random"),
+    *("ifd", "alignment", "datainf", "embedding", "repsim", "rds", "length", "random"),
 ]
 
 

@@ -15,11 +15,12 @@ from clues.config import load_config
 from clues.errors import ConfigError, DataError, UsageError
 from clues.prepare.facts import make_questions
 from experiments.__main__ import app
-from experiments.base.origins import DEFAULT
+from experiments.base.origins import DEFAULT, ORIGINS
 from experiments.paper import experiment_tables
+from experiments.rehearsal import rehearse
 from experiments.rows import with_choices, write_config, write_inputs
 from experiments.run import Plan, is_stored, require_model, settings_hash
-from experiments.spec import Experiment, Scale, load_experiment, merged
+from experiments.spec import Experiment, Scale, Source, load_experiment, merged
 from experiments.statistics import over_seeds, paired_bootstrap, share_of_gain
 from experiments.stored import read_seed
 
@@ -91,7 +92,7 @@ def small(**changes):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_is_valid_at_all_its_scales(name) -> None:
     experiment = load_experiment(name, ROOT)
-    assert {"small", "real"} <= set(experiment.scales)
+    assert set(experiment.scales) == {"small", "laptop", "real"}
     assert (ROOT / name / "README.md").read_text().startswith(f"# {experiment.title}")
 
 
@@ -270,6 +271,64 @@ def test_the_share_of_the_oracles_gain() -> None:
     assert share_of_gain([run(2.0, 1.9, 2.1)], "clues") is None
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_laptop_scale_rehearses_without_its_model_and_refuses_to_run(
+    name, tmp_path, monkeypatch
+) -> None:
+    scale = load_experiment(name, ROOT).scales["laptop"]
+    model = scale.config["recipe"]["model"]["name"]
+    assert Path(model).parent == Path("runs/base")
+    assert Path(model).name in ORIGINS
+    rows = [{"instruction": f"Question {n}?", "output": f"Answer {n}."} for n in range(400)]
+    plain = Source(file="rows.jsonl", fetch="them")
+    (tmp_path / plain.file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for asked in scale.questions:
+        (tmp_path / asked.file).touch()
+    made = scale.model_copy(update={"sources": dict.fromkeys(scale.sources, plain)})
+    lines = list(rehearse(made, data=tmp_path, seed=0))
+    assert [line.split(":")[0] for line in lines] == list(scale.variants)
+    assert f" {sum(g.n for g in scale.silos.values())} silos with " in lines[0]
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(name, scale, "laptop", None, tmp_path, tmp_path, tmp_path)
+    with pytest.raises(DataError, match=rf"^{model}: there is no such model folder\. Make it: ma"):
+        require_model(plan)
+    with pytest.raises(DataError, match=f"{model}: there is no such model folder"):
+        CliRunner().invoke(app, [name, "--scale", "laptop"], catch_exceptions=False)
+
+
+def test_experiments_that_share_runs_share_what_scores(tmp_path) -> None:
+    """Or the second would train and score again what the first has done."""
+    for name in NAMES:
+        experiment = load_experiment(name, ROOT)
+        if experiment.with_runs_of is None:
+            continue
+        theirs = load_experiment(experiment.with_runs_of, ROOT)
+        for size, scale in experiment.scales.items():
+            other = theirs.scales[size]
+            assert (scale.sources, scale.silos) == (other.sources, other.silos)
+            if size == "laptop":
+                assert scale.public == other.public
+                assert scale.config["recipe"] == other.config["recipe"], name
+
+
+def test_a_rehearsal_says_what_a_run_would_take_and_keeps_nothing(data, tmp_path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/experiment.yaml").write_text(yaml.safe_dump(content(tmp_path / "no-model")))
+    words = ["tiny", "--check", "--data", str(data), "--recipes", str(tmp_path)]
+    said = CliRunner().invoke(app, [*words, "--work", str(tmp_path / "work")])
+    assert said.exit_code == 0, said.output
+    sizes = (
+        "2 silos with 32 rows; for each of 1 domains 6 validation, 12 anchor and 8 held-out rows"
+    )
+    arms = "arms mixed, random, clues, oracle, base_perplexity"
+    assert said.output.splitlines() == [f"default: {sizes}; {arms}", f"mean: {sizes}; {arms}"]
+    assert not (tmp_path / "work").exists()
+    wrong = merged(content(), {"scales": {"small": {"config": {"combine": {"methud": "ties"}}}}})
+    (tmp_path / "tiny/experiment.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(ConfigError, match="Did you mean 'method'"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
 def test_a_base_model_that_is_not_made_yet_is_asked_for_before_anything_runs(tmp_path) -> None:
     scale = load_experiment("medicalqa", ROOT).scales["laptop"]
     assert scale.config["recipe"]["model"]["name"] == f"runs/base/{DEFAULT}"
@@ -288,10 +347,22 @@ def test_a_base_model_that_is_not_made_yet_is_asked_for_before_anything_runs(tmp
 
 def test_figures_of_a_published_model_say_that_it_is_dequantised() -> None:
     folder = ROOT / "medicalqa" / "results"
-    seed = json.loads(next(folder.glob("small-built-in-*.json")).read_text())
+    seed = read_seed(next(folder.glob("small-built-in-*.json")))
     assert "dequantised" not in experiment_tables([seed])[0]
-    published = experiment_tables([{**seed, "base_model": DEFAULT}])[0]
+    published = experiment_tables([replace(seed, base_model=DEFAULT)])[0]
     assert f"Base model {DEFAULT}, dequantised from 4-bit; " in published
+
+
+def test_a_seed_that_is_stored_is_shown_and_not_run_again(tmp_path) -> None:
+    file = next((ROOT / "medicalqa" / "results").glob("small-built-in-*.json"))
+    words = ["medicalqa", "--seeds", "1", "--first-seed", file.stem.rsplit("-", 1)[1]]
+    words += ["--data", str(tmp_path / "none"), "--work", str(tmp_path / "work")]
+    shown = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert experiment_tables([read_seed(file)])[0] in shown.stdout
+    assert f"Stored: {file}" in shown.stdout
+    raw = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    assert json.loads(raw.stdout) == [json.loads(file.read_text())]
+    assert not (tmp_path / "work").exists()
 
 
 def plan_of(folder: Path, changes: dict) -> Plan:

@@ -7,7 +7,15 @@ from pydantic import Field, model_validator
 from clues.config.base import ALIGNMENT, LOSS, FactorOrZero, Settings, Share, Steps
 
 Baseline = Literal[
-    "base_perplexity", "ifd", "alignment", "datainf", "embedding", "length", "random"
+    "base_perplexity",
+    "ifd",
+    "alignment",
+    "datainf",
+    "embedding",
+    "repsim",
+    "rds",
+    "length",
+    "random",
 ]
 Form = Literal["sgd", "adam", "adam_two_sided", "adam_exact", "cosine", "less"]
 Block = Annotated[int, Field(ge=0, le=10_000)]  # number of a transformer block

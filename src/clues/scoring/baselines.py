@@ -12,11 +12,18 @@ import numpy as np
 import torch
 
 from clues.data.tokens import EncodedRow
-from clues.model.adapters import Checkpoint, LoraModel
-from clues.model.loss import make_batch
-from clues.scoring.batches import each_batch, token_budget_of
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.datainf import datainf_direction
 from clues.scoring.direction import mean_gradient
+from clues.scoring.hidden import (
+    Weigh,
+    every_token,
+    later_tokens,
+    refuse_without_response,
+    response_tokens,
+    score_vectors,
+    unit_vectors,
+)
 from clues.scoring.influence import influence_scores
 from clues.scoring.perplexity import alignments, losses_before, mean_losses
 
@@ -93,13 +100,12 @@ def datainf(scene: Scene) -> Scorer:
     Source: Kwon et al. 2024, arXiv 2310.00902.
     """
     adapter = scene.checkpoint.adapter
-    total = sum(scene.weights.values())
     mean = {name: torch.zeros_like(adapter[name]) for name in scene.names}
-    for part, weight in scene.weights.items():
+    for part, share in _shares(scene).items():
         rows = scene.validation[part]
         gradient, _ = mean_gradient(scene.model, rows, adapter, weights=scene.names)
         for name, tensor in gradient.items():
-            mean[name] += weight / total * tensor
+            mean[name] += share * tensor
     direction = datainf_direction(scene.model, scene.rows, adapter=adapter, gradient=mean)
 
     def score(rows: Sequence[EncodedRow]) -> np.ndarray:
@@ -114,15 +120,54 @@ def embedding(scene: Scene) -> Scorer:
 
     An embedding is the mean last hidden state of the base model over all tokens of a row.
     """
-    centre = np.zeros(1)
-    for part, weight in scene.weights.items():
-        found = _embeddings(scene.model, scene.validation[part])
-        centre = centre + weight * _unit(found).mean(axis=0)
+    return _by_centre(scene, adapter=scene.model.initial, weigh=every_token)
 
-    def score(rows: Sequence[EncodedRow]) -> np.ndarray:
-        return _unit(_embeddings(scene.model, rows)) @ _unit(centre[None])[0]
 
-    return score
+def repsim(scene: Scene) -> Scorer:
+    """Similarity of representations: how a row's response looks to the tuned model.
+
+    score[n] = cos(r[n], c)
+    c = sum_s weight[s] * mean over the rows v of validation set s of r[v] / |r[v]|
+
+    r is the mean last hidden state over the response tokens, under the last checkpoint. Rows
+    rank as by their mean cosine with the validation rows.
+
+    Raises:
+        DataError: a row, or a validation row, has no response.
+
+    Source: Hanawa et al. 2021, arXiv 2006.04528, who compare similarities of hidden states with
+    influences. The mean over the response is ours: they take one state of a classifier.
+    """
+    _refuse_public_without_response(scene)
+    score = _by_centre(scene, adapter=scene.checkpoint.adapter, weigh=response_tokens)
+    return _for_rows_with_response(score)
+
+
+def rds(scene: Scene) -> Scorer:
+    """RDS+: how near a row's text comes to the nearest validation row, for the base model.
+
+    score[n] = sum_s weight[s] * max over the rows v of validation set s of cos(e[n], e[v])
+
+    e is the mean last hidden state over all T tokens of the text, of which token t weighs
+    t / (1 + 2 + ... + T). The weights of the sets add up to 1.
+
+    Raises:
+        DataError: a row, or a validation row, has no response.
+
+    Source: Ivison et al. 2025, arXiv 2503.01807, with the weights of Muennighoff 2022, arXiv
+    2202.08904. There the validation rows take turns to choose their best row until enough are
+    chosen; a score for a threshold has no turns.
+    """
+    _refuse_public_without_response(scene)
+    how = {"adapter": scene.model.initial, "weigh": later_tokens}
+    shares = _shares(scene)
+    sets = {name: unit_vectors(scene.model, scene.validation[name], **how) for name in shares}
+
+    def best(units_NE: np.ndarray) -> np.ndarray:
+        found = [share * (units_NE @ sets[n].T).max(axis=1) for n, share in shares.items()]
+        return np.sum(found, axis=0)
+
+    return _for_rows_with_response(lambda rows: score_vectors(scene.model, rows, best, **how))
 
 
 def length(scene: Scene) -> Scorer:
@@ -146,6 +191,8 @@ BASELINES: dict[str, Callable[[Scene], Scorer]] = {
     "alignment": alignment,
     "datainf": datainf,
     "embedding": embedding,
+    "repsim": repsim,
+    "rds": rds,
     "length": length,
     "random": random,
 }
@@ -164,27 +211,33 @@ def _losses_with_and_without_question(
     return scene.memory[key]
 
 
-@torch.no_grad()
-def _embeddings(model: LoraModel, rows: Sequence[EncodedRow]) -> np.ndarray:
-    model.set_state(model.initial)
-    found: dict[int, np.ndarray] = {}
-
-    def compute(batch: list[int]) -> None:
-        tensors = make_batch([rows[i] for i in batch], device=model.device)
-        states_NTE = model.peft(
-            input_ids=tensors.ids_NT,
-            attention_mask=tensors.attention_NT,
-            use_cache=False,
-            output_hidden_states=True,
-        ).hidden_states[-1]
-        there = tensors.attention_NT.to(states_NTE)[:, :, None]
-        mean_NE = (states_NTE * there).sum(dim=1) / there.sum(dim=1)
-        found.update(zip(batch, mean_NE.double().cpu().numpy(), strict=True))
-
-    with model.evaluating():
-        each_batch(rows, compute, token_budget=2 * token_budget_of(model.device))
-    return np.stack([found[i] for i in range(len(rows))])
+def _by_centre(scene: Scene, *, adapter: AdapterState, weigh: Weigh) -> Scorer:
+    """Cosine of a row's vector and the mean unit vector of the validation rows."""
+    centre_E = sum(
+        share
+        * unit_vectors(scene.model, scene.validation[name], adapter=adapter, weigh=weigh).mean(0)
+        for name, share in _shares(scene).items()
+    )
+    centre_E = centre_E / max(float(np.linalg.norm(centre_E)), 1e-12)
+    return lambda rows: score_vectors(
+        scene.model, rows, lambda units_NE: units_NE @ centre_E, adapter=adapter, weigh=weigh
+    )
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+def _shares(scene: Scene) -> dict[str, float]:
+    """Weight of every validation set; together they are 1."""
+    total = sum(scene.weights.values())
+    return {name: weight / total for name, weight in scene.weights.items()}
+
+
+def _refuse_public_without_response(scene: Scene) -> None:
+    for name in scene.weights:
+        refuse_without_response(scene.validation[name])
+
+
+def _for_rows_with_response(score: Scorer) -> Scorer:
+    def checked(rows: Sequence[EncodedRow]) -> np.ndarray:
+        refuse_without_response(rows)
+        return score(rows)
+
+    return checked

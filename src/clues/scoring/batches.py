@@ -92,7 +92,7 @@ def refuse_nonfinite(
     """
     bad = np.zeros(len(rows), dtype=bool)
     for array in values:
-        bad |= ~np.isfinite(array.reshape(len(rows), -1)).all(axis=1)
+        bad |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
     if skip or not bad.any():
         return
     ids = [rows[i].id for i in np.flatnonzero(bad)[:SHOWN_IDS]]
