@@ -99,7 +99,7 @@ def _train_rounds(
             first_step=first,
             n_steps=total,
             recipe=owner.recipe,
-            silo=owner.name,
+            seed=derived_seed(owner.recipe.seed, "inrun", owner.name),
         )
         seen = watch(reference(), anchors) if reference else None
         with tempfile.TemporaryDirectory() as scratch:

@@ -90,8 +90,7 @@ def test_a_silo_that_goes_missing_at_the_very_end_has_only_no_diagnostics(config
     # Nothing depends on that answer, so that not even a quorum of all stops for it.
     run.coordinator.attendance.quorum = None
     lossy(run, "south", "evaluate")
-    results = run_until(run).results
-    assert results is not None
+    results = plain(run_until(run).results)
     assert set(results["silos"]) == set(SILOS)
     assert "precision" not in results["silos"]["south"]
     assert "precision" in results["silos"]["north"]

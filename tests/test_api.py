@@ -518,7 +518,7 @@ def test_bad_input_is_named_by_position_and_never_shown(tmp_path, capfd):
         (
             {"recipe": {"tokens": {"max_length": 30, "overlong": "error"}}},
             DataError,
-            r"^rows\[0\]: (longer than|no response token)",
+            r"^(rows|validation)\[0\]: (longer than|no response token)",
         ),
     ]  # fmt: skip
     for change, kind, message in cases:
