@@ -17,7 +17,7 @@ from clues.atomic import (
     open_private,
     write_atomically,
 )
-from clues.errors import CluesError, DataError, KeyFileError
+from clues.errors import ApprovalError, CluesError, DataError, KeyFileError
 from clues.model.cache import ModelCache
 from clues.network.children import Child
 from clues.network.keys import make_authority, make_node_key, make_server_certificate
@@ -102,6 +102,7 @@ def test_nothing_private_of_a_whole_run_is_open_to_others(model, place, trajecto
             "recipe": {"score": {"trajectory": trajectory}, "train": steps},
             "evaluate": {"arms": ["clues"]},
         },
+        silo_changes={"approval": True},
     )
     root = place / "run"
     before = os.umask(0)
@@ -109,8 +110,10 @@ def test_nothing_private_of_a_whole_run_is_open_to_others(model, place, trajecto
         for name in PRIVATE:
             (root / name / "old").mkdir(parents=True)
             (root / name / "old" / "left.txt").write_text("of an earlier version")
-        run_until(open_micro(config, root, cache=ModelCache()))
+        with pytest.raises(ApprovalError):
+            run_until(open_micro(config, root, cache=ModelCache()))
         approve(root)
+        run_until(open_micro(config, root, cache=ModelCache()))
         Gate("north", root / "silos/north", lambda: 1 / 0).answer(b"not a message")  # pyright: ignore
     finally:
         os.umask(before)
