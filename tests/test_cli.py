@@ -227,7 +227,7 @@ def test_check_shows_masks_and_an_estimate_and_json_shows_no_row(inputs, capsys)
     assert call("check", inputs, "--rows", "1")[0] == 0
     text = capsys.readouterr().out
     assert "### Response:" in text
-    assert "minutes" in text
+    assert "minute" in text
     assert call("check", inputs, "--json")[0] == 0
     found = json.loads(capsys.readouterr().out)
     assert {f["n_rows"] for f in found["files"]} == {24, 8, 10, 30}
