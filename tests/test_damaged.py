@@ -1,5 +1,6 @@
 """A finished run whose files are damaged: made again from what stands, or one sentence; no more."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -111,6 +112,17 @@ SAMPLE = [
 def test_a_damaged_file_is_made_again(world, tmp_path, name, how):
     damage(world, tmp_path / "run", name, how)
     assert check(world, tmp_path / "run", name), "nothing was lost that cannot be made again"
+
+
+@pytest.mark.slow
+def test_damaged_weights_of_the_parts_are_no_fault_of_the_coordinator(world, tmp_path):
+    damage(world, tmp_path / "run", "silos/north/private/weights.json", "an object")
+    for old in (tmp_path / "run").glob("silos/north/outbox/select-*"):
+        old.unlink()
+    (tmp_path / "run/coordinator/stages/select.json").unlink()
+    assert world.run(tmp_path / "run") == world.results
+    weights = json.loads((tmp_path / "run/silos/north/private/weights.json").read_text())
+    assert set(weights) == {"loss", "alignment"}
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from clues.silo.workspace import LEFT_OUT, Workspace
 
 log = logging.getLogger("clues")
 FILE = "files.json"
-SCORES = ("scores.parquet", "anchors.json", "compared.json", "nonfinite.json")
+SCORES = ("scores.parquet", "anchors.json", "compared.json", "nonfinite.json", "weights.json")
 REVIEW = ("report.html", "card.md")
 # Answers that are worthless once a stage has to be asked again.
 ANSWERS = {
