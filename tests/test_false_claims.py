@@ -563,9 +563,7 @@ BAD_TEXTS = (ESCAPES, "x" * 400_000, "a\nb", "\u2066a", "\ud7ff\x00", "a\u200db"
 @pytest.mark.parametrize("field", ["silo", "domain", "data_token", "version", "overrides_token"])
 @pytest.mark.parametrize("text", BAD_TEXTS, ids=range(len(BAD_TEXTS)))
 def test_text_that_could_flood_or_fool_a_terminal_does_not_enter(field, text):
-    with pytest.raises(
-        DataError, match=f"silo north: hello-reply.{field} holds (text|a text)"
-    ) as refusal:
+    with pytest.raises(DataError, match=f"silo north: hello-reply.{field} holds text") as refusal:
         from_bytes(hello(**{field: text}), allowed=REPLIES, sender="silo north")
     assert is_printable(str(refusal.value))
 

@@ -404,9 +404,9 @@ def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: st
     for name, spec in specs.items():
         if not fits(header[name], spec.type):
             raise DataError(f"{where}.{name} has the wrong type.")
-        check_values(header[name], f"{where}.{name}")
         if issubclass(cls, Reply):
             check_short(header[name], f"{where}.{name}")
+        check_values(header[name], f"{where}.{name}")
     check_tensors(tensors, where)
     nested = {name: header.pop(name) for name in cls.tensor_fields()}
     try:
