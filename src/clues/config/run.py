@@ -107,6 +107,15 @@ class SiloSettings(Settings):
     duplicates_key: str | None = None
     max_duplicates: Share = 0.2
 
+    def agreed(self) -> dict[str, Any]:
+        """What a silo's answers depend on, as plain JSON.
+
+        Where things lie does not count, nor how much is permitted: the same is answered.
+        """
+        places = {"data", "model", "duplicates_key"}
+        permits = {"max_selections", "approval", "max_duplicates"}
+        return self.model_dump(mode="json", exclude=places | permits)
+
     @model_validator(mode="after")
     def _privacy_shares_no_counts(self) -> "SiloSettings":
         if self.privacy and self.share_diagnostics:

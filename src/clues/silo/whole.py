@@ -45,11 +45,10 @@ def note(space: Workspace, stage: str, names: Iterable[str]) -> None:
 
 def selected_from(space: Workspace) -> str:
     """What kept rows, decisions and report are made of, beside the scores and the threshold."""
-    # Where the rows lie does not count, nor what a person permits.
-    ours = {"data", "model", "max_selections", "approval", "privacy"}
-    ours |= {"duplicates_key", "max_duplicates"}
-    settings = space.settings.model_dump(mode="json", exclude=ours)
-    return hash_of([space.data_token(), space.source_hash(), settings])
+    agreed = space.settings.agreed()
+    # Noise is in what was trained and told; which rows are above a threshold does not change with it.
+    del agreed["privacy"]
+    return hash_of([space.data_token(), space.source_hash(), agreed])
 
 
 def first_to_repeat(space: Workspace, *, list_lost: bool = False) -> str:
