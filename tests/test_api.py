@@ -514,11 +514,11 @@ def test_bad_input_is_named_by_position_and_never_shown(tmp_path, capfd):
         ({"validation": "nowhere/x.jsonl"}, DataError, "there is no folder nowhere"),
         ({"name": "a/b"}, UsageError, "cannot be the name of a silo"),
         ({"schema": "messages"}, DataError, "rows: schema messages needs messages"),
-        ({"recipe": {"tokens": {"max_length": 4}}}, DataError, "no row fits into 4 tokens"),
+        ({"recipe": {"tokens": {"max_length": 4}}}, DataError, "^rows: no row fits into 4 tokens"),
         (
             {"recipe": {"tokens": {"max_length": 30, "overlong": "error"}}},
             DataError,
-            r"^(rows|validation)\[0\]: (longer than|no response token)",
+            r"^rows\[0\]: (longer than|no response token)",
         ),
     ]  # fmt: skip
     for change, kind, message in cases:

@@ -6,8 +6,10 @@ or whether a row is in the silo.
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,17 +72,17 @@ def ask(silo: Silo, request):
     return from_bytes(silo.answer(request.to_bytes()), allowed=REPLIES, sender="north")
 
 
-def first_round(world: World, silo: Silo, **train):
+def first_round(world: World, silo: Silo, *, tokens: Mapping[str, Any] | None = None, **train):
     """The first moment after round one of a recipe, as anybody can start it."""
-    hello = world.hello(score={"form": "less"}, train={"checkpoints": 1, **train})
+    train = {"checkpoints": 1, **train}
+    hello = world.hello(score={"form": "less"}, train=train, tokens=tokens or {})
     ask(silo, hello)
-    model = silo.space.model()
     request = TrainRequest(
         recipe_hash=hello.recipe_hash,
         round=0,
         validation={},
         validation_loss=0.0,
-        adapter=model.initial,
+        adapter=silo.space.model().initial,
         directions={},
     )
     return ask(silo, request)
@@ -128,20 +130,9 @@ def test_two_recipes_of_nearly_equal_steps_leave_no_gradient_of_a_row(world, tmp
 
 def full_batch(world: World, silo: Silo, **tokens):
     """The mean gradient of all rows, in one step of one batch: the order does not matter then."""
-    train = {"batch_size": 64, "steps": 2, "rounds": 2, "learning_rate": 1e-6, "checkpoints": 1}
-    hello = world.hello(score={"form": "less"}, train=train, tokens=tokens)
-    ask(silo, hello)
-    model = silo.space.model()
-    request = TrainRequest(
-        recipe_hash=hello.recipe_hash,
-        round=0,
-        validation={},
-        validation_loss=0.0,
-        adapter=model.initial,
-        directions={},
-    )
-    n_rows = len(silo.space.encoded().rows)
-    return ask(silo, request).first_moment, n_rows
+    train = {"batch_size": 64, "steps": 2, "rounds": 2, "learning_rate": 1e-6}
+    found = first_round(world, silo, tokens=tokens, **train)
+    return found.first_moment, len(silo.space.encoded().rows)
 
 
 def test_two_lengths_that_part_one_row_leave_no_gradient_of_it(world, tmp_path):

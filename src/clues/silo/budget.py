@@ -187,7 +187,14 @@ class Budget:
         )
         # Everything that the answer follows from. Under the same noise, what two answers differ by
         # would be a row that was edited in between, or a noise that was set anew: without noise.
-        content = [request, identity(self.space, rows), noise, rate, n_steps, wanted.max_grad_norm]
+        content = [
+            request,
+            identity(self.space, [row.row for row in rows]),
+            noise,
+            rate,
+            n_steps,
+            wanted.max_grad_norm,
+        ]
         request = hash_of(content)
         part = BookedTraining(phase=phase, request=request, noise=noise, rate=rate, steps=n_steps)
         known = [t for t in self.record.trainings if (t.phase, t.request) != (phase, request)]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from clues.data.tokens import EncodedRow
-from clues.rundir import hash_of
 from clues.silo.budget import Budget
+from clues.silo.crowd import identity
 from clues.silo.workspace import Workspace
 from clues.wall.messages import round_count
 
@@ -16,14 +16,12 @@ def told_of_all(space: Workspace) -> int:
 
     What a recipe makes of them (which are too long for it, say) does not change it.
     """
-    return _told(space, len(space.rows().samples), what=ALL, of=space.data_token(), fewest=0)
+    return _told(space, len(space.rows().samples), what=ALL, of=space.data_token(), at_least=1)
 
 
 def told_of_kept(space: Workspace, kept: Sequence[int]) -> int:
     """How many rows a selection keeps."""
-    told = _told(space, len(kept), what=KEPT, of=_identity(space, kept), fewest=1)
-    # With noise it could come out as more than all.
-    return min(told, told_of_all(space))
+    return _told_of_some(space, kept, what=KEPT)
 
 
 def told_of_arm(space: Workspace, arm: str, rows: Sequence[EncodedRow]) -> int:
@@ -33,18 +31,18 @@ def told_of_arm(space: Workspace, arm: str, rows: Sequence[EncodedRow]) -> int:
     if arm in ("clues", "random"):
         # At random as many as are kept: the same number, told once.
         return told_of_kept(space, space.kept())
-    positions = [row.row for row in rows]
-    told = _told(space, len(rows), what=arm, of=_identity(space, positions), fewest=1)
+    return _told_of_some(space, [row.row for row in rows], what=arm)
+
+
+def _told_of_some(space: Workspace, rows: Sequence[int], *, what: str) -> int:
+    # Fewer than that would have been refused, which everybody knows, so it tells nothing more.
+    at_least = space.settings.min_kept
+    told = _told(space, len(rows), what=what, of=identity(space, rows), at_least=at_least)
+    # With noise it could come out as more than all.
     return min(told, told_of_all(space))
 
 
-def _told(space: Workspace, n: int, *, what: str, of: str, fewest: int) -> int:
+def _told(space: Workspace, n: int, *, what: str, of: str, at_least: int) -> int:
     if space.settings.privacy is None:
         return round_count(n)
-    noised = Budget(space).count(n, what=what, of=of)
-    # That fewer would have been refused is known; so this tells nothing more.
-    return round_count(max(noised, space.settings.min_kept if fewest else 1))
-
-
-def _identity(space: Workspace, rows: Sequence[int]) -> str:
-    return hash_of([space.data_token(), sorted(rows)])
+    return round_count(max(Budget(space).count(n, what=what, of=of), at_least))

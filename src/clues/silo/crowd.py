@@ -82,7 +82,8 @@ def gather(
         drawn = derived_seed(seed, request.kind, space.name, request.round)
         return Crowd(rows, None, drawn, range(len(rows)), ())
     arm = request.arm if isinstance(request, FitRequest) else ""
-    draw = (request.recipe_hash, request.kind, arm, str(n_steps), identity(space, rows))
+    these = identity(space, [row.row for row in rows])
+    draw = (request.recipe_hash, request.kind, arm, str(n_steps), these)
     # For all rounds the same rows: what differs from round to round would say which they are.
     mixed = _generator(space, "aside", *draw).permutation(len(rows))
     taken = sorted(mixed[aside:].tolist())
@@ -96,9 +97,9 @@ def gather(
     return Crowd([rows[i] for i in taken], order, dropout, taken, sorted(mixed[:aside].tolist()))
 
 
-def identity(space: Workspace, rows: Sequence[EncodedRow]) -> str:
-    """Hash of rows: their text and their places. Other rows must have other random numbers."""
-    return hash_of([space.data_token(), [row.row for row in rows]])
+def identity(space: Workspace, rows: Sequence[int]) -> str:
+    """Hash of rows by position: their text and their places. Others get other random numbers."""
+    return hash_of([space.data_token(), sorted(rows)])
 
 
 def round_order(mixed: Sequence[int], n_seen: int, *, number: int, fewest: int) -> list[int]:

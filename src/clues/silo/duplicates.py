@@ -5,7 +5,6 @@ it a sketch only shows how alike two questions are. Rows that are left out stay 
 its announced number; they neither train nor are scored nor kept.
 """
 
-import hmac
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from clues.data.sketches import (
 )
 from clues.errors import ConfigError, DataError
 from clues.rundir import write_record
+from clues.silo.crowd import secret_seed
 from clues.silo.questions import Questions
 from clues.silo.workspace import LEFT_OUT, Workspace
 from clues.wall.messages import LeaveReply, LeaveRequest, SketchReply, SketchRequest, round_count
@@ -154,5 +154,5 @@ def _behind_handles(space: Workspace) -> list[list[int]]:
 
 def _own_seed(space: Workspace) -> bytes:
     """Of the order and of the random sketches: nobody else can know it, and it can be had again."""
-    text = f"sketches {space.recipe().hash} {space.data_token()}"
-    return hmac.new(space.secret(), text.encode(), "sha256").digest()
+    seed = secret_seed(space, "sketches", space.recipe().hash, space.data_token())
+    return seed.to_bytes(32, "big")

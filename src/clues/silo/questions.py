@@ -1,12 +1,11 @@
 """What a coordinator has asked about a silo's rows, counted on the silo's own disk.
 
 Whatever a silo answers tells something about its rows, so every kind of request passes here before
-any work: hello, sketch, leave, train, score, select, fit, evaluate. The same request again is the same answer and
-costs nothing. A recipe costs one of `max_selections`, and lets the coordinator ask each of its
-questions once. A question asked in another way (another adapter for the same round, another way
-to combine) costs one more; then every other question may be asked in another way too. So a silo
-that comes back late costs one, and not one per round. Rounds are many, and each tells something,
-so every hundred updates cost one more.
+any work. The same request again is the same answer and costs nothing. A recipe costs one of
+`max_selections`, and lets the coordinator ask each of its questions once. A question asked in
+another way (another adapter for the same round, another way to combine) costs one more; then every
+other question may be asked in another way too. So a silo that comes back late costs one, and not
+one per round. Rounds are many, and each tells something, so every hundred updates cost one more.
 
 Two things come once per recipe, whatever is left: the threshold, and the cut that rule `mixture`
 proposes. With many thresholds, or many directions, the score of one row can be found by bisection.

@@ -67,11 +67,11 @@ def check_threshold(space: Workspace, threshold: Threshold) -> None:
         RecipeMismatchError: it is another rule, or the units are others.
     """
     recipe, settings = space.recipe(), space.recipe().threshold
-    rule = (threshold.rule, threshold.units_kind, threshold.ratio)
     ratio = settings.ratio if settings.rule == "ratio" else None
-    fits = rule == (settings.rule, settings.units, ratio)
-    if settings.rule == "preset":
-        fits = fits and threshold.value == settings.preset
+    value = settings.preset if settings.rule == "preset" else threshold.value
+    by_rule = (threshold.rule, threshold.units_kind, threshold.ratio, threshold.value) == (
+        *(settings.rule, settings.units, ratio, value),
+    )
     public = recipe.public[space.settings.domain]
     weights = replaced(set_weights(recipe.score, public.validation), space.sent_weights())
     stored = space.anchor_scores()
@@ -80,11 +80,8 @@ def check_threshold(space: Workspace, threshold: Threshold) -> None:
         dict.fromkeys(stored, weights),
         settings,
     )
-    if not fits or any(g not in threshold.units for g in ours):
-        fits = False
-    else:
-        fits = all(_same(units, threshold.units[g]) for g, units in ours.items())
-    if not fits:
+    theirs = threshold.units
+    if not by_rule or not all(g in theirs and _same(u, theirs[g]) for g, u in ours.items()):
         raise RecipeMismatchError(
             f"silo {space.name}: the threshold that came is not by the recipe's rule, or its units "
             "are not those of the anchors' scores. The coordinator runs another program, or asks "

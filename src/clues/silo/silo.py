@@ -137,10 +137,7 @@ class Silo:
                 f"silo {self.settings.name} works under recipe {self.space.recipe().hash}; a "
                 f"{request.kind} request came for {request.recipe_hash}. Start again with hello."
             )
-        # Where the rows lie does not count, what the silo agreed to share does.
-        ours_alone = {"data", "model", "max_selections", "approval"}
-        ours_alone |= {"duplicates_key", "max_duplicates"}
-        settings = self.settings.model_dump(mode="json", exclude=ours_alone)
+        settings = self.settings.agreed()
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.order_seed()]
         overruled = overrides_token(self.space, request.recipe_hash)
         # What a person decides changes neither training nor scores.
@@ -154,13 +151,14 @@ class Silo:
             # A hello has passed when it was settled.
             check_question(self.space, request)
             check_adapters(self.space, request)
-            Questions(self.space).admit(request, overruled=overruled)
-        if isinstance(request, SelectRequest):
-            Questions(self.space).admit_threshold(request)
-            if self.settings.approval and not is_approved(self.private, request):
-                self._wait(request)
-                # Not into the outbox: the next try may get another answer.
-                return Refusal(recipe_hash=request.recipe_hash, answers=id_of(data)).to_bytes()
+            asked = Questions(self.space)
+            asked.admit(request, overruled=overruled)
+            if isinstance(request, SelectRequest):
+                asked.admit_threshold(request)
+                if self.settings.approval and not is_approved(self.private, request):
+                    self._wait(request)
+                    # Not into the outbox: the next try may get another answer.
+                    return Refusal(recipe_hash=request.recipe_hash, answers=id_of(data)).to_bytes()
         # Only the last answer of a kind fits the private files beside it. Before the work: killed
         # half-way, those files may already be the new ones.
         for old in self.outbox.glob(f"{request.kind}-*.clues"):
@@ -207,6 +205,10 @@ class Silo:
         return []
 
     def _hello(self, request: HelloRequest, again: str) -> HelloReply:
+        if self.space.one_owner:
+            # Rows that cannot be used need not wait for the training. For another coordinator
+            # they do: a recipe that they do not fit would tell how long they are.
+            self.space.usable()
         return HelloReply(
             recipe_hash=request.recipe_hash,
             silo=self.settings.name,
@@ -335,7 +337,8 @@ class Silo:
         """
         rows = list(self.space.encoded().rows)
         # Of every arm: nothing trains for a joint model before the selection it is compared with.
-        selected = self.space.kept_after(overrides_token(self.space, self.space.recipe().hash))
+        overruled = overrides_token(self.space, self.space.recipe().hash)
+        selected = self.space.kept(overruled=overruled)
         if arm == "mixed":
             return rows
         if arm not in ARMS:

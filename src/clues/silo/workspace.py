@@ -266,32 +266,26 @@ class Workspace:
         made_of = {"recipe": self.recipe().hash, "rows": self.rows_token(), "overruled": overruled}
         write_json(self.private / "selection.json", {**made_of, "kept": list(kept)})
 
-    def kept_after(self, overruled: str) -> list[int]:
-        """As `kept`, if the selection followed the overrides of this token.
-
-        Raises:
-            DataError: as `kept`, or a person has overruled rows since.
-        """
-        kept = self.kept()
-        content = read_json(self.private / "selection.json", advice="Select again.")
-        if content.get("overruled", "") != overruled:
-            raise DataError(
-                f"silo {self.name}: a person has overruled rows since the selection, and no joint "
-                "model trains on what they may have dropped. Run clues select."
-            )
-        return kept
-
-    def kept(self) -> list[int]:
+    def kept(self, *, overruled: str | None = None) -> list[int]:
         """Row numbers of the selection that is in force.
 
+        Args:
+            overruled: token of the overrides that it must have followed; None for any.
+
         Raises:
-            DataError: nothing is selected yet under this recipe, or the rows have changed since.
+            DataError: nothing is selected yet under this recipe, or rows or overrides have changed
+                since.
         """
         path = self.private / "selection.json"
         content = read_json(path, advice="Select again.") if path.exists() else {}
         made_of = {"recipe": self.recipe().hash, "rows": self.rows_token()}
         if isinstance(content, dict) and made_of.items() <= content.items():
             kept = content.get("kept")
+            if overruled not in (None, content.get("overruled", "")):
+                raise DataError(
+                    f"silo {self.name}: a person has overruled rows since the selection, and no "
+                    "joint model trains on what they may have dropped. Run clues select."
+                )
             if isinstance(kept, list) and all(type(row) is int for row in kept):
                 return kept
             raise DataError(f"{path}: damaged (not row numbers). Select again.")
