@@ -48,10 +48,12 @@ def paired_bootstrap(ours: Losses, theirs: Losses, *, seed: int = 0) -> Estimate
     mean = float(np.mean([d.mean() for d in differences]))
     rng = np.random.default_rng(seed)
     n = len(differences)
-    draws = np.empty(N_BOOTSTRAP)
-    for i in range(N_BOOTSTRAP):
-        chosen = rng.integers(n, size=n)
-        draws[i] = np.mean([rng.choice(differences[k], len(differences[k])).mean() for k in chosen])
+    seeds = rng.integers(n, size=(N_BOOTSTRAP, n))
+    means = np.empty(seeds.shape)
+    for k, rows in enumerate(differences):
+        here = seeds == k
+        means[here] = rows[rng.integers(len(rows), size=(here.sum(), len(rows)))].mean(axis=1)
+    draws = means.mean(axis=1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Estimate(mean, float(low), float(high))

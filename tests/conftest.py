@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Tiny matrices lose more to threads than they win, here and in processes that tests start. torch
 # reads it when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Nothing is asked of the hub; its client would try for half a minute where there is no network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 SENTENCES = (
     "The heart pumps blood through the body.",
