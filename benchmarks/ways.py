@@ -44,7 +44,7 @@ def activation_pass(scene: Scene, rows: Sequence[EncodedRow]) -> np.ndarray:
         ]
         try:
             tensors = make_batch([rows[i] for i in batch], device=model.device)
-            losses_N = row_losses(model.peft, tensors)
+            losses_N = row_losses(model.peft, tensors, head=model.head)
             torch.autograd.grad(losses_N.sum(), root)
         finally:
             for hook in hooks:

@@ -68,6 +68,7 @@ from clues.wall.messages import (
 KEY = run_key(b"k" * 8 + bytes(range(32)), "abc")
 ON = {"recipe": {"duplicates": {"similarity": 0.8, "max_share": 0.5}}}
 EXACT = "Name all organs that lie on the left side of the body, from the top down."
+LONG = "A class of nine is asked about organs, bones and muscles, and writes for an hour. "
 NEAR = "Name all organs that lie at the left side of the body, from the top down."
 
 
@@ -325,7 +326,9 @@ def plant(folder: Path) -> dict[str, list[tuple[str, int]]]:
         for what, row in zip(places, rows, strict=True):
             if row is not None:
                 text = {"exact": "Which organ makes the insulin of the body, and where is it?"}
-                text["near"] = EXACT if name == "north" else NEAR
+                # Far above the similarity: the shared key is drawn anew, and at 0.82 every fifth key
+                # misses the pair.
+                text["near"] = LONG + (EXACT if name == "north" else NEAR)
                 content[row]["instruction"] = text[what]
                 places[what].append((name, row))
         path.write_text("".join(json.dumps(row) + "\n" for row in content))

@@ -298,8 +298,8 @@ def test_a_form_without_its_moments_is_refused(make_lora, encoded_rows, form):
 def test_a_loss_that_is_not_finite_is_refused(make_lora, encoded_rows, monkeypatch):
     import clues.scoring.gradients as gradients
 
-    def poisoned(*arguments):
-        return row_losses(*arguments) * float("nan")
+    def poisoned(*arguments, **options):
+        return row_losses(*arguments, **options) * float("nan")
 
     monkeypatch.setattr(gradients, "row_losses", poisoned)
     model = make_lora()

@@ -57,18 +57,6 @@ def test_a_row_loss_does_not_depend_on_the_other_rows_or_on_padding(make_base, e
     assert torch.allclose(together, backwards, rtol=1e-12, atol=0), "row order changes a loss"
 
 
-def test_a_model_without_logits_to_keep_gives_the_same_losses(make_base, encoded_rows):
-    base, batch = make_base(dtype=torch.float64), make_batch(encoded_rows)
-
-    class Plain:
-        def forward(self, input_ids, attention_mask, use_cache):
-            return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache)
-
-        __call__ = forward
-
-    assert torch.allclose(row_losses(Plain(), batch), row_losses(base, batch), rtol=1e-12, atol=0)
-
-
 def test_the_gradient_of_the_batch_mean_is_the_mean_of_the_row_gradients(make_lora, encoded_rows):
     model = make_lora(dtype=torch.float64)
     wanted = list(model.parameters().values())

@@ -169,10 +169,10 @@ def test_killed_at_ten_random_moments_the_table_is_the_same(make_job, tmp_path, 
 def crowded(real, most: int):
     """A loss that runs out of memory with more than `most` rows."""
 
-    def losses(model, batch):
+    def losses(model, batch, **options):
         if len(batch.ids_NT) > most:
             raise torch.OutOfMemoryError("pretended")
-        return real(model, batch)
+        return real(model, batch, **options)
 
     return losses
 

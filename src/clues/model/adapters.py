@@ -22,6 +22,7 @@ from clues.atomic import atomic_write_bytes, make_folder, read_bytes, write_atom
 from clues.config import LoraSettings, ModelSettings
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.base import load_base
+from clues.model.head import find_head
 from clues.model.place import Opening, first_line, model_folder
 from clues.model.tensorfile import is_sealed, sealed_parts
 from clues.rundir import file_hash, read_record, write_record
@@ -107,6 +108,7 @@ class LoraModel:
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
         self.peft.to(self.device)
+        self.head = find_head(self.peft)
         self.initial = self.state()
 
     @classmethod
@@ -139,7 +141,7 @@ class LoraModel:
         if odd:
             raise ConfigError(f"the adapter has more than A and B of linear layers: {odd[0]}.")
         model = cls.__new__(cls)
-        model.peft, model.device = peft, peft.device
+        model.peft, model.device, model.head = peft, peft.device, find_head(peft)
         model.initial = model.state()
         return model
 

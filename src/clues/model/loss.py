@@ -3,7 +3,6 @@
 N rows in a batch, T tokens, V vocabulary.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clues.data.tokens import EncodedRow
+from clues.model.head import Head
 
 IGNORED = -100
 
@@ -46,35 +46,45 @@ def make_batch(rows: Sequence[EncodedRow], *, device: torch.device | str = "cpu"
     return Batch(ids_NT.to(device), attention_NT.to(device), targets_NT.to(device))
 
 
-def row_losses(model: Any, batch: Batch) -> Tensor:
+def row_losses(model: Any, batch: Batch, *, head: Head | None = None) -> Tensor:
     """Mean response-token loss of every row, in nats.
 
     loss[n] = - sum_t log p(target[n, t]) / n_response_tokens[n]
 
     A row's loss does not depend on the other rows of its batch, nor on padding.
 
+    Args:
+        model: a causal model, as it is or wrapped.
+        batch: rows, each with a target.
+        head: how the model ends, as `find_head` found; then no logits are kept. Without it the
+            model makes all of them: the same losses, slower and larger.
+
     Returns:
         losses_N in float32 (float64 for a float64 model).
     """
-    # Logits are the largest tensor of a small model: make them only where some row has a target.
-    positions_S = (batch.targets_NT != IGNORED).any(dim=0).nonzero().squeeze(1)
-    wanted = _keeps_positions(model)
-    logits = model(
-        input_ids=batch.ids_NT,
-        attention_mask=batch.attention_NT,
-        use_cache=False,
-        **({"logits_to_keep": positions_S} if wanted else {}),
+    losses_NT = _all_at_once(model, batch) if head is None else _by_head(model, batch, head)
+    return losses_NT.sum(dim=1) / (batch.targets_NT != IGNORED).sum(dim=1)
+
+
+def _all_at_once(model: Any, batch: Batch) -> Tensor:
+    logits_NTV = model(
+        input_ids=batch.ids_NT, attention_mask=batch.attention_NT, use_cache=False
     ).logits
-    logits_NSV = logits if wanted else logits[:, positions_S]
-    targets_NS = batch.targets_NT[:, positions_S]
-    if logits_NSV.dtype != torch.float64:
-        logits_NSV = logits_NSV.float()
-    losses_NS = F.cross_entropy(
-        logits_NSV.flatten(0, 1), targets_NS.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(targets_NS)
-    return losses_NS.sum(dim=1) / (targets_NS != IGNORED).sum(dim=1)
+    if logits_NTV.dtype != torch.float64:
+        logits_NTV = logits_NTV.float()
+    return F.cross_entropy(
+        logits_NTV.transpose(1, 2), batch.targets_NT, ignore_index=IGNORED, reduction="none"
+    )
 
 
-def _keeps_positions(model: Any) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+def _by_head(model: Any, batch: Batch, head: Head) -> Tensor:
+    mask = {"attention_mask": batch.attention_NT} if head.needs_mask else {}
+    with head.caught() as states:
+        model(input_ids=batch.ids_NT, use_cache=False, **mask)
+    (states_NTE,) = states
+    wanted_NT = batch.targets_NT != IGNORED
+    losses_P = head.losses(states_NTE[wanted_NT], batch.targets_NT[wanted_NT])
+    # One place each, so the sum of a row's losses has one order on every device.
+    losses_NT = losses_P.new_zeros(wanted_NT.shape)
+    losses_NT[wanted_NT] = losses_P
+    return losses_NT

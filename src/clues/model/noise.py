@@ -16,6 +16,7 @@ from clues.config import TrainSettings
 from clues.data.tokens import EncodedRow
 from clues.errors import NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.head import Head
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule, Trained
 
@@ -124,7 +125,9 @@ def train_privately(
                 drawn = torch.rand(len(rows), generator=generator) < rate
                 chosen = [row for row, taken in zip(rows, drawn.tolist(), strict=True) if taken]
                 optimizer.zero_grad()
-                losses += _gradients(wrapped, chosen, model.device, parameters, first_step + step)
+                losses += _gradients(
+                    wrapped, chosen, model.device, parameters, first_step + step, head=model.head
+                )
                 optimizer.step()
                 if step + 1 in checkpoint_at:
                     second, first = (
@@ -149,6 +152,8 @@ def _gradients(
     device: torch.device,
     parameters: AdapterState | dict[str, torch.nn.Parameter],
     step: int,
+    *,
+    head: Head | None,
 ) -> list[float]:
     """Leave every row's gradient where the optimiser looks for it; return the batch's loss."""
     if not rows:
@@ -156,7 +161,7 @@ def _gradients(
         for parameter in parameters.values():
             parameter.grad_sample = torch.zeros(0, *parameter.shape, device=device)  # pyright: ignore[reportAttributeAccessIssue]
         return []
-    loss = row_losses(wrapped, make_batch(rows, device=device)).mean()
+    loss = row_losses(wrapped, make_batch(rows, device=device), head=head).mean()
     if not math.isfinite(loss.item()):
         raise NumericsError(
             f"step {step + 1}: the loss is not finite. Lower the learning rate, or use float32."

@@ -17,6 +17,7 @@ from clues.config import TrainSettings
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.head import Head
 from clues.model.loss import make_batch, row_losses
 
 
@@ -137,7 +138,7 @@ def train(
     trainer.schedule, trainer.first_step = schedule, first_step
     trainer.in_order, trainer.observer = order is not None, observer
     trainer.proximal, trainer.origin = proximal, start if proximal else {}
-    trainer.lora = model.parameters()
+    trainer.lora, trainer.head = model.parameters(), model.head
     trainer.pop_callback(_printer())
     recorder.trainer = trainer
     # The Trainer collects garbage when it starts; over all that torch has imported, 0.2 s a call.
@@ -163,6 +164,7 @@ class _RowLossTrainer(Trainer):
     in_order: bool = False
     observer: Observer | None = None
     proximal: float = 0.0
+    head: Head | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         """Tell the Trainer that our loss is a mean over the rows of a batch."""
@@ -181,7 +183,7 @@ class _RowLossTrainer(Trainer):
     ) -> Tensor:
         """Mean over rows of the mean response-token loss."""
         assert not return_outputs
-        losses_N = row_losses(model, make_batch(inputs, device=self.args.device))
+        losses_N = row_losses(model, make_batch(inputs, device=self.args.device), head=self.head)
         loss = losses_N.mean()
         if not torch.isfinite(loss):
             n_bad = int((~torch.isfinite(losses_N)).sum())

@@ -210,7 +210,7 @@ def _estimate_minutes(
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        row_losses(model.peft, batch).mean().backward()
+        row_losses(model.peft, batch, head=model.head).mean().backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)

@@ -98,7 +98,7 @@ def mean_gradient(
     def compute(batch: list[int]) -> None:
         nonlocal mean_loss
         tensors = make_batch([rows[i] for i in batch], device=model.device)
-        losses_N = row_losses(model.peft, tensors)
+        losses_N = row_losses(model.peft, tensors, head=model.head)
         gradients = torch.autograd.grad(losses_N.sum() / len(rows), wanted)
         mean_loss += float(losses_N.detach().sum()) / len(rows)
         for sum_, gradient in zip(total, gradients, strict=True):

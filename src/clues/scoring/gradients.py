@@ -69,7 +69,7 @@ def each_gradient(
     def compute(batch: list[int]) -> None:
         with _taps(model, weights, batch, on_gradient) as root:
             tensors = make_batch([rows[i] for i in batch], device=model.device)
-            losses_N = row_losses(model.peft, tensors)
+            losses_N = row_losses(model.peft, tensors, head=model.head)
             # The rows' losses are independent, so what reaches a layer is per row.
             torch.autograd.grad(losses_N.sum(), root)
         losses[batch] = losses_N.detach().double().cpu().numpy()

@@ -89,7 +89,8 @@ def influence_scores(
     def compute(batch: list[int]) -> None:
         with side_branches(model, directions, n_rows=len(batch)) as alpha_NK:
             batch_rows = [rows[i] for i in batch]
-            losses_N = row_losses(model.peft, make_batch(batch_rows, device=model.device))
+            tensors = make_batch(batch_rows, device=model.device)
+            losses_N = row_losses(model.peft, tensors, head=model.head)
             # The rows' losses are independent, so the gradient of their sum is per row.
             (gradient_NK,) = torch.autograd.grad(losses_N.sum(), alpha_NK)
         products[batch] = gradient_NK.double().cpu().numpy()

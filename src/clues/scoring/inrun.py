@@ -221,7 +221,7 @@ class InRun:
                 rows = [self.anchors[due[i]] for i in batch]
                 with side_branches(self.model, self._directions(), n_rows=len(rows)) as alpha_NK:
                     tensors = make_batch(rows, device=self.model.device)
-                    losses_N = row_losses(self.model.peft, tensors)
+                    losses_N = row_losses(self.model.peft, tensors, head=self.model.head)
                     (products_NK,) = torch.autograd.grad(losses_N.sum(), alpha_NK)
                 scores = self._scores(products_NK, losses_N.detach())
                 self._anchors += [

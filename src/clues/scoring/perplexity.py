@@ -34,7 +34,7 @@ def mean_losses(
 
     def compute(batch: list[int]) -> None:
         tensors = make_batch([rows[i] for i in batch], device=model.device)
-        losses[batch] = row_losses(model.peft, tensors).double().cpu().numpy()
+        losses[batch] = row_losses(model.peft, tensors, head=model.head).double().cpu().numpy()
 
     # Without a backward pass twice as much fits.
     budget = token_budget or 2 * token_budget_of(model.device)
