@@ -15,7 +15,7 @@ import yaml
 
 from clues.atomic import atomic_write_bytes
 from clues.config import derived_seed
-from clues.data.damage import damage_rows
+from clues.data.damage import DAMAGE_KINDS, damage_rows
 from clues.data.formats import RowFile, read_rows
 from clues.errors import DataError
 from experiments.reserved import is_reserved
@@ -96,12 +96,15 @@ def write_inputs(
                 }
             )
     tasks = [
-        {**asked.ask, "path": str(_local_file("questions", asked, data).resolve())}
-        for asked in scale.questions
+        {**questions.ask, "path": str(_local_file("questions", questions, data).resolve())}
+        for questions in scale.questions
     ]
+    asked = {"tasks": tasks} if tasks else {}
+    # Other kinds are named in the results only where they are listed.
+    kinds = {} if scale.damage == DAMAGE_KINDS else {"kinds": list(scale.damage)}
     ours = {
         "recipe": {"seed": seed, "public": public},
-        "evaluate": {"heldout": "heldout.jsonl"} | ({"tasks": tasks} if tasks else {}),
+        "evaluate": {"heldout": "heldout.jsonl", **asked, **kinds},
         "silos": silos,
     }
     return merged(scale.config, ours)

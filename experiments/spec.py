@@ -5,17 +5,23 @@ No torch here.
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from clues.config import Settings, validate
-from clues.data.damage import DAMAGE_KINDS
+from clues.data.damage import ALL_KINDS, DAMAGE_KINDS
 from clues.errors import ConfigError, UsageError
 
 FILE = "experiment.yaml"
 NAME = r"^[a-z0-9][a-z0-9_-]{0,40}$"
+
+
+def _known_kind(kind: str) -> str:
+    if kind not in ALL_KINDS:
+        raise ValueError(f"no kind of damage is called {kind}; known are {', '.join(ALL_KINDS)}")
+    return kind
 
 
 class Source(Settings):
@@ -110,7 +116,7 @@ class Scale(Settings):
 
     sources: dict[str, Source] = Field(min_length=1)
     silos: dict[str, SiloGroup] = Field(min_length=1)
-    damage: tuple[Literal["cut", "delete", "swap", "mix"], ...] = DAMAGE_KINDS
+    damage: tuple[Annotated[str, AfterValidator(_known_kind)], ...] = DAMAGE_KINDS
     public: PublicSizes = PublicSizes()
     questions: tuple[Questions, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)

@@ -5,17 +5,21 @@ where nobody knows what is bad.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from clues.data.accidents import ACCIDENTS, Accident, Sources
 from clues.data.samples import Sample
 from clues.errors import ConfigError, DataError
 
+# What anchors' copies get.
 DAMAGE_KINDS = ("cut", "delete", "swap", "mix")
-ANSWER = "output"
+ALL_KINDS = (*DAMAGE_KINDS, *ACCIDENTS)
+ANSWER, QUESTION = "output", "instruction"
+_LEND_FOREIGN = ("mix", "other_language")
 N_COPIES = 2  # of every anchor, each damaged in one way
 
 MAX_KEPT_BY_CUT = 0.2  # of the characters
@@ -26,14 +30,6 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _PIECE = re.compile(rf"([{_UNSPACED}]|[^\s{_UNSPACED}]+)(\s*)")
 
 
-@dataclass(frozen=True)
-class _Sources:
-    """What other rows and other data sets lend: their answers."""
-
-    answers: Sequence[str]
-    foreign: Sequence[str]
-
-
 def damage_rows(
     records: list[dict[str, Any]],
     *,
@@ -41,33 +37,39 @@ def damage_rows(
     kinds: Sequence[str],
     seed: int,
     response_key: str = ANSWER,
+    prompt_key: str = QUESTION,
     foreign: Sequence[str] = (),
 ) -> tuple[list[dict[str, Any]], list[str | None]]:
     """Damage the answers of exactly `round(share * n)` rows and say which and how.
 
     cut keeps the first few characters, at most a fifth; delete takes away about half of the
     words; swap gives the answer of another row; mix puts foreign words in the place of about
-    half of the words. Every other key of a damaged row, `choices` and `answer` too, stays.
-    Where a kind cannot change an answer (nothing to cut in one character), the row gets the
+    half of the words; `accidents.py` has the other kinds. Every other key of a damaged row,
+    `choices` and `answer` too, stays. Where a kind cannot change an answer (nothing to cut in one character), the row gets the
     kind used least so far that can.
 
     Args:
         records: rows; they are not modified.
         share: of the rows, 0 to 1.
-        kinds: from `DAMAGE_KINDS`; each falls on the same number of rows, give or take one.
+        kinds: from `ALL_KINDS`; each falls on the same number of rows, give or take one.
         seed: fixes rows, kinds and texts.
         response_key: where the answer is.
+        prompt_key: where the question is, for kinds that repeat it.
         foreign: answers in another language or domain; `mix` needs them.
 
     Returns:
         The rows in order, and for each its kind of damage, None where it is clean.
 
     Raises:
-        ConfigError: the share or a kind is unknown, or mix has no foreign words.
+        ConfigError: the share or a kind is unknown, or there are no foreign words to mix in.
         DataError: a row has no answer, or no kind can change it.
     """
     _check(share, kinds, foreign)
-    sources = _Sources(_answers(records, response_key), [t for t in foreign if _PIECE.search(t)])
+    sources = Sources(
+        _answers(records, response_key),
+        [str(record.get(prompt_key) or "") for record in records],
+        [text for text in foreign if _PIECE.search(text)],
+    )
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(records))[: round(share * len(records))].tolist()
     kinds = rng.permutation(list(dict.fromkeys(kinds))).tolist()
@@ -81,7 +83,7 @@ def damage_rows(
             # Its own generator: what one row draws cannot change another row. The 1 keeps
             # row 0 apart from `rng`, because numpy pads seeds with zeros.
             text = _DAMAGE[kind](row, sources, np.random.default_rng((seed, row, 1)))
-            if text is not None:
+            if text is not None and text.strip() != sources.answers[row].strip():
                 damaged[row][response_key], labels[row] = text, kind
                 n_used[kind] += 1
                 break
@@ -132,14 +134,15 @@ def damaged_copies(
 def _check(share: float, kinds: Sequence[str], foreign: Sequence[str]) -> None:
     if not 0 <= share <= 1:
         raise ConfigError(f"damage share {share} is not between 0 and 1.")
-    unknown = [kind for kind in kinds if kind not in DAMAGE_KINDS]
+    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
     if unknown or not kinds:
         found = ", ".join(unknown) or "none"
-        raise ConfigError(f"damage kinds: found {found}; known are {', '.join(DAMAGE_KINDS)}.")
-    if "mix" in kinds and not any(_PIECE.search(text) for text in foreign):
+        raise ConfigError(f"damage kinds: found {found}; known are {', '.join(ALL_KINDS)}.")
+    lending = [kind for kind in kinds if kind in _LEND_FOREIGN]
+    if lending and not any(_PIECE.search(text) for text in foreign):
         raise ConfigError(
-            "damage kind mix needs answers in another language or domain. "
-            "Give them as foreign, or leave mix out."
+            f"damage kind {lending[0]} needs answers in another language or domain. "
+            f"Give them as foreign, or leave {lending[0]} out."
         )
 
 
@@ -153,7 +156,7 @@ def _answers(records: Sequence[dict[str, Any]], response_key: str) -> list[str]:
     return answers
 
 
-def _cut(row: int, sources: _Sources, rng: np.random.Generator) -> str | None:
+def _cut(row: int, sources: Sources, rng: np.random.Generator) -> str | None:
     text = sources.answers[row].strip()
     if len(text) < 2:
         return None
@@ -161,7 +164,7 @@ def _cut(row: int, sources: _Sources, rng: np.random.Generator) -> str | None:
     return text[: rng.integers(1, n_most, endpoint=True)].rstrip()
 
 
-def _delete(row: int, sources: _Sources, rng: np.random.Generator) -> str | None:
+def _delete(row: int, sources: Sources, rng: np.random.Generator) -> str | None:
     text = sources.answers[row].strip()
     pieces = [match.group() for match in _PIECE.finditer(text)]
     if len(pieces) < 2:  # one word: take away characters
@@ -174,14 +177,14 @@ def _delete(row: int, sources: _Sources, rng: np.random.Generator) -> str | None
     return "".join(piece for piece, stays in zip(pieces, kept, strict=True) if stays).rstrip()
 
 
-def _swap(row: int, sources: _Sources, rng: np.random.Generator) -> str | None:
+def _swap(row: int, sources: Sources, rng: np.random.Generator) -> str | None:
     own, n_rows = sources.answers[row].strip(), len(sources.answers)
     start = int(rng.integers(n_rows))
     donors = (sources.answers[(start + step) % n_rows] for step in range(n_rows))
     return next((donor for donor in donors if donor.strip() != own), None)
 
 
-def _mix(row: int, sources: _Sources, rng: np.random.Generator) -> str | None:
+def _mix(row: int, sources: Sources, rng: np.random.Generator) -> str | None:
     text = sources.answers[row].strip()
     pieces = [match.groups() for match in _PIECE.finditer(text)]
     n_foreign = len(sources.foreign)
@@ -205,7 +208,8 @@ def _n_part(n_pieces: int) -> int:
     return max(1, min(n_pieces - 1, round(SHARE_OF_WORDS * n_pieces)))
 
 
-_DAMAGE: dict[str, Callable[[int, _Sources, np.random.Generator], str | None]] = {
+_DAMAGE: dict[str, Accident] = {
+    **ACCIDENTS,
     "cut": _cut,
     "delete": _delete,
     "swap": _swap,
