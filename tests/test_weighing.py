@@ -9,7 +9,7 @@ from clues.data.damage import DAMAGE_KINDS, N_COPIES, damaged_copies
 from clues.data.samples import Message, Sample
 from clues.errors import DataError
 from clues.selection.units import Units
-from clues.selection.weighing import GRID, Controls, replaced, weigh_parts
+from clues.selection.weighing import GRID, Controls, auc, replaced, weigh_parts
 
 WEIGHTS = {"validation": 1.0, "loss": 1.0, "alignment": 1.0}
 PARTS = ("loss", "alignment")
@@ -109,3 +109,17 @@ def test_a_threshold_keeps_the_copies_that_are_not_below_it():
     assert controls.kept_by_kind(units, -1.0) == {"cut": 2 / 3, "mix": 1.0}
     again = Controls.from_json(json.loads(json.dumps(controls.to_json())))
     assert again.kept_by_kind(units, 1.5) == {"cut": 1 / 3, "mix": 0.0}
+
+
+@pytest.mark.parametrize("n_values", [3, 10_000])
+def test_the_area_under_the_curve_is_scikit_learns_with_ties_and_infinities(n_values):
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(n_values)
+    good, bad = (rng.integers(n_values, size=n).astype(float) for n in (57, 31))
+    truth = np.r_[np.ones(57), np.zeros(31)]
+    wanted = roc_auc_score(truth, np.r_[good, bad])
+    assert auc(good, bad) == pytest.approx(wanted, abs=1e-12)
+    by_hand = np.mean((good[:, None] > bad) + 0.5 * (good[:, None] == bad))
+    assert auc(good, bad) == pytest.approx(by_hand, abs=1e-12)
+    assert auc(np.r_[good, np.inf], np.r_[bad, -np.inf]) > auc(good, bad)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clues.data.formats import RowFile
+from clues.selection.weighing import auc
 
 
 def read_labels(rows: RowFile, column: str | None) -> list[str | None] | None:
@@ -44,15 +45,11 @@ def ranking(labels: Sequence[str | None], scores: NDArray[np.float64]) -> dict[s
 
     The probability that a clean row scores higher than a damaged one; None if one side is empty.
     """
-    from sklearn.metrics import roc_auc_score  # 1 s to import
-
     clean = np.array([label is None for label in labels])
 
-    def auc(mask: NDArray[np.bool_]) -> float | None:
-        if clean[mask].all() or not clean[mask].any():
-            return None
-        return float(roc_auc_score(clean[mask], scores[mask]))
+    def against(damaged: NDArray[np.bool_]) -> float | None:
+        return auc(scores[clean], scores[damaged]) if clean.any() and damaged.any() else None
 
     kinds = sorted({label for label in labels if label})
-    by_kind = {k: auc(np.array([label in (None, k) for label in labels])) for k in kinds}
-    return {"auc": auc(np.ones(len(clean), bool)), "auc_by_kind": by_kind}
+    by_kind = {k: against(np.array([label == k for label in labels])) for k in kinds}
+    return {"auc": against(~clean), "auc_by_kind": by_kind}
