@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from clues.config import ARMS, CombineSettings, Settings, validate
+from clues.config import ARMS, CombineSettings, Settings, short, validate
 from clues.errors import DataError, RecipeMismatchError
 from clues.rundir import file_hash, hash_of, read_record, write_record
 from clues.silo.workspace import Workspace
@@ -158,7 +158,7 @@ class Questions:
         if earlier and earlier != self._decision(request):
             raise RecipeMismatchError(
                 f"silo {self.space.name}: a threshold has already decided here under recipe "
-                f"{request.recipe_hash}, and this is another one or decides about other scores. One "
+                f"{short(request.recipe_hash)}, and this is another one or decides about other scores. One "
                 "recipe gets one; if all agree on a new one, start the run in a new folder."
             )
 
@@ -179,7 +179,7 @@ class Questions:
         under = self._under(reply.recipe_hash)
         if under.proposed and under.proposal != reply.proposal:
             raise RecipeMismatchError(
-                f"silo {self.space.name}: under recipe {reply.recipe_hash} a cut has already been "
+                f"silo {self.space.name}: under recipe {short(reply.recipe_hash)} a cut has already been "
                 "proposed, from other scores. One recipe gets one; start the run in a new folder."
             )
         told = {"proposal": reply.proposal, "proposed": True}
