@@ -17,7 +17,7 @@ import torch
 from federation_helpers import Recorder, merged, open_micro, tiny_model, write_micro
 
 from clues.config import Recipe, SiloSettings, short
-from clues.errors import ConfigError, DataError
+from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import LoraModel
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule
@@ -282,6 +282,23 @@ def test_an_adapter_under_which_losses_overflow_is_refused_whatever_the_rows_are
     assert (silo.private / FILE).read_bytes() == asked
 
 
+def test_an_adapter_that_is_not_finite_does_not_leave(world, tmp_path):
+    """A gradient overflows where the loss does not, and it can depend on one token of the rows."""
+    silo, fit = world.silo(tmp_path / "s"), world.last("fit")
+    hello = world.hello(lora={"target_modules": "all-linear", "alpha": 2.0, "rank": 2})
+    ask(silo, hello)
+    silo.space.keep(range(24))
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        n: torch.randn(t.shape, generator=generator).sign() * 1e3
+        for n, t in silo.space.model().initial.items()
+    }
+    how = merged(fit.combine, {"local_steps": 1, "rounds": 9})
+    request = replace(fit, recipe_hash=hello.recipe_hash, arm="mixed", round=0, combine=how)
+    with pytest.raises(NumericsError, match="not finite"):
+        silo.answer(replace(request, adapter=state).to_bytes())
+
+
 def test_an_update_of_which_nearly_all_is_dropped_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="dropout"):
         world.hello(lora={"dropout": 0.999})
@@ -408,11 +425,11 @@ def one_sided(world: World, silo: Silo, *, train: Mapping[str, Any], **combine) 
 @pytest.mark.parametrize(
     ("train", "combine", "least"),
     [
-        ({}, {}, 0.9),  # AdamW's first steps count most
+        ({}, {}, 0.7),  # AdamW's first steps count most
         ({"weight_decay": 1e6}, {"learning_rate": 1e-4}, 0.99),
-        ({"weight_decay": 1e6}, {"local_steps": 12, "learning_rate": 1.7e-5}, 0.9),
+        ({"weight_decay": 1e6}, {"local_steps": 12, "learning_rate": 1.7e-5}, 0.75),
         ({}, {"proximal": 1e4}, 0.98),
-        ({}, {"proximal": 1e4, "local_steps": 20}, 0.9),
+        ({}, {"proximal": 1e4, "local_steps": 20}, 0.75),
     ],
     ids=["few steps", "decay", "decay of many steps", "mu", "mu of many steps"],
 )

@@ -312,7 +312,12 @@ def _proposal(
         units = anchor_units(anchors[group], weights, kind=rule.units, combine=rule.combine)
         members = table.fold == number
         scores[members] = units.apply({k: v[members] for k, v in table.raw.items()})
-    return mixture_cut(scores, seed=derived_seed(recipe.seed, "mixture", space.name))
+    cut = mixture_cut(scores, seed=derived_seed(recipe.seed, "mixture", space.name))
+    if cut is None:
+        return None
+    # A cut between few rows and all others would be the score of those few.
+    n_above = int((scores >= cut).sum())
+    return cut if min(n_above, len(scores) - n_above) >= space.fewest_kept() else None
 
 
 def _finite(values: list[np.ndarray]) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from clues.config import NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, check_state
 from clues.scoring.compared import AnchorScores
@@ -54,7 +55,8 @@ def check_sent(
     """Compare what was sent with what the recipe says.
 
     Raises:
-        DataError: another number of checkpoints, or a direction is missing, odd or of other shapes.
+        DataError: another number of checkpoints, or a direction or a running mean is missing, odd
+            or of other shapes.
     """
     n, initial = space.recipe().train.checkpoints, space.model().initial
     if len(checkpoints) != n:
@@ -69,6 +71,27 @@ def check_sent(
             )
         for direction in sets.values():
             check_state(direction, like={name: initial[name] for name in weights})
+    forms = space.recipe().score.forms
+    for needed, moments in (
+        (forms & set(NEEDS_SECOND_MOMENT), [c.second_moment for c in checkpoints]),
+        (forms & set(NEEDS_FIRST_MOMENT), [c.first_moment for c in checkpoints]),
+    ):
+        for moment in moments:
+            _check_moment(space, moment, weights=weights if needed else ())
+    if any(bool((t < 0).any()) for c in checkpoints for t in c.second_moment.values()):
+        raise DataError(f"silo {space.name}: a mean of squares that came has negative numbers.")
+
+
+def _check_moment(
+    space: Workspace, moment: Mapping[str, Tensor], *, weights: Sequence[str]
+) -> None:
+    """Refuse a running mean that is not of the adapter's weights, or lacks one that is scored."""
+    initial = space.model().initial
+    if set(moment) <= set(initial) and set(weights) <= set(moment):
+        return check_state(moment, like={name: initial[name] for name in moment})
+    raise DataError(
+        f"silo {space.name}: a running mean came that is not one of the adapter's weights."
+    )
 
 
 def check_adapters(space: Workspace, request: Envelope) -> None:

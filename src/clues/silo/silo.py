@@ -174,8 +174,10 @@ class Silo:
             FitRequest: lambda r: fit(self.space, r, self.arm_rows(r.arm)),
             EvaluateRequest: self._evaluate,
         }
+        Questions(self.space).begin(request)
         reply = replace(handlers[type(request)](request), answers=id_of(data)).to_bytes()
         atomic_write_bytes(stored, reply)
+        Questions(self.space).answered(request)
         if isinstance(request, ScoreRequest):
             # The table is whole and the answer stored: nobody needs the parts again.
             shutil.rmtree(self.private / "shards", ignore_errors=True)
