@@ -14,6 +14,7 @@ from clues.config import Recipe, SiloSettings
 from clues.errors import CluesError, ConfigError, DataError, RecipeMismatchError
 from clues.pipeline import ModelCache, Run, run_until
 from clues.progress import Silent
+from clues.silo.gate import KeptInside
 from clues.silo.silo import Silo
 from clues.wall.messages import REPLIES, REQUESTS, from_bytes
 
@@ -121,6 +122,17 @@ def test_one_recipe_draws_one_cut_out_of_the_private_scores(
     assert reply.proposal is None
 
 
+def test_what_a_coordinator_writes_does_not_steer_the_terminal_that_shows_a_silos_log(tmp_path):
+    log = tmp_path / "private" / "errors.log"
+    for error in (DataError, KeyError):
+        with KeptInside(log):
+            raise error("clues \x1b]0;x\x07\x1b[2J\u202e" + "x" * 1_000_000)
+    text = log.read_text()
+    assert text.count("--- ") == 2
+    assert len(text) < 2 * 25_000
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
 def moments(request, change):
     second = [{n: change(t) for n, t in m.items()} for m in request.second_moments]
     return replace(request, second_moments=second)
@@ -147,6 +159,15 @@ def test_running_means_that_are_not_of_the_adapter_are_refused(world, tmp_path, 
             silo.answer(
                 replace(request, second_moments=[odd for _ in request.second_moments]).to_bytes()
             )
+
+
+@pytest.mark.parametrize("odd", [[], [1.0], {}], ids=["none", "one", "no name"])
+def test_anchor_scores_that_are_not_one_per_anchor_are_refused(world, tmp_path, odd):
+    silo, request = world.silo(tmp_path), world.request("score")
+    name = next(iter(request.anchor_scores))
+    bent = {} if odd == {} else {**request.anchor_scores, name: odd}
+    with pytest.raises(DataError, match="not one per anchor and name"):
+        silo.answer(replace(request, anchor_scores=bent).to_bytes())
 
 
 def test_recipes_without_end_are_refused_before_a_row_is_trained_on(world, tmp_path):

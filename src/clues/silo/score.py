@@ -39,7 +39,7 @@ from clues.scoring.trajectory import (
 from clues.selection.threshold import mixture_cut
 from clues.selection.units import anchor_units, combine
 from clues.selection.weighing import GRID, replaced
-from clues.silo.sent import check_sent, sent_scores, sent_trajectory
+from clues.silo.sent import check_sent, sent_anchors, sent_scores, sent_trajectory
 from clues.silo.whole import SCORES, note
 from clues.silo.workspace import Workspace, as_lists
 from clues.wall.messages import ScoreReply, ScoreRequest
@@ -235,7 +235,8 @@ def _deciding_scores(
         return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
-        anchor_scores = {k: np.array(v) for k, v in request.anchor_scores.items()}
+        names = set_weights(recipe.score, recipe.public[space.settings.domain].validation)
+        anchor_scores = sent_anchors(space, request, names=names)
     else:
         anchor_scores = score_rows(model, anchors, checkpoints, scene.directions, **how).raw
     with space.progress.task(f"{space.name}: score", len(rows) * len(checkpoints)) as advance:
