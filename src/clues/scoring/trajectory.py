@@ -212,7 +212,8 @@ def moments_at_rows(recipe: Recipe) -> tuple[bool, bool]:
     """
     settings = recipe.score
     forms = {name for name in settings.compare if name in FORMS}
-    if anchors_at_coordinator(recipe) and settings.form not in LINEAR_FORMS:
+    decides = anchors_at_coordinator(recipe) and settings.method == "influence"
+    if decides and settings.form not in LINEAR_FORMS:
         forms.add(settings.form)
     return bool(forms & set(NEEDS_FIRST_MOMENT)), bool(forms & set(NEEDS_SECOND_MOMENT))
 

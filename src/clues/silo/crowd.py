@@ -12,7 +12,9 @@ of rows, in the same order, whatever adapter comes: a thousand answers tell of t
 
 Nor is the number of rows that a training takes what counts. AdamW makes its first steps count more
 than its last, and weight decay or a fast fall of the learning rate can leave one step alone. So
-rows are counted by their weights in the update.
+rows are counted by their weights in the update. And the rounds of one training weigh the same steps
+in different ways, so that a few answers can be solved for one step. So every step takes several
+rows itself.
 
 Where one person owns both sides, or the silo's file gives an `order_seed`, the order follows from
 that seed and no row is set aside, so that a run can be repeated.
@@ -36,6 +38,10 @@ from clues.wall.messages import FitRequest, TrainRequest
 
 # Decay of AdamW's running mean of gradients, as the Trainer sets it.
 FIRST_DECAY = 0.9
+# A step of this many rows is enough whatever min_kept is: a GPU holds no batch of a hundred.
+ENOUGH_IN_STEP = 16
+# Of what a round has learnt; with more, the rounds of one training would weigh steps in many ways.
+MOST_FORGOTTEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -188,10 +194,27 @@ def _check_weights(
     schedule: Schedule,
     every_step: bool,
 ) -> None:
-    """Refuse a training of which some round's update shows few rows: all rounds, before the first."""
+    """Refuse a training whose updates, or what can be made of several, show few rows.
+
+    All rounds are looked at before the first.
+    """
     settings, fewest = space.recipe().train, space.settings.min_kept
     batch = min(settings.batch_size, n_rows)
-    if batch >= fewest or space.one_owner:
+    if space.one_owner:
+        return
+    if batch < min(fewest, ENOUGH_IN_STEP):
+        raise DataError(
+            f"silo {space.name}: {what} takes {batch} rows per step, and a few answers can be solved "
+            f"for one step. With min_kept {fewest} a step must have "
+            f"{min(fewest, ENOUGH_IN_STEP)} rows (recipe.train.batch_size)."
+        )
+    if schedule.peak * settings.weight_decay * n_steps > MOST_FORGOTTEN:
+        raise DataError(
+            f"silo {space.name}: {what} has so much weight decay that it would forget more than a "
+            "tenth of what it has learnt before its update leaves. What is left may be one step. "
+            "Lower recipe.train.weight_decay."
+        )
+    if batch >= fewest:
         return
     found: float = batch
     if not every_step:
