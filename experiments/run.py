@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from clues.collect import arms_of
-from clues.config import BUILT_IN, load_config
+from clues.config import BUILT_IN, load_config, short
 from clues.errors import DataError
 from clues.pipeline import Run, open_run, run_until
 from clues.progress import Progress
@@ -187,7 +187,10 @@ def _open(plan: Plan, folder: Path, name: str, seed: int, progress: Progress) ->
     config = load_config(write_config(settings, place / f"{name}.yaml"))
     # Under rule mixture silos answer a score request otherwise: its run would undo the others'.
     rule = "-mixture" if config.recipe.threshold.rule == "mixture" else ""
-    root = folder / f"run-{config.recipe.scoring_hash}{'' if share is None else f'-{share}'}{rule}"
+    root = (
+        folder
+        / f"run-{short(config.recipe.scoring_hash)}{'' if share is None else f'-{share}'}{rule}"
+    )
     return open_run(config, root, progress=progress, allow_degenerate=True)
 
 

@@ -579,6 +579,27 @@ def test_adapters_are_merged_from_folders_and_from_states(model, tmp_path):
         ([{"x": torch.zeros(1)}], {}, r"adapters\[0\]: not an adapter of plain LoRA \(x\)"),
         ([tmp_path / "o"], {}, "use_rslora"),
         ([folders[0], tmp_path / "c"], {}, "different alpha / rank: 3, 4"),
+        *(
+            ([{**states[0], b: tensor} if tensor is not None else {a: states[0][a]}], {}, message)
+            for tensor, message in (
+                (None, "has one factor of two"),
+                (states[0][b].int(), "not of floating point"),
+                (states[0][b][:, :1], "factors of shapes"),
+                (states[0][b][:0], "factors of shapes"),
+                (states[0][b][0], "factors of shapes"),
+            )
+        ),
+        (
+            [
+                {
+                    **states[0],
+                    "x.lora_A.weight": torch.ones(1, 3),
+                    "x.lora_B.weight": torch.ones(3, 1),
+                }
+            ],
+            {},
+            "layers of several ranks",
+        ),
         ([], {}, "0 adapters"),
         (states, {"weights": [1]}, "2 adapters and 1 weights"),
         (states, {"density": 2.0}, "merge: density"),

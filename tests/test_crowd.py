@@ -16,14 +16,15 @@ import pytest
 import torch
 from federation_helpers import Recorder, merged, open_micro, tiny_model, write_micro
 
-from clues.config import Recipe, SiloSettings
-from clues.errors import ConfigError, DataError
+from clues.config import Recipe, SiloSettings, short
+from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import LoraModel
 from clues.model.loss import make_batch, row_losses
+from clues.model.training import Schedule
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
 from clues.scoring.rounds import read_scores
-from clues.silo.crowd import gather, round_order, rows_in_mean, secret_seed
+from clues.silo.crowd import gather, round_order, rows_in_mean, rows_in_update, secret_seed
 from clues.silo.questions import FILE
 from clues.silo.silo import Silo
 from clues.wall.messages import REPLIES, REQUESTS, TrainRequest, from_bytes
@@ -72,12 +73,8 @@ def ask(silo: Silo, request):
     return from_bytes(silo.answer(request.to_bytes()), allowed=REPLIES, sender="north")
 
 
-def first_round(world: World, silo: Silo, *, tokens: Mapping[str, Any] | None = None, **train):
-    """The first moment after round one of a recipe, as anybody can start it."""
-    train = {"checkpoints": 1, **train}
-    hello = world.hello(score={"form": "less"}, train=train, tokens=tokens or {})
-    ask(silo, hello)
-    request = TrainRequest(
+def train_request(hello, silo: Silo) -> TrainRequest:
+    return TrainRequest(
         recipe_hash=hello.recipe_hash,
         round=0,
         validation={},
@@ -85,7 +82,14 @@ def first_round(world: World, silo: Silo, *, tokens: Mapping[str, Any] | None = 
         adapter=silo.space.model().initial,
         directions={},
     )
-    return ask(silo, request)
+
+
+def first_round(world: World, silo: Silo, *, tokens: Mapping[str, Any] | None = None, **train):
+    """The first moment after round one of a recipe, as anybody can start it."""
+    train = {"checkpoints": 1, **train}
+    hello = world.hello(score={"form": "less"}, train=train, tokens=tokens or {})
+    ask(silo, hello)
+    return ask(silo, train_request(hello, silo))
 
 
 def gradients(model: LoraModel, rows, adapter, names) -> list[torch.Tensor]:
@@ -109,23 +113,23 @@ def best_cosine(found: torch.Tensor, rows: list[torch.Tensor]) -> float:
     return max(float(found @ g / (found.norm() * g.norm() + 1e-300)) for g in rows)
 
 
-def difference(world: World, silo: Silo) -> float:
+def difference(world: World, silo: Silo, *, batch: int) -> float:
     """Two recipes that differ by one step in round one: how near what is left is to one row."""
-    steps = {"batch_size": 1, "learning_rate": 1e-6, "warmup": 0.0}
-    six = first_round(world, silo, steps=12, rounds=2, **steps)
-    seven = first_round(world, silo, steps=14, rounds=2, **steps)
-    names = [name for name in six.first_moment if ".lora_B." in name]
-    m6 = flat(six.first_moment, names) * (1 - 0.9**6)
-    m7 = flat(seven.first_moment, names) * (1 - 0.9**7)
-    left = (m7 - 0.9 * m6) / 0.1
+    n, steps = 6, {"batch_size": batch, "learning_rate": 1e-6, "warmup": 0.0}
+    fewer = first_round(world, silo, steps=2 * n, rounds=2, **steps)
+    more = first_round(world, silo, steps=2 * n + 2, rounds=2, **steps)
+    names = [name for name in fewer.first_moment if ".lora_B." in name]
+    m_fewer = flat(fewer.first_moment, names) * (1 - 0.9**n)
+    m_more = flat(more.first_moment, names) * (1 - 0.9 ** (n + 1))
+    left = (m_more - 0.9 * m_fewer) / 0.1
     model = silo.space.model()
     return best_cosine(left, gradients(model, silo.space.encoded().rows, model.initial, names))
 
 
 def test_two_recipes_of_nearly_equal_steps_leave_no_gradient_of_a_row(world, tmp_path):
     # The attack works where the order is known, so that it would be seen here.
-    assert difference(world, world.silo(tmp_path / "known", order_seed=3)) > 0.999
-    assert difference(world, world.silo(tmp_path / "secret", min_kept=5)) < 0.97
+    assert difference(world, world.silo(tmp_path / "known", order_seed=3), batch=1) > 0.999
+    assert difference(world, world.silo(tmp_path / "secret", min_kept=5), batch=5) < 0.97
 
 
 def full_batch(world: World, silo: Silo, **tokens):
@@ -191,12 +195,16 @@ def unlike(one: list[int], two: list[int]) -> int:
 
 
 @pytest.mark.parametrize("n_seen", [5, 6, 9, 12, 18, 19, 20, 24, 38, 45])
-def test_rounds_without_end_tell_of_a_few_groups_of_rows_alone(world, tmp_path, n_seen):
+def test_rounds_without_end_tell_of_a_few_groups_of_rows_alone(
+    world, tmp_path, monkeypatch, n_seen
+):
     silo, fit = world.silo(tmp_path / "s", min_kept=5), world.last("fit")
     content = world.hello(train={"batch_size": 1})
     ask(silo, content)
+    monkeypatch.setattr("clues.silo.crowd._check_weights", lambda *_, **__: None)
     rows = list(silo.space.encoded().rows)
-    how = {"n_steps": n_seen, "what": "a test"}
+    schedule = Schedule(1e-3, 0.0, 60 * n_seen)
+    how: dict[str, Any] = {"n_steps": n_seen, "what": "a test", "schedule": schedule}
     requests = [
         replace(fit, recipe_hash=content.recipe_hash, round=k, adapter={"w": torch.tensor(k * 1.0)})
         for k in range(60)
@@ -274,6 +282,23 @@ def test_an_adapter_under_which_losses_overflow_is_refused_whatever_the_rows_are
     assert (silo.private / FILE).read_bytes() == asked
 
 
+def test_an_adapter_that_is_not_finite_does_not_leave(world, tmp_path):
+    """A gradient overflows where the loss does not, and it can depend on one token of the rows."""
+    silo, fit = world.silo(tmp_path / "s"), world.last("fit")
+    hello = world.hello(lora={"target_modules": "all-linear", "alpha": 2.0, "rank": 2})
+    ask(silo, hello)
+    silo.space.keep(range(24))
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        n: torch.randn(t.shape, generator=generator).sign() * 1e3
+        for n, t in silo.space.model().initial.items()
+    }
+    how = merged(fit.combine, {"local_steps": 1, "rounds": 9})
+    request = replace(fit, recipe_hash=hello.recipe_hash, arm="mixed", round=0, combine=how)
+    with pytest.raises(NumericsError, match="not finite"):
+        silo.answer(replace(request, adapter=state).to_bytes())
+
+
 def test_an_update_of_which_nearly_all_is_dropped_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="dropout"):
         world.hello(lora={"dropout": 0.999})
@@ -299,13 +324,14 @@ def test_whether_a_row_is_kept_does_not_show_in_the_bytes_of_an_adapter(world, t
 
 def rows_of(silo: Silo, request, **how):
     rows = list(silo.space.encoded().rows)
-    return gather(silo.space, rows, request, n_steps=6, what="a test", **how)
+    schedule = Schedule(1e-3, 0.0, 12)
+    return gather(silo.space, rows, request, n_steps=6, what="a test", schedule=schedule, **how)
 
 
 def test_every_training_sets_other_rows_aside_and_takes_the_others_equally_often(world, tmp_path):
-    silo, fit = world.silo(tmp_path / "s", min_kept=5), world.last("fit")
+    silo, fit = world.silo(tmp_path / "s", min_kept=4), world.last("fit")
     crowd = rows_of(silo, fit)
-    assert len(crowd.rows) == len(silo.space.encoded().rows) - 5
+    assert len(crowd.rows) == len(silo.space.encoded().rows) - 4
     assert crowd.order is not None
     assert len(crowd.order) == 6 * 4, "every batch is full"
     counts = np.bincount(crowd.order, minlength=len(crowd.rows))
@@ -316,7 +342,7 @@ def test_every_training_sets_other_rows_aside_and_takes_the_others_equally_often
     others = [
         rows_of(silo, replace(fit, arm="mixed")),
         rows_of(silo, replace(fit, recipe_hash="0" * 12)),
-        rows_of(world.silo(tmp_path / "other", min_kept=5), fit),
+        rows_of(world.silo(tmp_path / "other", min_kept=4), fit),
     ]
     # The last one has the same key: the same folder was copied.
     assert [r.row for r in others.pop().rows] == [r.row for r in crowd.rows]
@@ -334,6 +360,14 @@ def test_another_key_draws_another_order(world, tmp_path):
     assert [r.row for r in after.rows] != [r.row for r in before.rows]
 
 
+def test_two_recipes_are_one_only_if_their_whole_hash_is_equal():
+    """The first 12 digits can be made equal in minutes; then both would draw the same order."""
+    public = {"law": {"validation": "v.jsonl", "anchor": {"path": "a", "sha256": "0" * 64}}}
+    recipe = Recipe.model_validate({"public": public})
+    assert len(recipe.hash) == len(recipe.scoring_hash) == 64
+    assert short(recipe.hash) == recipe.hash[:12]
+
+
 def test_purposes_do_not_run_into_each_other(world, tmp_path):
     space = world.silo(tmp_path / "s").space
     seeds = {secret_seed(space, *parts) for parts in (("a", "bc"), ("ab", "c"), ("abc",), ("1:a",))}
@@ -349,6 +383,179 @@ def test_rows_in_a_running_mean_are_counted_by_their_weights(batch, steps, rows)
     assert weights.sum() == pytest.approx(1)
     assert rows_in_mean(batch, steps) == pytest.approx(1 / (weights**2).sum())
     assert rows_in_mean(batch, steps) == pytest.approx(rows, abs=0.01)
+
+
+def weights_of_steps(rates, *, decay: float) -> np.ndarray:
+    """How much every step's gradient moves the weights, by running AdamW's mean on unit vectors."""
+    n, mean, moved = len(rates), np.zeros(len(rates)), np.zeros(len(rates))
+    for k, rate in enumerate(rates):
+        mean = 0.9 * mean + 0.1 * np.eye(n)[k]
+        moved = (1 - rate * decay) * moved + rate * mean / (1 - 0.9 ** (k + 1))
+    return np.abs(moved)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 40])
+@pytest.mark.parametrize("decay", [0.0, 0.1, 1e3, 2.5e3, 1e4])
+def test_rows_in_an_update_are_counted_by_the_largest_share(n, decay):
+    rates = [1e-3 * (n - k) / n for k in range(n)]
+    weights = weights_of_steps(rates, decay=decay)
+    found = rows_in_update(3, rates, weight_decay=decay)
+    assert found == pytest.approx(3 * weights.sum() / weights.max())
+    assert rows_in_update(1, [1e3] * 400, weight_decay=1e6) == 0.0, "weights that overflow"
+
+
+def one_sided(world: World, silo: Silo, *, train: Mapping[str, Any], **combine) -> float:
+    """How near an update is to the signs of one row's gradient, which is what AdamW's first step is."""
+    hello = world.hello(
+        lora={"alpha": 1.0, "dropout": 0.0}, train={"batch_size": 1, "warmup": 0.0, **train}
+    )
+    ask(silo, hello)
+    silo.space.keep(range(24))
+    model, fit = silo.space.model(), world.last("fit")
+    how = {"rounds": 1, "local_steps": 6, "learning_rate": 1e-3, **combine}
+    request = replace(fit, recipe_hash=hello.recipe_hash, arm="mixed", round=0)
+    request = replace(request, combine=merged(fit.combine, how), adapter=model.initial)
+    reply = ask(silo, request)
+    names = [name for name in reply.adapter if ".lora_B." in name]
+    moved = flat(reply.adapter, names) - flat(model.initial, names)
+    rows = gradients(model, silo.space.encoded().rows, model.initial, names)
+    return max(abs(best_cosine(s * moved, [g.sign() for g in rows])) for s in (1, -1))
+
+
+@pytest.mark.parametrize(
+    ("train", "combine", "least"),
+    [
+        ({}, {}, 0.7),  # AdamW's first steps count most
+        ({"weight_decay": 1e6}, {"learning_rate": 1e-4}, 0.99),
+        ({"weight_decay": 1e6}, {"local_steps": 12, "learning_rate": 1.7e-5}, 0.75),
+        ({}, {"proximal": 1e4}, 0.98),
+        ({}, {"proximal": 1e4, "local_steps": 20}, 0.75),
+    ],
+    ids=["few steps", "decay", "decay of many steps", "mu", "mu of many steps"],
+)
+def test_no_step_is_all_that_an_update_shows(world, tmp_path, monkeypatch, train, combine, least):
+    silo = world.silo(tmp_path / "s", min_kept=5)
+    monkeypatch.setattr("clues.silo.crowd.ENOUGH_IN_STEP", 1)
+    with pytest.raises(DataError, match=r"an update in which \d\.\d rows count|forget more than"):
+        one_sided(world, silo, train=train, **combine)
+    monkeypatch.setattr("clues.silo.crowd._check_weights", lambda *_, **__: None)
+    found = one_sided(world, silo, train=train, **combine)
+    assert found > least, "the attack does not even work where nothing stands against it"
+
+
+def solved(world: World, silo: Silo, *, batch: int) -> float:
+    """Rounds of one joint model, all from one adapter, solved for the first step of one of them.
+
+    Rates rise until the second step of the fourth round and fall from there, which makes a kink in
+    that round's weights. Two other rounds of the same rows take away what lies beside the kink.
+    """
+    n, n_rounds, kink = 26, 9, 4
+    peak = kink * n + 2
+    warmup = (peak - 0.5) / (n * n_rounds)
+    hello = world.hello(
+        lora={"alpha": 1.0, "dropout": 0.0}, train={"batch_size": batch, "warmup": warmup}
+    )
+    ask(silo, hello)
+    silo.space.keep(range(24))
+    model, fit = silo.space.model(), world.last("fit")
+    how = merged(fit.combine, {"rounds": n_rounds, "local_steps": n, "learning_rate": 1e-5})
+    schedule = Schedule(1e-5, warmup, n * n_rounds)
+    names = [name for name in model.initial if ".lora_B." in name]
+    moved, rates = [], []
+    for k in (kink - 3, kink, kink + 3):
+        request = replace(fit, recipe_hash=hello.recipe_hash, arm="mixed", round=k, combine=how)
+        reply = ask(silo, replace(request, adapter=model.initial))
+        moved.append(flat(reply.adapter, names) - flat(model.initial, names))
+        rates.append([schedule.factor(k * n + step) for step in range(n)])
+    wanted = torch.eye(n, dtype=torch.float64)[0]
+    by = torch.linalg.lstsq(torch.tensor(rates).double().T, wanted[:, None]).solution
+    left = (by * torch.stack(moved)).sum(0)
+    rows = gradients(model, silo.space.encoded().rows, model.initial, names)
+    return max(best_cosine(s * left, [g.sign() for g in rows]) for s in (1, -1))
+
+
+def test_a_few_rounds_cannot_be_solved_for_one_row(world, tmp_path, monkeypatch):
+    silo = world.silo(tmp_path / "s", min_kept=5)
+    with pytest.raises(DataError, match="takes 4 rows per step"):
+        solved(world, silo, batch=4)
+    assert solved(world, silo, batch=5) < 0.9
+    monkeypatch.setattr("clues.silo.crowd.ENOUGH_IN_STEP", 1)
+    assert solved(world, silo, batch=1) > 0.97, "the attack does not even work on single rows"
+
+
+def spied_train(silo: Silo, monkeypatch) -> list[list[int]]:
+    """Rows of every training of a silo, in their order."""
+    taken: list[list[int]] = []
+    inside = silo.space.train
+
+    def spied(rows, what, **how):
+        order = range(len(rows)) if how["order"] is None else how["order"]
+        taken.append([rows[i].row for i in order])
+        return inside(rows, what, **how)
+
+    monkeypatch.setattr(silo.space, "train", spied)
+    return taken
+
+
+@pytest.mark.parametrize("trajectory", ["local", "crossfit"])
+def test_a_training_that_stays_inside_hides_single_rows_too(
+    world, tmp_path, monkeypatch, trajectory
+):
+    """What anchors score under its checkpoints leaves, and is as good as parts of an update."""
+    score, silo = {"trajectory": trajectory}, world.silo(tmp_path / "s", min_kept=3)
+    taken = spied_train(silo, monkeypatch)
+
+    def asked(**train):
+        hello = world.hello(score=score, train={"rounds": 4, "checkpoints": 1, **train})
+        ask(silo, hello)
+        ask(silo, train_request(hello, silo))
+
+    for train in (
+        {"batch_size": 1, "steps": 1},
+        {"batch_size": 1, "steps": 6},
+        {"batch_size": 2, "steps": 8, "checkpoints": 4, "weight_decay": 1e5, "learning_rate": 1.0},
+        {"batch_size": 2, "steps": 8, "checkpoints": 4},
+    ):
+        with pytest.raises(DataError, match=r"rows per step|forget more|would train on 1 rows"):
+            asked(**train)
+    assert not taken
+    asked(batch_size=8, steps=4)
+    rows = silo.space.encoded().rows
+    aside = [{r.row for r in rows} - set(order) for order in taken]
+    if trajectory == "local":
+        assert [len(left) for left in aside] == [3]
+    else:
+        assert sum(len(left) - 3 for left in aside) == len(rows)
+    again = world.silo(tmp_path / "again", min_kept=3)
+    (again.private / "data.key").write_bytes(b"k" * 32)
+    silo, before = again, list(taken)
+    taken = spied_train(silo, monkeypatch)
+    asked(batch_size=8, steps=4)
+    assert taken != before, "the order does not follow from the silo's key"
+
+
+def test_where_anchors_look_at_every_step_every_batch_hides_single_rows(world, tmp_path):
+    silo = world.silo(tmp_path / "s", min_kept=5)
+    train = {"batch_size": 4, "steps": 60, "rounds": 1, "checkpoints": 1}
+    hello = world.hello(score={"trajectory": "inrun", "form": "sgd"}, train=train)
+    ask(silo, hello)
+    with pytest.raises(DataError, match="takes 4 rows per step"):
+        ask(silo, train_request(hello, silo))
+
+
+def test_what_would_be_refused_in_the_last_round_is_refused_in_the_first(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("clues.silo.crowd.ENOUGH_IN_STEP", 1)
+    silo, fit = world.silo(tmp_path / "s", min_kept=5), world.last("fit")
+    ask(silo, world.hello(train={"batch_size": 1}))
+    rates = [[(60 - start - k) / 60 for k in range(20)] for start in (0, 40)]
+    first, last = (rows_in_update(1, r) for r in rates)
+    assert last < 5 < first, "both would be refused, or none"
+    rows = list(silo.space.encoded().rows)
+    how: dict[str, Any] = {"n_steps": 20, "what": "a test", "schedule": Schedule(1.0, 0.0, 60)}
+    with pytest.raises(DataError, match=rf"in which {last:.1f} rows count"):
+        gather(silo.space, rows, replace(fit, round=0), **how)
 
 
 def test_a_mean_of_few_rows_does_not_leave(world, tmp_path):

@@ -12,6 +12,7 @@ from federation_helpers import files_of, open_micro, tiny_model, write_micro
 
 from clues.atomic import (
     atomic_write_bytes,
+    close_to_others,
     make_folder,
     make_private_folder,
     open_private,
@@ -185,6 +186,36 @@ def test_a_private_folder_of_somebody_else_is_refused_in_one_sentence(place, mon
     with pytest.raises(DataError, match=r"private: cannot be closed to other users") as caught:
         make_private_folder(folder)
     assert isinstance(caught.value, CluesError)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can give away")
+def test_root_does_not_write_into_what_another_user_owns(place):
+    """Root can close such a folder, and its owner can still put files and links into it."""
+    folder = place / "private"
+    folder.mkdir(0o700)
+    os.chown(folder, 65534, 65534)
+    (place / "link").symlink_to(folder)
+    for path in (folder, place / "link"):
+        with pytest.raises(DataError, match="cannot be closed to other users"):
+            make_private_folder(path)
+    ours = place / "ours"
+    make_private_folder(ours)
+    (ours / "theirs").write_text("x")
+    os.chown(ours / "theirs", 65534, 65534)
+    with pytest.raises(DataError, match=r"theirs: cannot be closed"):
+        close_to_others(ours)
+
+
+def test_a_link_in_the_place_of_a_part_is_not_followed(place):
+    victim = place / "victim"
+    victim.write_text("as it was")
+    for folder in (place, place / "closed"):
+        make_folder(folder)
+        (folder / "results.json.part").symlink_to(victim)
+        atomic_write_bytes(folder / "results.json", b"new")
+        assert (folder / "results.json").read_bytes() == b"new"
+        assert not (folder / "results.json").is_symlink()
+    assert victim.read_text() == "as it was"
 
 
 @pytest.mark.parametrize("unit", ["clues-silo.service", "clues-coordinator.service"])

@@ -593,8 +593,11 @@ def faults(wanted: list[tuple[str, int]], folder: Path) -> list[str]:
 
 
 # What a long search has found: a process that died in arrow, and what somebody else had called a
-# field or a protocol, repeated as it was.
-FOUND = [("rows", 4278), ("rows", 8274), ("adapter", 23), ("message", 639), ("message", 721)]
+# field or a protocol, repeated as it was; an adapter with one factor of two.
+FOUND = [
+    *[("rows", 4278), ("rows", 8274), ("adapter", 23), ("adapter", 7004418)],
+    *[("message", 639), ("message", 721)],
+]
 
 
 @pytest.mark.parametrize(("kind", "seed"), FOUND)

@@ -14,6 +14,7 @@ from clues.config import Recipe, SiloSettings
 from clues.errors import CluesError, ConfigError, DataError, RecipeMismatchError
 from clues.pipeline import ModelCache, Run, run_until
 from clues.progress import Silent
+from clues.silo.gate import KeptInside
 from clues.silo.silo import Silo
 from clues.wall.messages import REPLIES, REQUESTS, from_bytes
 
@@ -110,6 +111,63 @@ def test_one_recipe_draws_one_cut_out_of_the_private_scores(
     with pytest.raises(RecipeMismatchError, match="cut has already been proposed"):
         silo.answer(turned(mixture.request("score")).to_bytes())
     assert silo.answer(mixture.request("score").to_bytes()) == honest
+    # A cut between one row and all others would be the score of that row.
+    monkeypatch.setattr("clues.silo.score.mixture_cut", lambda scores, *, seed: float(scores.max()))
+    alone = mixture.silo(tmp_path / "alone", min_kept=2)
+    (alone.private / "asked.json").unlink()
+    forget_answers(alone)
+    reply = from_bytes(
+        alone.answer(mixture.request("score").to_bytes()), allowed=REPLIES, sender=""
+    )
+    assert reply.proposal is None
+
+
+def test_what_a_coordinator_writes_does_not_steer_the_terminal_that_shows_a_silos_log(tmp_path):
+    log = tmp_path / "private" / "errors.log"
+    for error in (DataError, KeyError):
+        with KeptInside(log):
+            raise error("clues \x1b]0;x\x07\x1b[2J\u202e" + "x" * 1_000_000)
+    text = log.read_text()
+    assert text.count("--- ") == 2
+    assert len(text) < 2 * 25_000
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def moments(request, change):
+    second = [{n: change(t) for n, t in m.items()} for m in request.second_moments]
+    return replace(request, second_moments=second)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t[:1],
+        lambda t: t.T.contiguous(),
+        lambda t: t.flatten(),
+        lambda t: t[:0],
+        lambda t: -t - 1,
+    ],
+    ids=["cut", "turned", "flat", "empty", "negative"],
+)
+def test_running_means_that_are_not_of_the_adapter_are_refused(world, tmp_path, change):
+    silo, request = world.silo(tmp_path), world.request("score")
+    assert request.second_moments[0]
+    with pytest.raises(DataError, match=r"has shape|negative numbers"):
+        silo.answer(moments(request, change).to_bytes())
+    for odd in ({}, {"x": torch.ones(1)}):
+        with pytest.raises(DataError, match="not one of the adapter's weights"):
+            silo.answer(
+                replace(request, second_moments=[odd for _ in request.second_moments]).to_bytes()
+            )
+
+
+@pytest.mark.parametrize("odd", [[], [1.0], {}], ids=["none", "one", "no name"])
+def test_anchor_scores_that_are_not_one_per_anchor_are_refused(world, tmp_path, odd):
+    silo, request = world.silo(tmp_path), world.request("score")
+    name = next(iter(request.anchor_scores))
+    bent = {} if odd == {} else {**request.anchor_scores, name: odd}
+    with pytest.raises(DataError, match="not one per anchor and name"):
+        silo.answer(replace(request, anchor_scores=bent).to_bytes())
 
 
 def test_recipes_without_end_are_refused_before_a_row_is_trained_on(world, tmp_path):

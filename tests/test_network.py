@@ -1,15 +1,20 @@
 """Who may come in: a real SuperLink behind a real nginx, and strangers at the public port."""
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
 
+from flwr.app import Message
+
+from clues.carriers.flower import make_client_app, to_content
 from clues.errors import NetworkError
 from clues.network import flower_inside, worker
 from clues.network.children import Child, check_port_is_free, free_port
@@ -207,8 +212,6 @@ def test_nginx_accepts_both_configurations(doorway, tmp_path):
 
 
 def test_a_message_that_cannot_be_read_stays_inside_and_the_next_is_taken(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     tokens = ["bad", "good", ""]
     client = SimpleNamespace(
         SendTaskHeartbeat=lambda _: SimpleNamespace(success=True),
@@ -242,6 +245,32 @@ def test_a_message_that_cannot_be_read_stays_inside_and_the_next_is_taken(tmp_pa
     made.run(lambda: bool(tokens))
     assert told == ["hello"]
     assert "zqxsecret" in (tmp_path / "private" / "errors.log").read_text()
+
+
+def test_a_message_of_a_kind_that_nobody_knows_is_answered_and_its_text_stays_inside(
+    tmp_path, monkeypatch
+):
+    """Without an answer the coordinator waits a day, and the SuperNode takes nothing else."""
+    flower_inside.identify(task_id=1, run_id=1, node_id=1)
+    kind = "query.zqxsecret" + "x" * 100_000
+    message = Message(to_content(b"x"), dst_node_id=1, message_type=kind)
+    pushed, told = [], []
+    client = SimpleNamespace(
+        AcquireTask=lambda _: None, SendTaskHeartbeat=lambda _: None, close=lambda: None
+    )
+    monkeypatch.setattr(flower_inside, "beating", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(flower_inside, "token_client", lambda *_: client)
+    monkeypatch.setattr(flower_inside, "pull_message", lambda _: (message, None))
+    monkeypatch.setattr(flower_inside, "push_reply", lambda _, reply, __: pushed.append(reply))
+    log = tmp_path / "private" / "errors.log"
+    app = make_client_app(lambda *_: b"", lambda _: log)
+    made = worker.Worker(app, "127.0.0.1:1", b"s", log, lambda kind, _: told.append(kind))
+    made._answer("token")
+    [reply] = pushed
+    assert reply.has_error()
+    assert "zqx" not in reply.error.reason
+    assert len(told[0]) <= 20
+    assert log.stat().st_size < 25_000
 
 
 def test_a_taken_port_is_named(tmp_path):

@@ -178,6 +178,43 @@ def test_rounds_are_many_and_every_hundred_updates_cost_one_more(world, tmp_path
     world.silo(tmp_path, max_selections=2).answer(rounds[3].to_bytes())
 
 
+def test_every_failure_costs_one_more_and_the_same_one_is_free(world, tmp_path):
+    """Each tells whether rows made something fail: hundreds of them would be hundreds of answers."""
+    silo = world.silo(tmp_path, max_selections=2, min_kept=1000)
+    (silo.private / FILE).unlink()
+    fit = world.last("fit")
+    many = [replace(fit, round=k, combine=merged(fit.combine, {"rounds": 9})) for k in range(4)]
+    for request in (many[0], many[0], many[1], many[0]):
+        with pytest.raises(DataError, match="min_kept is 1000"):
+            silo.answer(request.to_bytes())
+    for request in (many[2], world.last("score"), many[3]):
+        with pytest.raises(DataError, match="max_selections is 2"):
+            silo.answer(request.to_bytes())
+    # What fails no more is no failure.
+    better = world.silo(tmp_path, max_selections=2)
+    for request in (many[0], many[1], many[2]):
+        better.answer(request.to_bytes())
+
+
+def test_work_that_was_killed_counts_until_it_is_done(world, tmp_path, monkeypatch):
+    silo = world.silo(tmp_path, max_selections=1)
+    forget_answers(silo)
+    request = world.last("score").to_bytes()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clues.silo.silo.score", killed)
+        with pytest.raises(KeyboardInterrupt):
+            silo.answer(request)
+    [[under]] = [r.values() for r in json.loads((silo.private / FILE).read_text())["rows"].values()]
+    assert len(under["unanswered"]) == 1
+    again = world.silo(tmp_path, max_selections=1)
+    again.answer(request)
+    again.answer(world.last("select").to_bytes())
+
+
 def test_hello_says_the_same_of_every_recipe(world, tmp_path):
     silo, told = world.silo(tmp_path), set()
     for length in (8, 40, 60, 384):

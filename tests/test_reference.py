@@ -43,7 +43,7 @@ def test_a_recipes_hash_is_that_of_its_content_alone() -> None:
     for entry in (content["public"]["law"]["anchor"], content["public"]["law"]["validation"]["en"]):
         del entry["path"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    assert recipe.hash == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert recipe.hash == hashlib.sha256(text.encode()).hexdigest()
     del content["threshold"]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    assert recipe.scoring_hash == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert recipe.scoring_hash == hashlib.sha256(text.encode()).hexdigest()

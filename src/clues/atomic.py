@@ -35,9 +35,9 @@ def write_atomically(
     part = path.with_name(path.name + ".part")
     failure = None
     try:
-        if _is_closed(path.parent) if private is None else private:
-            # Before its first byte: a file that is closed afterwards was open for a while.
-            _make_private(part)
+        closed = _is_closed(path.parent) if private is None else private
+        # Before its first byte: a file that is closed afterwards was open for a while.
+        _make_own(part, FILE if closed else 0o666)
         write(part)
         # A full disk may show only when the bytes reach it, so before the old file is replaced.
         with part.open("rb+") as written:
@@ -135,7 +135,9 @@ def make_private_folder(path: Path) -> None:
     make_folder(path)
     failure = None
     try:
-        if path.stat().st_mode & 0o777 != FOLDER:
+        found = path.stat()
+        _refuse_others(found)
+        if found.st_mode & 0o777 != FOLDER:
             path.chmod(FOLDER)
     except OSError as error:
         failure = error
@@ -160,9 +162,11 @@ def close_to_others(folder: Path) -> int:
         waiting = [folder]
         while waiting:
             at = waiting.pop()
-            mode = at.lstat().st_mode
+            found = at.lstat()
+            mode = found.st_mode
             if stat.S_ISLNK(mode):
                 continue
+            _refuse_others(found)
             wanted = FOLDER if stat.S_ISDIR(mode) else FILE
             n_open += bool(mode & OTHERS)
             if mode & 0o777 != wanted:
@@ -193,14 +197,32 @@ def cannot_close(path: Path, failure: OSError) -> DataError:
     )
 
 
+def _of_others(found: os.stat_result) -> bool:
+    return os.name == "posix" and found.st_uid != os.geteuid()
+
+
+def _refuse_others(found: os.stat_result) -> None:
+    """Raise PermissionError for what another user owns: who runs as root could close it, in vain."""
+    if _of_others(found):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 def _is_closed(folder: Path) -> bool:
     """Whether other users can neither list nor enter a folder; elsewhere than on POSIX never."""
     return os.name == "posix" and not folder.stat().st_mode & OTHERS
 
 
-def _make_private(part: Path) -> None:
-    """An empty file with the rights of a private one, also if an earlier one was left there."""
-    os.close(private_opener(str(part), os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+def _make_own(part: Path, mode: int) -> None:
+    """An empty file of our own, whatever somebody has put there: a link would be followed."""
+    if part.is_symlink() or (part.exists() and _of_others(part.lstat())):
+        part.unlink()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+    file = os.open(part, flags, mode)
+    try:
+        if mode == FILE and os.name == "posix":
+            os.fchmod(file, FILE)  # the umask may have taken more, and an old file has old rights
+    finally:
+        os.close(file)
 
 
 def private_opener(path: str, flags: int) -> int:

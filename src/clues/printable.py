@@ -24,6 +24,13 @@ def printable(text: str, limit: int) -> str:
     return seen if whole else seen[: limit - 1] + MORE
 
 
+def lines(text: str, limit: int) -> str:
+    """Text of several lines, as it is where it can be printed; of a longer one, beginning and end."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}\n{MORE}\n{text[-limit // 2 :]}"
+    return "".join(c if c.isprintable() or c == "\n" else UNPRINTABLE for c in text)
+
+
 def quoted(text: object, limit: int = 40) -> str:
     """Text in quotes for an error: cut, and everything but plain ASCII is escaped."""
     return ascii(text[:limit]) if isinstance(text, str) else f"a {type(text).__name__}"

@@ -135,7 +135,24 @@ def _read(entry: Any, number: int) -> tuple[AdapterState, dict[str, Any]]:
     odd += [name for name in state if not name.endswith((".lora_A.weight", ".lora_B.weight"))][:1]
     if odd or not state:
         raise DataError(f"{where}: not an adapter of plain LoRA ({odd[0] if odd else 'empty'}).")
+    if problem := _unpaired(state):
+        raise DataError(f"{where}: not an adapter of plain LoRA ({problem}).")
     return state, config
+
+
+def _unpaired(state: Mapping[str, Tensor]) -> str:
+    """What is wrong with the factors of an adapter; empty where every A has its B of one rank."""
+    ranks: set[int] = set()
+    for module in sorted({name.rsplit(".lora_", 1)[0] for name in state}):
+        a, b = (state.get(f"{module}.lora_{factor}.weight") for factor in "AB")
+        if a is None or b is None:
+            return f"{module} has one factor of two"
+        if not (a.is_floating_point() and b.is_floating_point()):
+            return f"{module}: a factor is not of floating point"
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or not a.numel() * b.numel():
+            return f"{module}: factors of shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        ranks.add(a.shape[0])
+    return "layers of several ranks" if len(ranks) > 1 else ""
 
 
 def _read_folder(folder: Path) -> tuple[AdapterState, dict[str, Any]]:

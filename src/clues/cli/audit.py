@@ -10,6 +10,7 @@ import typer
 
 from clues import __version__
 from clues.cli.options import Json, out
+from clues.config import short
 from clues.errors import LedgerError, UsageError
 from clues.reading import is_folder
 from clues.wall.ledger import Entry, compare, summary, verify
@@ -100,7 +101,7 @@ def approve(
         number = f"{s.ratio:.0%} of the rows" if s.value is None else f"{s.value:.4g}"
         keeps = f"keeps {s.kept} of {s.rows} rows" if s.kept is not None else s.refused
         out.print(
-            f"{entry.silo}: approved. Threshold {number} (rule {s.rule}, recipe {s.recipe_hash}) "
+            f"{entry.silo}: approved. Threshold {number} (rule {s.rule}, recipe {short(s.recipe_hash)}) "
             f"on these scores: {keeps}.",
             highlight=False,
             markup=False,

@@ -21,7 +21,7 @@ from clues.config.evaluate import (
     LmEvalSettings,
     TaskSettings,
 )
-from clues.config.hashes import built_in_folder, content_hash, derived_seed
+from clues.config.hashes import built_in_folder, content_hash, derived_seed, short
 from clues.config.loading import load_config, load_shared, load_silo, read_yaml
 from clues.config.modelfiles import differing, model_files
 from clues.config.recipe import (
@@ -104,5 +104,6 @@ __all__ = [
     "load_silo",
     "model_files",
     "read_yaml",
+    "short",
     "validate",
 ]

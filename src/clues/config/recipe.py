@@ -243,7 +243,7 @@ class Recipe(Settings):
 
     @property
     def hash(self) -> str:
-        """First 12 hex digits of the SHA-256 of the recipe; where a file lies does not count."""
+        """SHA-256 of the recipe; where a file lies does not count."""
         return content_hash(self._content())
 
     @property

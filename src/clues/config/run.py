@@ -66,12 +66,13 @@ class SiloSettings(Settings):
             sharegpt, messages, prompt_completion, multiple_choice.
         labels: a column that is empty where a row is good; for experiments.
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
-        min_kept: the fewest rows that an update may be made of. Every training sets as many aside,
+        min_kept: the fewest rows that an update may be made of, counted by their weight in it; a
+            step takes as many, or 16 if that is fewer. Every training sets as many aside,
             so a selection must keep twice as many; where no row is set aside (see `order_seed`),
             this number.
         max_selections: how many recipes may be used on the rows in one folder, each with one
             threshold. A question of a recipe that is asked in another way counts as one more, and so
-            does every hundredth update beyond the first hundred.
+            does every hundredth update beyond the first hundred, and every failure.
         approval: whether every selection waits for `clues approve`, and every joint model for the
             selection.
         order_seed: number from which the order of the rows in training follows. Null: it follows

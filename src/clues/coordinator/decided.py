@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clues.config import short
 from clues.errors import RecipeMismatchError
 from clues.rundir import read_record, write_record
 
@@ -51,7 +52,7 @@ class Decided:
         changed = [n for n in now if n in before and now[n] != before[n]]
         raise RecipeMismatchError(
             f"{self._what(changed, now, before)} since a threshold has decided under this recipe "
-            f"({self.recipe_hash}). The scores of all silos would be others, and a silo takes one "
+            f"({short(self.recipe_hash)}). The scores of all silos would be others, and a silo takes one "
             f"threshold under one recipe, so {_names(held)} would refuse after the training. "
             "Start the run in a new folder, or put back what was there."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.config import FORMS, LINEAR_FORMS, NEEDS_FIRST_MOMENT, NEEDS_SECOND_MOMENT, derived_seed
+from clues.config import derived_seed
 from clues.coordinator.bounds import Reach, reach_of, too_far
 from clues.coordinator.desk import Desk
 from clues.coordinator.guards import check_anchor_scores
@@ -20,6 +20,7 @@ from clues.scoring.forms import form_directions
 from clues.scoring.trajectory import (
     anchors_at_coordinator,
     group_names,
+    moments_at_rows,
     probe_loss,
     score_rows,
     set_weights,
@@ -181,7 +182,7 @@ def _request(
     anchor_scores: dict[str, list[float]],
     compared: AnchorScores,
 ) -> ScoreRequest:
-    needs_first, needs_second = _moments_at_rows(desk)
+    needs_first, needs_second = moments_at_rows(desk.recipe)
     return ScoreRequest(
         recipe_hash=desk.recipe.hash,
         learning_rates=[c.learning_rate for c in checkpoints],
@@ -199,16 +200,3 @@ def _request(
         first_moments=[c.first_moment if needs_first else {} for c in checkpoints],
         second_moments=[c.second_moment if needs_second else {} for c in checkpoints],
     )
-
-
-def _moments_at_rows(desk: Desk) -> tuple[bool, bool]:
-    """Whether a silo needs the optimiser's first and second moments beside the directions.
-
-    A linear form carries the moments in its direction; the others need them at the rows, and a
-    silo makes the directions of compared forms itself.
-    """
-    settings = desk.recipe.score
-    forms = {name for name in settings.compare if name in FORMS}
-    if anchors_at_coordinator(desk.recipe) and settings.form not in LINEAR_FORMS:
-        forms.add(settings.form)
-    return bool(forms & set(NEEDS_FIRST_MOMENT)), bool(forms & set(NEEDS_SECOND_MOMENT))

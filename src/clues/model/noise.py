@@ -4,6 +4,7 @@ The loop is our own, because the Trainer draws batches of a fixed size, where th
 each row drawn by itself (Poisson), and clears gradients in a way that leaves the per-row ones.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,12 +15,12 @@ import torch
 
 from clues.config import TrainSettings
 from clues.data.tokens import EncodedRow
-from clues.errors import NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.head import Head
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule, Trained
 
+log = logging.getLogger("clues")
 # One part of a training: noise multiplier, sample rate, steps.
 Spent = tuple[float, float, int]
 
@@ -87,8 +88,8 @@ def train_privately(
         checkpoint_at: one-based steps of this call after which to save.
         on_step: called after every step.
 
-    Raises:
-        NumericsError: the loss of a step is not finite.
+    A row whose gradient is not finite counts as zero: a training that failed for it, or an adapter
+    that is not finite, would tell of that row without any noise.
 
     Source: Abadi et al. 2016 (1607.00133).
     """
@@ -125,9 +126,7 @@ def train_privately(
                 drawn = torch.rand(len(rows), generator=generator) < rate
                 chosen = [row for row, taken in zip(rows, drawn.tolist(), strict=True) if taken]
                 optimizer.zero_grad()
-                losses += _gradients(
-                    wrapped, chosen, model.device, parameters, first_step + step, head=model.head
-                )
+                losses += _gradients(wrapped, chosen, model.device, parameters, head=model.head)
                 optimizer.step()
                 if step + 1 in checkpoint_at:
                     second, first = (
@@ -151,7 +150,6 @@ def _gradients(
     rows: Sequence[EncodedRow],
     device: torch.device,
     parameters: AdapterState | dict[str, torch.nn.Parameter],
-    step: int,
     *,
     head: Head | None,
 ) -> list[float]:
@@ -162,12 +160,19 @@ def _gradients(
             parameter.grad_sample = torch.zeros(0, *parameter.shape, device=device)  # pyright: ignore[reportAttributeAccessIssue]
         return []
     loss = row_losses(wrapped, make_batch(rows, device=device), head=head).mean()
-    if not math.isfinite(loss.item()):
-        raise NumericsError(
-            f"step {step + 1}: the loss is not finite. Lower the learning rate, or use float32."
-        )
     loss.backward()
-    return [loss.item()]
+    samples = {n: p.grad_sample for n, p in parameters.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    finite = [torch.isfinite(grad.flatten(1)).all(1) for grad in samples.values()]
+    lost_B = ~torch.stack(finite).all(0)
+    for grad in samples.values():
+        grad[lost_B] = 0.0
+    if lost_B.any():
+        log.warning(
+            "%d rows of a batch count as zero, because their gradients are not finite. Lower the "
+            "learning rate, or use float32.",
+            int(lost_B.sum()),
+        )
+    return [loss.item()] if math.isfinite(loss.item()) else []
 
 
 def _moment(

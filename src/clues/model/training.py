@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from clues.config import TrainSettings
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, NumericsError
-from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.adapters import AdapterState, Checkpoint, LoraModel, check_state
 from clues.model.head import Head
 from clues.model.loss import make_batch, row_losses
 
@@ -104,7 +104,7 @@ def train(
             the loss, over the weights that train.
 
     Raises:
-        NumericsError: the loss of a step is not finite; nothing is returned then.
+        NumericsError: the loss of a step, or the adapter, is not finite; nothing is returned then.
     """
     model.set_state(start)
     set_seed(seed)
@@ -147,7 +147,10 @@ def train(
         trainer.train()
     finally:
         gc.unfreeze()
-    return Trained(model.state(), tuple(recorder.checkpoints), trainer.mean_loss())
+    trained = model.state()
+    # A gradient can overflow where the loss does not.
+    check_state(trained, like=model.initial)
+    return Trained(trained, tuple(recorder.checkpoints), trainer.mean_loss())
 
 
 def _printer() -> type[TrainerCallback]:

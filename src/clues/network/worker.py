@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from clues.carriers.flower import FAILED
 from clues.extras import needs
 from clues.network import flower_inside
+from clues.printable import printable
 from clues.silo.gate import KeptInside
 
 with needs("flwr", what=flower_inside.WHAT):
-    from flwr.app import Message
+    from flwr.app import Error, Message
     from flwr.clientapp import ClientApp
 
 POLL_S = 0.2
@@ -63,9 +65,16 @@ class Worker:
         try:
             with flower_inside.beating(client):
                 message, context = flower_inside.pull_message(client)
-                kind = message.metadata.message_type
-                reply: Message = self.app(message, context)
+                reply: Message | None = None
+                # A kind of message that the app has no answer to is an error of Flower's. Without a
+                # reply the coordinator would wait, and the SuperNode, too.
+                with KeptInside(self.errors) as kept:
+                    reply = self.app(message, context)
+                if reply is None:
+                    why = Error(FAILED, f"reference {kept.reference}")
+                    reply = Message(why, reply_to=message)
                 flower_inside.push_reply(client, reply, context)
         finally:
             client.close()
-        self.told(kind.removeprefix("query."), time.monotonic() - started)
+        kind = printable(message.metadata.message_type.removeprefix("query."), 20)
+        self.told(kind, time.monotonic() - started)

@@ -116,7 +116,7 @@ class Results(Figures):
         date: day on which the results were written, in UTC.
         machine: processor and system that the coordinator ran on.
         base_model: name of the base model, without its folder.
-        recipe_hash: short hash of every setting that can change a score or the threshold.
+        recipe_hash: hash of every setting that can change a score or the threshold.
         recipe: these settings, as [Configuration](configuration.md) explains them. Public rows are
             named by the hash of their file.
         seeds: of the run.

@@ -13,7 +13,11 @@ import numpy as np
 from clues.config import (
     ALIGNMENT,
     BASELINE_NAMES,
+    FORMS,
+    LINEAR_FORMS,
     LOSS,
+    NEEDS_FIRST_MOMENT,
+    NEEDS_SECOND_MOMENT,
     PublicFile,
     Recipe,
     ScoreSettings,
@@ -198,6 +202,20 @@ def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -
 def anchors_at_coordinator(recipe: Recipe) -> bool:
     """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
     return recipe.score.trajectory == "global" and recipe.score.method not in BASELINE_NAMES
+
+
+def moments_at_rows(recipe: Recipe) -> tuple[bool, bool]:
+    """Whether a silo needs the optimiser's first and second moments beside the directions.
+
+    A linear form carries the moments in its direction; the others need them at the rows, and a
+    silo makes the directions of compared forms itself.
+    """
+    settings = recipe.score
+    forms = {name for name in settings.compare if name in FORMS}
+    decides = anchors_at_coordinator(recipe) and settings.method == "influence"
+    if decides and settings.form not in LINEAR_FORMS:
+        forms.add(settings.form)
+    return bool(forms & set(NEEDS_FIRST_MOMENT)), bool(forms & set(NEEDS_SECOND_MOMENT))
 
 
 def group_names(recipe: Recipe, silo: str, domain: str) -> list[str]:

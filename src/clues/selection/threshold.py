@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.special import betainc
 
-from clues.config import ThresholdSettings
+from clues.config import ThresholdSettings, short
 from clues.errors import (
     ConfigError,
     DataError,
@@ -378,8 +378,8 @@ def select(
     """
     if recipe_hash != threshold.recipe_hash:
         raise RecipeMismatchError(
-            f"{where} scored under recipe {recipe_hash}; the threshold is for "
-            f"{threshold.recipe_hash}. Send {where} the current recipe and score again."
+            f"{where} scored under recipe {short(recipe_hash)}; the threshold is for "
+            f"{short(threshold.recipe_hash)}. Send {where} the current recipe and score again."
         )
     if not np.isfinite(scores).all():
         n_bad = int((~np.isfinite(scores)).sum())

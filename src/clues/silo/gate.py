@@ -11,6 +11,7 @@ from types import TracebackType
 
 from clues.atomic import open_private
 from clues.errors import CluesError, DataError
+from clues.printable import lines
 from clues.wall.ledger import Ledger
 from clues.wall.messages import (
     Failure,
@@ -23,6 +24,7 @@ from clues.wall.messages import (
 
 log = logging.getLogger("clues")
 Answer = Callable[[bytes], bytes]
+LONGEST = 20_000  # characters of one entry in a silo's log; a traceback has some thousand
 
 
 class KeptInside:
@@ -56,7 +58,8 @@ class KeptInside:
         text = str(error) if ours else "".join(traceback.format_exception(error))
         # A full disk must not undo what this is for.
         with contextlib.suppress(OSError, DataError), open_private(self.file) as file:
-            file.write(f"--- {now} reference {self.reference}\n{text}\n")
+            # It may repeat what the coordinator has sent, and a person will print it.
+            file.write(f"--- {now} reference {self.reference}\n{lines(text, LONGEST)}\n")
         log.error("Reference %s: the reason is in %s", self.reference, self.file)
         return True
 

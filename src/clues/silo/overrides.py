@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StringConstraints
 
-from clues.config import Settings, validate
+from clues.config import Settings, short, validate
 from clues.errors import DataError, RecipeMismatchError
 from clues.reading import read_json, shown
 from clues.rundir import hash_of, read_record, write_record
@@ -90,7 +90,7 @@ def check_overrides(space: Workspace, overrides: Overrides) -> None:
     if overrides.recipe_hash != space.recipe().hash:
         raise RecipeMismatchError(
             f"silo {space.name}: the overrides were made under recipe "
-            f"{overrides.recipe_hash[:12]}, and this run is under {space.recipe().hash}: a person "
+            f"{short(overrides.recipe_hash)}, and this run is under {short(space.recipe().hash)}: a person "
             "has not seen these scores. Select without them, open the new private report, where "
             "they wait, and export them again."
         )

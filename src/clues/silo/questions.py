@@ -6,6 +6,7 @@ any work. The same request again is the same answer and costs nothing. A recipe 
 another way (another adapter for the same round, another way to combine) costs one more; then every
 other question may be asked in another way too. So a silo that comes back late costs one, and not
 one per round. Rounds are many, and each tells something, so every hundred updates cost one more.
+A failure tells something, too (whether a row made a training overflow, say), so each costs one more.
 
 Two things come once per recipe, whatever is left: the threshold, and the cut that rule `mixture`
 proposes. With many thresholds, or many directions, the score of one row can be found by bisection.
@@ -16,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from clues.config import ARMS, CombineSettings, Settings, validate
+from clues.config import ARMS, CombineSettings, Settings, short, validate
 from clues.errors import DataError, RecipeMismatchError
 from clues.rundir import file_hash, hash_of, read_record, write_record
 from clues.silo.workspace import Workspace
@@ -65,22 +66,26 @@ class UnderRecipe(Settings):
 
     Attributes:
         asked: every question, in the order of its first request.
+        unanswered: checksums of the requests whose answer failed; the same request may succeed
+            later, and is taken out then.
         threshold: hash of the one threshold and of the scores that it decided about; else empty.
         proposal: the one cut that was proposed; null for none, or none yet.
         proposed: whether a cut, or that there is none, has been sent.
     """
 
     asked: tuple[Asked, ...] = ()
+    unanswered: tuple[str, ...] = ()
     threshold: str = ""
     proposal: float | None = None
     proposed: bool = False
 
     @property
     def cost(self) -> int:
-        """How many of `max_selections` it takes: one per way of asking, one per 100 updates."""
+        """How many of `max_selections` it takes: one per way of asking, 100 updates, failure."""
         ways = max((len(entry.requests) for entry in self.asked), default=1)
         updates = [e for e in self.asked if e.question.kind in UPDATING]
-        return ways + max(0, sum(len(e.requests) for e in updates) - 1) // UPDATES
+        more = max(0, sum(len(e.requests) for e in updates) - 1) // UPDATES
+        return ways + more + len(self.unanswered)
 
 
 class Record(Settings):
@@ -131,15 +136,29 @@ class Questions:
         met, limit = self._met(), self.space.settings.max_selections
         others = sum(self._cost(u) for recipe, u in met.items() if recipe != request.recipe_hash)
         dearer = request.recipe_hash not in met or self._cost(after) > self._cost(under)
-        if dearer and others + self._cost(after) > limit:
+        if (dearer or under.unanswered) and others + self._cost(after) > limit:
             spent = sum(self._cost(u) for u in met.values())
             raise DataError(
-                f"silo {self.space.name}: {spent} recipes, or other questions under them, have come "
-                f"to these rows, and max_selections is {limit}. Raise it in the silo file if you "
-                "trust the coordinator."
+                f"silo {self.space.name}: {spent} recipes, or other questions under them, or "
+                f"failures, have come to these rows, and max_selections is {limit}. Raise it in the "
+                "silo file if you trust the coordinator."
             )
         # Before the work: a request that is refused half-way has told something too.
         self._write(request.recipe_hash, after)
+
+    def begin(self, request: Envelope) -> None:
+        """Count a request as failed until its answer is there: whatever ends the work between."""
+        under = self._under(request.recipe_hash)
+        if not self.space.one_owner and (key := _identity(request)) not in under.unanswered:
+            more = {"unanswered": (*under.unanswered, key)}
+            self._write(request.recipe_hash, under.model_copy(update=more))
+
+    def answered(self, request: Envelope) -> None:
+        """Note that the answer is there."""
+        under, key = self._under(request.recipe_hash), _identity(request)
+        if key in under.unanswered:
+            left = tuple(other for other in under.unanswered if other != key)
+            self._write(request.recipe_hash, under.model_copy(update={"unanswered": left}))
 
     def has_asked(self, recipe_hash: str, kind: str) -> bool:
         """Whether a kind of request has come under a recipe, to the rows as they are."""
@@ -158,7 +177,7 @@ class Questions:
         if earlier and earlier != self._decision(request):
             raise RecipeMismatchError(
                 f"silo {self.space.name}: a threshold has already decided here under recipe "
-                f"{request.recipe_hash}, and this is another one or decides about other scores. One "
+                f"{short(request.recipe_hash)}, and this is another one or decides about other scores. One "
                 "recipe gets one; if all agree on a new one, start the run in a new folder."
             )
 
@@ -179,7 +198,7 @@ class Questions:
         under = self._under(reply.recipe_hash)
         if under.proposed and under.proposal != reply.proposal:
             raise RecipeMismatchError(
-                f"silo {self.space.name}: under recipe {reply.recipe_hash} a cut has already been "
+                f"silo {self.space.name}: under recipe {short(reply.recipe_hash)} a cut has already been "
                 "proposed, from other scores. One recipe gets one; start the run in a new folder."
             )
         told = {"proposal": reply.proposal, "proposed": True}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clues.atomic import atomic_write_bytes
-from clues.config import ALIGNMENT, LOSS, Recipe
+from clues.config import ALIGNMENT, LOSS, Recipe, short
 from clues.evaluation.detection import read_labels
 from clues.report.cards import DataFacts, data_card
 from clues.report.pairs import threshold_pairs
@@ -116,7 +116,7 @@ def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple
         ("Domain", space.settings.domain),
         ("Score", _score(recipe, threshold)),
         ("Rule", threshold.rule),
-        ("Recipe", recipe.hash),
+        ("Recipe", short(recipe.hash)),
     ]
     if recipe.duplicates:
         facts.insert(1, ("Left out", f"{len(space.left_out()):,} rows: {ELSEWHERE}"))

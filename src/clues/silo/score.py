@@ -39,7 +39,7 @@ from clues.scoring.trajectory import (
 from clues.selection.threshold import mixture_cut
 from clues.selection.units import anchor_units, combine
 from clues.selection.weighing import GRID, replaced
-from clues.silo.sent import check_sent, sent_scores, sent_trajectory
+from clues.silo.sent import check_sent, sent_anchors, sent_scores, sent_trajectory
 from clues.silo.whole import SCORES, note
 from clues.silo.workspace import Workspace, as_lists
 from clues.wall.messages import ScoreReply, ScoreRequest
@@ -235,7 +235,8 @@ def _deciding_scores(
         return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
-        anchor_scores = {k: np.array(v) for k, v in request.anchor_scores.items()}
+        names = set_weights(recipe.score, recipe.public[space.settings.domain].validation)
+        anchor_scores = sent_anchors(space, request, names=names)
     else:
         anchor_scores = score_rows(model, anchors, checkpoints, scene.directions, **how).raw
     with space.progress.task(f"{space.name}: score", len(rows) * len(checkpoints)) as advance:
@@ -312,7 +313,12 @@ def _proposal(
         units = anchor_units(anchors[group], weights, kind=rule.units, combine=rule.combine)
         members = table.fold == number
         scores[members] = units.apply({k: v[members] for k, v in table.raw.items()})
-    return mixture_cut(scores, seed=derived_seed(recipe.seed, "mixture", space.name))
+    cut = mixture_cut(scores, seed=derived_seed(recipe.seed, "mixture", space.name))
+    if cut is None:
+        return None
+    # A cut between few rows and all others would be the score of those few.
+    n_above = int((scores >= cut).sum())
+    return cut if min(n_above, len(scores) - n_above) >= space.fewest_kept() else None
 
 
 def _finite(values: list[np.ndarray]) -> np.ndarray:

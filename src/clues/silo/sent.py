@@ -1,12 +1,14 @@
 """What a score request brings: the joint trajectory, its directions, the anchors' other scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, check_state
 from clues.scoring.compared import AnchorScores
+from clues.scoring.trajectory import moments_at_rows
 from clues.silo.workspace import Workspace
 from clues.wall.messages import Envelope, FitRequest, ScoreRequest, TrainRequest
 
@@ -17,6 +19,22 @@ LARGEST_PRODUCT = 1e6
 def sent_scores(request: ScoreRequest) -> AnchorScores:
     """Take the anchors' scores beside the deciding one out of their message."""
     return AnchorScores(request.compared_forms, request.compared_baselines)
+
+
+def sent_anchors(
+    space: Workspace, request: ScoreRequest, *, names: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Take the anchors' deciding scores out of their message.
+
+    Raises:
+        DataError: they are not one number per anchor, under every name of the recipe.
+    """
+    sent, n_anchors = request.anchor_scores, len(space.anchors())
+    if not set(names) <= set(sent) or any(len(values) != n_anchors for values in sent.values()):
+        raise DataError(
+            f"silo {space.name}: the anchors' scores that came are not one per anchor and name."
+        )
+    return {name: np.array(values, float) for name, values in sent.items()}
 
 
 def sent_trajectory(
@@ -54,7 +72,8 @@ def check_sent(
     """Compare what was sent with what the recipe says.
 
     Raises:
-        DataError: another number of checkpoints, or a direction is missing, odd or of other shapes.
+        DataError: another number of checkpoints, or a direction or a running mean is missing, odd
+            or of other shapes.
     """
     n, initial = space.recipe().train.checkpoints, space.model().initial
     if len(checkpoints) != n:
@@ -69,6 +88,27 @@ def check_sent(
             )
         for direction in sets.values():
             check_state(direction, like={name: initial[name] for name in weights})
+    needs_first, needs_second = moments_at_rows(space.recipe())
+    for needed, moments in (
+        (needs_first, [c.first_moment for c in checkpoints]),
+        (needs_second, [c.second_moment for c in checkpoints]),
+    ):
+        for moment in moments:
+            _check_moment(space, moment, weights=weights if needed else ())
+    if any(bool((t < 0).any()) for c in checkpoints for t in c.second_moment.values()):
+        raise DataError(f"silo {space.name}: a mean of squares that came has negative numbers.")
+
+
+def _check_moment(
+    space: Workspace, moment: Mapping[str, Tensor], *, weights: Sequence[str]
+) -> None:
+    """Refuse a running mean that is not of the adapter's weights, or lacks one that is scored."""
+    initial = space.model().initial
+    if set(moment) <= set(initial) and set(weights) <= set(moment):
+        return check_state(moment, like={name: initial[name] for name in moment})
+    raise DataError(
+        f"silo {space.name}: a running mean came that is not one of the adapter's weights."
+    )
 
 
 def check_adapters(space: Workspace, request: Envelope) -> None:

@@ -20,6 +20,7 @@ from clues.config import (
     EvaluateSettings,
     SiloSettings,
     derived_seed,
+    short,
     validate,
 )
 from clues.data.tokens import EncodedRow
@@ -134,8 +135,8 @@ class Silo:
             and request.recipe_hash != self.space.recipe().hash
         ):
             raise RecipeMismatchError(
-                f"silo {self.settings.name} works under recipe {self.space.recipe().hash}; a "
-                f"{request.kind} request came for {request.recipe_hash}. Start again with hello."
+                f"silo {self.settings.name} works under recipe {short(self.space.recipe().hash)}; a "
+                f"{request.kind} request came for {short(request.recipe_hash)}. Start again with hello."
             )
         settings = self.settings.agreed()
         ours = [self.space.data_token(), settings, self.allow_degenerate, self.space.order_seed()]
@@ -173,8 +174,10 @@ class Silo:
             FitRequest: lambda r: fit(self.space, r, self.arm_rows(r.arm)),
             EvaluateRequest: self._evaluate,
         }
+        Questions(self.space).begin(request)
         reply = replace(handlers[type(request)](request), answers=id_of(data)).to_bytes()
         atomic_write_bytes(stored, reply)
+        Questions(self.space).answered(request)
         if isinstance(request, ScoreRequest):
             # The table is whole and the answer stored: nobody needs the parts again.
             shutil.rmtree(self.private / "shards", ignore_errors=True)

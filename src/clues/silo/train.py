@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clues.atomic import atomic_write_bytes
@@ -58,12 +58,15 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
     per_round = max(1, n_steps // recipe.train.rounds)
     first, n_steps = request.round * per_round, per_round * recipe.train.rounds
     sends_first = bool(forms & set(NEEDS_FIRST_MOMENT))
+    schedule = Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps)
     crowd = gather(
         space,
         rows,
         request,
         n_steps=per_round,
         what="a round of the warm-up",
+        schedule=schedule,
+        every_step=inrun,
         with_moments=sends_first,
     )
     order, seen = crowd.order, None
@@ -90,7 +93,7 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
         observer=seen,
         start=request.adapter,
         booked=_Booked(Phase(kind="train"), checksum_of(request.to_bytes()), n_rows),
-        schedule=Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps),
+        schedule=schedule,
         n_steps=per_round,
         first_step=first,
         seed=crowd.seed,
@@ -127,11 +130,20 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
         return FitReply(recipe_hash=recipe.hash, weight=0, adapter={})
     once = settings.once
     n_steps = settings.local_steps * (settings.rounds if once else 1)
-    crowd = gather(space, rows, request, n_steps=n_steps, what=f"arm {request.arm}")
+    peak = settings.learning_rate or recipe.train.learning_rate
+    schedule = Schedule(peak, recipe.train.warmup, settings.local_steps * settings.rounds)
+    crowd = gather(
+        space,
+        rows,
+        request,
+        n_steps=n_steps,
+        what=f"arm {request.arm}",
+        schedule=schedule,
+        every_step=settings.proximal > 0,
+    )
     n_rows = told_of_arm(space, request.arm, rows)
     model = space.model()
     model.freeze_a(frozen=not once and settings.aggregation == "ffa")
-    peak = settings.learning_rate or recipe.train.learning_rate
     # With stack, what all have learnt so far is the base, and a new adapter learns the rest.
     stacks = settings.aggregation == "stack" and not once
     with model.on_top_of(request.adapter) if stacks else nullcontext():
@@ -143,7 +155,7 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
             booked=_Booked(
                 Phase(kind="fit", arm=request.arm), checksum_of(request.to_bytes()), n_rows
             ),
-            schedule=Schedule(peak, recipe.train.warmup, settings.local_steps * settings.rounds),
+            schedule=schedule,
             n_steps=n_steps,
             first_step=request.round * n_steps,
             order=crowd.order,
@@ -167,17 +179,31 @@ def _train_inside(space: Workspace, request: TrainRequest) -> None:
         if not chosen:
             raise DataError(f"silo {space.name}: too few rows to cross-fit.")
         n_steps = n_train_steps(recipe.train, len(chosen))
-        trained = _run(
+        schedule = Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps)
+        saved = checkpoint_steps(n_steps, recipe.train.checkpoints)
+        what = f"fold {fold + 1}" if recipe.score.trajectory == "crossfit" else "own trajectory"
+        # No adapter leaves, but what public rows score under these does, and that tells of them.
+        crowd = gather(
             space,
             chosen,
-            f"fold {fold + 1}" if recipe.score.trajectory == "crossfit" else "own trajectory",
+            replace(request, round=fold),
+            n_steps=n_steps,
+            what=what,
+            schedule=schedule,
+            shown_after=saved[0],
+        )
+        trained = _run(
+            space,
+            crowd.rows,
+            what,
             start=request.adapter,
             booked=None,
-            schedule=Schedule(recipe.train.learning_rate, recipe.train.warmup, n_steps),
+            schedule=schedule,
             n_steps=n_steps,
             first_step=0,
-            seed=derived_seed(recipe.seed, "train", space.name, fold),
-            checkpoint_at=checkpoint_steps(n_steps, recipe.train.checkpoints),
+            order=crowd.order,
+            seed=crowd.seed,
+            checkpoint_at=saved,
         )
         for number, checkpoint in enumerate(trained.checkpoints):
             save_checkpoint(checkpoint, folder / f"checkpoint-{number}")

@@ -19,6 +19,7 @@ from clues.config import (
     SiloModel,
     SiloSettings,
     differing,
+    short,
     validate,
 )
 from clues.data.formats import RowFile, read_rows
@@ -290,7 +291,7 @@ class Workspace:
                 return kept
             raise DataError(f"{path}: damaged (not row numbers). Select again.")
         raise DataError(
-            f"silo {self.name}: nothing is selected yet under recipe {self.recipe().hash} and of "
+            f"silo {self.name}: nothing is selected yet under recipe {short(self.recipe().hash)} and of "
             "these rows. Run clues select."
         )
 
