@@ -81,7 +81,7 @@ class LoraModel:
             ConfigError: a target module is not in the model, or cannot be scored row by row.
             DataError: with this base model every number would be wrong.
         """
-        self.settings = settings
+        self.settings, self.tried = settings, False
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         # Quantised weights lie where they were loaded.
         if getattr(base, "hf_quantizer", None) is None:

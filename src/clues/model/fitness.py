@@ -13,7 +13,7 @@ from clues.model.layers import Reading
 
 # Of what is said about a text's beginning, the share that its end may move: rounding.
 LOOKS_AHEAD = {torch.float64: 1e-3, torch.float32: 1e-3}
-HALF = 0.05
+HALF, HALF_TYPES = 0.05, (torch.bfloat16, torch.float16)
 POSITIONS = (
     "max_position_embeddings",
     "n_positions",
