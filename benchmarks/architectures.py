@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -16,10 +16,11 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+# In training these two drop activations of their own, so that no two passes are alike.
+NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 HEADS_OF_8 = {**LLAMA, "head_dim": 8}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,12 @@ class Architecture:
     Attributes:
         kind: the name of the kind in a model's config.json.
         settings: of its configuration, beside the size of the vocabulary.
-        targets: linear layers that get an adapter.
+        targets: layers that get an adapter.
     """
 
     kind: str
     settings: Mapping[str, Any]
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -44,23 +45,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Mistral": Architecture("mistral", {**LLAMA, "sliding_window": 16}),
     "Gemma 2": Architecture("gemma2", {**HEADS_OF_8, "sliding_window": 16}),
     "Gemma 3": Architecture("gemma3_text", {**HEADS_OF_8, "sliding_window": 16}),
-    "Phi-3": Architecture("phi3", LLAMA, ("qkv_proj", "o_proj")),
+    "Phi-3": Architecture("phi3", LLAMA),
     "GPT-2": Architecture(
-        "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}, ("c_attn", "c_proj")
+        "gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **NO_DROPOUT}
     ),
     "GPT-NeoX": Architecture(
         "gpt_neox",
         {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"},
-        ("query_key_value", "dense"),
     ),
     "Falcon": Architecture(
         "falcon",
         {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
-        ("query_key_value", "dense", "dense_4h_to_h"),
     ),
-    "Bloom": Architecture(
-        "bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, ("query_key_value",)
-    ),
+    "Bloom": Architecture("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "OPT": Architecture(
         "opt",
         {
@@ -70,11 +67,10 @@ ARCHITECTURES: dict[str, Architecture] = {
             "num_attention_heads": 4,
             "max_position_embeddings": 256,
             "word_embed_proj_dim": 32,
+            "dropout": 0.0,
         },
     ),
-    "Mamba": Architecture(
-        "mamba", {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}, ("in_proj", "x_proj")
-    ),
+    "Mamba": Architecture("mamba", {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
     "Qwen3-MoE": Architecture("qwen3_moe", {**HEADS_OF_8, **EXPERTS}),
     "Mixtral": Architecture("mixtral", {**LLAMA, **LOCAL_EXPERTS}),
     "gpt-oss": Architecture("gpt_oss", {**HEADS_OF_8, **LOCAL_EXPERTS, "sliding_window": 16}),
@@ -83,6 +79,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "OLMo 2": Architecture("olmo2", LLAMA),
     "SmolLM3": Architecture("smollm3", LLAMA),
     "Cohere": Architecture("cohere", LLAMA),
+    # A head is a linear layer like others, also where its weights are the embeddings'.
+    "Llama, head": Architecture("llama", LLAMA, ("v_proj", "lm_head")),
+    "Qwen3, tied head": Architecture(
+        "qwen3", {**HEADS_OF_8, "tie_word_embeddings": True}, ("v_proj", "lm_head")
+    ),
 }
 
 

@@ -5,6 +5,7 @@ An adapter's state is a dictionary from PEFT's saved name, such as
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from clues.atomic import atomic_write_bytes, make_folder, read_bytes, write_atomically
 from clues.config import LoraSettings, ModelSettings
@@ -94,9 +96,15 @@ class LoraModel:
             lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=settings.dropout,
             target_modules=targets,
+            # GPT-2 keeps its matrices transposed.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
             task_type=TaskType.CAUSAL_LM,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # Of layers of either kind beside each other, and of a head that is the embeddings, whose
+            # adapter stays beside the weights here.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
             torch.manual_seed(seed)
             try:
                 self.peft: PeftModel = get_peft_model(base, config)  # pyright: ignore[reportAttributeAccessIssue]
