@@ -104,7 +104,7 @@ def load(name: str, targets) -> LoraModel:
         ("gpt-oss", "down_proj", r"experts lie in one tensor.* alone: q_proj, k_proj, v_proj, o_"),
         ("gpt-oss", "experts", r"experts is no linear layer: .* one tensor"),
         ("Qwen3-MoE", "gate", r"gate is no linear layer \(model.layers.0.mlp.gate is Qwen3MoeTop"),
-        ("Mamba", "dt_proj", r"dt_proj takes no part when .* alone: in_proj, x_proj\.$"),
+        ("Mamba", "dt_proj", r"dt_proj takes no part as .* alone: in_proj, x_proj\.$"),
         ("Mamba", "out_proj", r"out_proj is refused by PEFT: .* alone: in_proj, x_proj\.$"),
         ("Mamba", "conv1d", r"conv1d is no linear layer"),
     ],
@@ -246,6 +246,54 @@ def test_a_trial_leaves_the_model_as_it_was_and_is_made_once(monkeypatch) -> Non
     assert all(p.grad is None for p in model.peft.parameters())
     monkeypatch.setattr("clues.scoring.trial._alone", None)
     try_out(model, ScoreSettings())
+
+
+class Coarse(LlamaForCausalLM):
+    """What it says comes in steps; its gradient does not show them."""
+
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        steps = (found.logits * 10).round() / 10
+        found.logits = found.logits + (steps - found.logits).detach()
+        return found
+
+
+def test_finite_differences_are_refused_where_the_loss_comes_in_steps() -> None:
+    torch.manual_seed(0)
+    base = Coarse(tiny_model(ARCHITECTURES["Llama"]).config).eval()
+    model = LoraModel(base, lora(("q_proj",)), seed=0, device="cpu")
+    try_out(model, ScoreSettings())
+    with pytest.raises(DataError, match=r"Coarse: finite differences are off by .* not smooth"):
+        try_out(model, ScoreSettings(form="sgd", way="finite_difference"))
+    smooth = load("Llama", ("q_proj",))
+    try_out(smooth, ScoreSettings(form="sgd", way="finite_difference"))
+
+
+def test_a_router_is_left_out_and_a_shared_expert_is_not() -> None:
+    """PEFT would put an adapter into one weight of the router, where no branch hangs."""
+    sizes = {**LLAMA, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    sizes |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    for kind, router in (("afmoe", "router.gate"), ("llama4_text", "router"), ("phimoe", "router")):
+        more = {"num_local_experts": 4, "num_dense_layers": 1}
+        base = tiny_model(Architecture(kind, {**sizes, **more}))
+        model = LoraModel(base, lora("all-linear"), seed=0, device="cpu")
+        try_out(model, ScoreSettings())
+        assert not [name for name in model.parameters() if f".{router}.lora" in name]
+    base = tiny_model(Architecture("qwen2_moe", sizes))
+    model = LoraModel(base, lora(("shared_expert_gate", "q_proj")), seed=0, device="cpu")
+    try_out(model, ScoreSettings())
+
+
+def test_an_adapter_that_peft_would_not_open_again_is_refused() -> None:
+    """PEFT renames weights of models that it knows by name as it opens them."""
+    sizes = {**LLAMA, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    sizes |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+    base = tiny_model(Architecture("laguna", sizes))
+    model = LoraModel(base, lora("all-linear"), seed=0, device="cpu")
+    with pytest.raises(
+        ConfigError, match=r"not open a saved adapter .* Name others than gate_proj"
+    ):
+        try_out(model, ScoreSettings())
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "gpt-oss"])

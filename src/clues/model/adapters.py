@@ -33,6 +33,7 @@ from clues.model.tensorfile import is_sealed, sealed_parts
 from clues.rundir import file_hash, read_record, write_record
 
 AdapterState = dict[str, Tensor]
+UNREADABLE = "Take another base model, or one that reads token ids alone."
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
 
 
@@ -88,7 +89,8 @@ class LoraModel:
         # Quantised weights lie where they were loaded.
         if getattr(base, "hf_quantizer", None) is None:
             base.to(self.device)
-        reading = read_short_text(base)
+        with Opening(type(base).__name__, "short text", done="read", advice=UNREADABLE):
+            reading = read_short_text(base)
         check_base(base, reading)
         targets = resolve(base, settings.target_modules, reading.used)
         config = LoraConfig(

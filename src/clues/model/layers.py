@@ -6,14 +6,17 @@ row. So each name is looked up before anything is attached, and a short text sho
 
 import copy
 import re
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from clues.errors import ConfigError
@@ -47,8 +50,14 @@ def read_short_text(base: Any) -> Reading:
     ids_NT = torch.arange(N_TEXT).repeat(2, 1) % width
     ids_NT[1, -N_DIFFERENT:] = (ids_NT[1, -N_DIFFERENT:] + N_TEXT) % width
     used: set[str] = set()
+
+    def note(name: str, _: Any, inputs: Any, output: Any) -> None:
+        # Some routers call themselves linear layers, and give several tensors.
+        if isinstance(output, Tensor):
+            used.add(name)
+
     hooks = [
-        module.register_forward_hook(lambda *_, name=name: used.add(name))
+        module.register_forward_hook(partial(note, name))
         for name, module in base.named_modules()
         if isinstance(module, LINEAR)
     ]
@@ -111,8 +120,8 @@ def resolve(base: Any, targets: Sequence[str] | str, used: Collection[str]) -> l
         at_work = [name for name in found if name not in idle]
         if not problem and not at_work:
             problem = (
-                f"{target} takes no part when this model reads a text, so an adapter on it would "
-                "do nothing"
+                f"{target} takes no part as a linear layer when this model reads a text, so an "
+                "adapter on it would do nothing"
             )
         if problem:
             raise ConfigError(f"{WHERE}: {problem}. {_instead(_adaptable(base, idle))}")
@@ -132,11 +141,10 @@ def check_plain(peft: Any) -> None:
     for name, layer in peft.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        base = layer.get_base_layer()
-        if not isinstance(base, LINEAR) or any(layer.use_dora.values()):
+        if not _is_plain(layer) or any(layer.use_dora.values()):
             raise ConfigError(
                 f"the adapter has more than A and B of linear layers: {name} adapts "
-                f"{type(base).__name__}. {_instead(())}"
+                f"{type(layer.get_base_layer()).__name__}. {_instead(())}"
             )
     known = tuple(f".lora_{ab}.default.weight" for ab in "AB")
     odd = [n for n, _ in peft.named_parameters() if ".lora_" in n and not n.endswith(known)]
@@ -247,6 +255,11 @@ def _refused(base: Any, names: Sequence[str]) -> dict[str, str]:
     return {short: reason for short, reason in reasons.items() if reason}
 
 
+def _is_plain(layer: Any) -> bool:
+    """Whether an adapter stands beside a linear layer, and not in front of one weight of it."""
+    return isinstance(layer.get_base_layer(), LINEAR) and not isinstance(layer, ParamWrapper)
+
+
 def _reason(base: Any, names: Sequence[str]) -> str:
     """Why PEFT does not adapt these as linear layers; empty where it does.
 
@@ -255,11 +268,12 @@ def _reason(base: Any, names: Sequence[str]) -> str:
     twin = copy.deepcopy(base, {id(p): p for p in (*base.parameters(), *base.buffers())})
     config = LoraConfig(r=1, target_modules=list(names), task_type=TaskType.CAUSAL_LM)
     try:
-        peft = get_peft_model(twin, config, low_cpu_mem_usage=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # this adapter is only looked at
+            peft = get_peft_model(twin, config, low_cpu_mem_usage=True)
     except ValueError as error:
         return f"is refused by PEFT: {first_line(error).split('. ')[0]}"
     layers = {n: m for n, m in peft.named_modules() if isinstance(m, LoraLayer)}
-    plain = all(isinstance(layer.get_base_layer(), LINEAR) for layer in layers.values())
-    if plain and len(layers) == len(names):
+    if all(map(_is_plain, layers.values())) and len(layers) == len(names):
         return ""
     return f"means more than linear layers to PEFT, and {TOGETHER}"

@@ -5,26 +5,31 @@ one row change another. So three short rows of random tokens are scored in one b
 one, from gradients that autograd makes; nothing goes on where the two differ.
 """
 
+import copy
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from peft import set_peft_model_state_dict
 
 from clues.config import ScoreSettings
 from clues.data.tokens import EncodedRow
-from clues.errors import DataError
+from clues.errors import ConfigError, DataError
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.fitness import HALF_TYPES, n_embeddings
+from clues.model.layers import short_names
 from clues.model.loss import make_batch, row_losses
 from clues.model.place import Opening
 from clues.scoring.direction import trainable
-from clues.scoring.finite import check_difference
+from clues.scoring.finite import check_difference, difference_scores
 from clues.scoring.influence import influence_scores
 
 LENGTHS = (7, 5, 9)
 # Largest distance of the scores from those of each row alone, as a share of their norm. Half
 # precision rounds other rows otherwise; rows that are mixed up are off by about 1.
 FULL, HALF = 0.01, 0.3
+DIFFERENCE = 0.05
 ADVICE = "Take another base model, or one that transformers can train on token ids alone."
 
 
@@ -37,12 +42,14 @@ def try_out(model: LoraModel, settings: ScoreSettings) -> None:
 
     Raises:
         DataError: the model cannot be trained on tokens alone, or its rows do not stay apart.
-        ConfigError: finite differences say nothing on this model.
+        ConfigError: finite differences say nothing on this model, or PEFT would not open its
+            adapter again.
     """
-    if settings.way == "finite_difference":
-        check_difference(model)
-    if model.tried:
+    by_difference = settings.way == "finite_difference"
+    if model.tried and not by_difference:
         return
+    if by_difference:
+        check_difference(model)
     rows = _rows(n_embeddings(model.peft.get_base_model()))
     devices = [model.device] if model.device.type == "cuda" else []
     name = type(model.peft.get_base_model()).__name__
@@ -52,9 +59,26 @@ def try_out(model: LoraModel, settings: ScoreSettings) -> None:
         alone, losses = _alone(model, rows, state)
         found = influence_scores(model, rows, adapter=state, directions=alone)
     expected = np.array([[_product(g, d) for d in alone] for g in alone])
+    half = model.peft.get_base_model().dtype in HALF_TYPES
+    for what, one, other in (("score", found.products, expected), ("loss", found.losses, losses)):
+        far = _distance(one, other)
+        if not far <= (HALF if half else FULL):
+            raise DataError(
+                f"{name}: the {what} of a row depends on the rows beside it (off by {far:.0%} in a "
+                "trial with random rows), so rows cannot be compared. Name other layers in "
+                "recipe.lora.target_modules, or take another base model."
+            )
+    if by_difference:
+        moved = difference_scores(model, rows, adapter=state, directions=alone)
+        far = _distance(moved.products, expected)
+        if not far <= DIFFERENCE:
+            raise DataError(
+                f"{name}: finite differences are off by {far:.0%} in a trial with random rows: its "
+                "loss is not smooth enough for them. Set recipe.score.way: auto."
+            )
     model.set_state(model.initial)
-    _compare(found.products, expected, model, name, "score")
-    _compare(found.losses, losses, model, name, "loss")
+    with Opening(name, "saved adapter", done="opened again", advice=ADVICE):
+        _check_opens_again(model, state)
     model.tried = True
 
 
@@ -113,14 +137,28 @@ def _product(a: AdapterState, b: AdapterState) -> float:
     return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
 
 
-def _compare(
-    found: np.ndarray, expected: np.ndarray, model: LoraModel, name: str, what: str
-) -> None:
-    half = model.peft.get_base_model().dtype in HALF_TYPES
-    distance = np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30)
-    if not distance <= (HALF if half else FULL):
-        raise DataError(
-            f"{name}: the {what} of a row depends on the rows beside it (off by {distance:.0%} in a "
-            "trial with random rows), so rows cannot be compared. Name other layers in "
-            f"recipe.lora.target_modules, or take another base model."
+def _distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / max(np.linalg.norm(expected), 1e-30))
+
+
+def _check_opens_again(model: LoraModel, state: AdapterState) -> None:
+    """Let PEFT take up a saved adapter, in other modules around the same base weights.
+
+    It knows models by name and renames weights of some as it opens them.
+    """
+    base = model.peft.get_base_model()
+    kept = {id(p) for p in model.parameters().values()}
+    shared = {id(t): t for t in (*base.parameters(), *base.buffers()) if id(t) not in kept}
+    twin = LoraModel.around(copy.deepcopy(model.peft, shared))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that it misses; they are counted here
+        set_peft_model_state_dict(twin.peft, {n: t.clone() for n, t in state.items()})
+    found = twin.state()
+    lost = [name for name in state if not torch.equal(found[name], state[name].to(found[name]))]
+    if lost:
+        layers = short_names([name.rsplit(".lora_", 1)[0] for name in lost])
+        raise ConfigError(
+            f"recipe.lora.target_modules: PEFT does not open a saved adapter on some layers of this "
+            f"model again ({len(lost)} weights, for example {lost[0]}). Name others than "
+            f"{', '.join(layers)}."
         )
