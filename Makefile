@@ -12,6 +12,7 @@
 # make architecture  the picture and the figures of docs/architecture.md from the code's imports
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
+# make models      every way to score on every kind of model, into docs/models.md (one minute)
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
 # make fuzz N=10000 SEED=0   odd files and messages of every kind; what went wrong is in fuzz.log
 # make federation-tests  the same result in four ways, silos and coordinator killed (20 minutes)
@@ -21,7 +22,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark experiment base results reference leaves architecture docs picture \
+.PHONY: demo test fast check benchmark models experiment base results reference leaves architecture docs picture \
 	federation federation-tests long-tests fuzz clean
 
 demo: $(READY)
@@ -52,6 +53,9 @@ fuzz: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.scoring --large --write
+
+models: $(READY)
+	$(BIN)/python -m benchmarks.matrix --write
 
 experiment: $(READY)
 	$(BIN)/python -m experiments $(NAME) $(ARGS)

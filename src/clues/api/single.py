@@ -12,6 +12,7 @@ from clues.atomic import atomic_write_bytes
 from clues.config import BUILT_IN, Recipe, RunConfig, load_config, read_yaml
 from clues.errors import ConfigError, DataError, UsageError
 from clues.model.borrowed import BorrowedModel
+from clues.prepare.modelfit import fitted
 from clues.prepare.scaffold import Answers, PublicAnswer, SiloAnswer, check_model, write_scaffold
 from clues.selection.units import MIN_ANCHORS
 
@@ -92,7 +93,8 @@ def configure(
         ConfigError: a setting is not known or out of range.
     """
     (silo,) = answers.silos
-    answers = replace(answers, model=_scaffold_model(model, recipe))
+    base = model.model if isinstance(model, BorrowedModel) else None
+    answers = fitted(replace(answers, model=_scaffold_model(model, recipe)), base)
     write_scaffold(answers)
     content = read_yaml(answers.path)
     own = read_yaml(answers.path.parent / f"{silo.name}.yaml")

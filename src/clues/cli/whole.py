@@ -12,7 +12,7 @@ from clues.cli import network
 from clues.cli.calm import calm_libraries
 from clues.cli.opening import open_for_verb, run_stage, say_where, show, show_path
 from clues.cli.options import Config, Degenerate, Json, Out, Quiet, SkipNonfinite, err, out
-from clues.config import load_config
+from clues.config import BUILT_IN, load_config
 from clues.errors import CluesError, UsageError
 from clues.prepare.scaffold import Side
 
@@ -109,7 +109,12 @@ def init(
     from clues.prepare.scaffold import write_scaffold
 
     flags = Flags(path, side, name, silos or (), public or (), heldout, model, labels)
-    written = write_scaffold(answers_of(flags, _ask if sys.stdin.isatty() else None))
+    answers = answers_of(flags, _ask if sys.stdin.isatty() else None)
+    if answers.model != BUILT_IN and side != "silo":
+        from clues.prepare.modelfit import fitted
+
+        answers = fitted(answers)
+    written = write_scaffold(answers)
     if as_json:
         out.print_json(json.dumps({"written": [str(file) for file in written]}))
         return

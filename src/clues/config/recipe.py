@@ -229,6 +229,16 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _differences_are_fine_enough(self) -> "Recipe":
+        half = self.model.dtype in ("bfloat16", "float16")
+        if half and self.score.way == "finite_difference":
+            raise ValueError(
+                f"score.way finite_difference needs model.dtype float32: rounding in {self.model.dtype} "
+                "is larger than the difference of two losses; set score.way: auto"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parts_can_be_added(self) -> "Recipe":
         for name in (LOSS, ALIGNMENT):
             if any(name in public.validation for public in self.public.values()):

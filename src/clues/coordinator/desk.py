@@ -19,6 +19,7 @@ from clues.progress import Progress
 from clues.scoring.direction import mean_gradient, scored_weights
 from clues.scoring.forms import form_directions
 from clues.scoring.trajectory import N_PROBES, anchors_at_coordinator, score_rows
+from clues.scoring.trial import try_out
 from clues.wall.transport import Transport
 
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
@@ -50,6 +51,7 @@ class Desk:
             max_message_mb=federation.max_message_mb,
         )
         self.model, self.encoder = load_model(recipe)
+        try_out(self.model, recipe.score)
         self.initial = self.model.initial
         self.watch = Watch(self._watched_loss)
 

@@ -68,14 +68,25 @@ def as_encoded(row: EncodedRow | Mapping[str, Any], number: int) -> EncodedRow:
 class RowEncoder:
     """Turns samples into token ids and masks under one recipe."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TokenSettings) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        settings: TokenSettings,
+        *,
+        n_known: int | None = None,
+    ) -> None:
         """Choose the template.
+
+        Args:
+            tokenizer: of the model.
+            settings: of the recipe.
+            n_known: how many tokens the model has an embedding for; None leaves it open.
 
         Raises:
             ConfigError: the recipe asks for a chat template and the tokenizer has none.
         """
         self.tokenizer: Any = tokenizer
-        self.settings = settings
+        self.settings, self.n_known = settings, n_known
         wanted = settings.template != "alpaca"
         has_chat = wanted and template_of(tokenizer)
         day = settings.date.isoformat()
@@ -128,6 +139,11 @@ class RowEncoder:
                 f"{' after truncation' if truncated else ''} at "
                 f"{self.settings.max_length} tokens. Raise recipe.tokens.max_length or set "
                 "overlong: drop."
+            )
+        if self.n_known is not None and max(ids) >= self.n_known:
+            raise DataError(
+                f"row {sample.row + 1}: token number {max(ids)} is not in the model, which knows "
+                f"{self.n_known}. Take the model's own tokenizer, or resize the model's embeddings."
             )
         return EncodedRow(sample.row, sample.id, tuple(ids), tuple(mask), truncated, remarks)
 

@@ -5,29 +5,36 @@ An adapter's state is a dictionary from PEFT's saved name, such as
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from clues.atomic import atomic_write_bytes, make_folder, read_bytes, write_atomically
 from clues.config import LoraSettings, ModelSettings
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.base import load_base
+from clues.model.fitness import check_base
 from clues.model.head import find_head
+from clues.model.layers import check_plain, check_training, read_short_text, resolve
 from clues.model.place import Opening, first_line, model_folder
 from clues.model.tensorfile import is_sealed, sealed_parts
 from clues.rundir import file_hash, read_record, write_record
 
 AdapterState = dict[str, Tensor]
+UNREADABLE = "Take another base model, or one that reads token ids alone."
 CHECKPOINT_FILES = ("adapter", "second_moment", "first_moment")
 
 
@@ -75,34 +82,42 @@ class LoraModel:
         """Attach a new adapter; the seed is set before it exists.
 
         Raises:
-            ConfigError: a target module is not in the model.
+            ConfigError: a target module is not in the model, or cannot be scored row by row.
+            DataError: with this base model every number would be wrong.
         """
-        self.settings = settings
+        self.settings, self.tried = settings, False
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        targets = settings.target_modules
+        # Quantised weights lie where they were loaded.
+        if getattr(base, "hf_quantizer", None) is None:
+            base.to(self.device)
+        with Opening(type(base).__name__, "short text", done="read", advice=UNREADABLE):
+            reading = read_short_text(base)
+        check_base(base, reading)
+        targets = resolve(base, settings.target_modules, reading.used)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=settings.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_modules=targets,
+            # GPT-2 keeps its matrices transposed.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
             task_type=TaskType.CAUSAL_LM,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # Of layers of either kind beside each other, and of a head that is the embeddings, whose
+            # adapter stays beside the weights here.
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
             torch.manual_seed(seed)
             try:
                 self.peft: PeftModel = get_peft_model(base, config)  # pyright: ignore[reportAttributeAccessIssue]
-            except ValueError:
-                names = sorted({n.rsplit(".", 1)[-1] for n, m in base.named_modules() if n})
+            except ValueError as error:
                 raise ConfigError(
-                    f"recipe.lora.target_modules: {targets} not found in this model. "
-                    f"It has: {', '.join(names)}."
+                    f"recipe.lora.target_modules: PEFT refuses {settings.target_modules} for this "
+                    f"model: {first_line(error)}"
                 ) from None
-        if any("lora_embedding" in name for name, _ in self.peft.named_parameters()):
-            # Its gradient is zero but for the tokens that stand in the rows: it lists them.
-            raise ConfigError(
-                f"recipe.lora.target_modules: {targets} has a layer of embeddings. Name linear "
-                "layers alone."
-            )
+        check_plain(self.peft)
+        check_training(self.peft, {id(p) for p in self.parameters().values()})
         for parameter in self.parameters().values():
             # fp16 and bf16 adapters flush small gradients to zero.
             if parameter.dtype in (torch.float16, torch.bfloat16):
@@ -122,8 +137,7 @@ class LoraModel:
         """
         folder = model_folder(model)
         with Opening(model.name, "model"):
-            base = load_base(folder, model)
-        return cls(base, lora, seed=seed, device=device)
+            return cls(load_base(folder, model), lora, seed=seed, device=device)
 
     @classmethod
     def around(cls, peft: Any) -> "LoraModel":
@@ -136,10 +150,7 @@ class LoraModel:
         """
         if not isinstance(peft, PeftModel) or list(peft.peft_config) != ["default"]:
             raise ConfigError("a PEFT model with one adapter, named default, is needed.")
-        known = tuple(f".lora_{ab}.default.weight" for ab in "AB")
-        odd = [n for n, _ in peft.named_parameters() if ".lora_" in n and not n.endswith(known)]
-        if odd:
-            raise ConfigError(f"the adapter has more than A and B of linear layers: {odd[0]}.")
+        check_plain(peft)
         model = cls.__new__(cls)
         model.peft, model.device, model.head = peft, peft.device, find_head(peft)
         model.initial = model.state()
@@ -194,31 +205,40 @@ class LoraModel:
             self.peft.train(was_training)
 
     @contextmanager
-    @torch.no_grad()
     def on_top_of(self, state: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, an adapter of any rank is part of the base weights; after, they are as before."""
-        kept: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, a_RI in state.items():
-            if ".lora_A." not in name:
-                continue
-            b_OR = state[name.replace(".lora_A.", ".lora_B.")]
-            module: Any = self.peft.get_submodule(name.split(".lora_A.")[0])
-            weight = module.base_layer.weight
-            kept[name] = (weight, weight.detach().clone())
-            added = self.scaling * (b_OR.double() @ a_RI.double())
-            weight.copy_((weight.double() + added.to(weight.device)).to(weight.dtype))
+        """Inside, an adapter of any rank is part of the base model; after, it is as before.
+
+        Beside the layers, not in their weights: these may be shared between layers, transposed, or
+        too coarse for a small update.
+        """
+        hooks = []
         try:
-            with torch.enable_grad():
-                yield
+            for name, a_RI in state.items():
+                if ".lora_A." not in name:
+                    continue
+                layer = self.peft.get_submodule(name.split(".lora_A.")[0])
+                b_OR = state[name.replace(".lora_A.", ".lora_B.")]
+                added = partial(
+                    _add_update, self.scaling, a_RI.to(self.device), b_OR.to(self.device)
+                )
+                hooks.append(layer.register_forward_hook(added))
+            yield
         finally:
-            # The copies, not a subtraction: the base model must not drift by rounding.
-            for weight, before in kept.values():
-                weight.copy_(before)
+            for hook in hooks:
+                hook.remove()
 
     def save(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """Write an adapter folder that plain PEFT opens, whatever the rank of `state`."""
         config = self.peft.peft_config["default"].to_dict()
         write_adapter(folder, state, config, scaling=self.scaling)
+
+
+def _add_update(
+    scaling: float, a_RI: Tensor, b_OR: Tensor, _: Any, inputs: tuple[Tensor, ...], y: Tensor
+) -> Tensor:
+    """W x + s B A x, in the precision of A and B."""
+    update = F.linear(F.linear(inputs[0].to(a_RI.dtype), a_RI), b_OR)
+    return (y.to(a_RI.dtype) + scaling * update).to(y.dtype)
 
 
 def write_adapter(

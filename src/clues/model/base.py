@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from clues.config import BUILT_IN, ModelSettings
 from clues.errors import DataError
-from clues.model.place import read_object, stored_shapes
+from clues.model.fitness import check_config
+from clues.model.place import first_line, read_object, stored_shapes
 
 # Room for weights that are made at the start, such as tables of positions.
 SLACK = 2**24
@@ -34,16 +35,7 @@ def load_base(folder: Path, settings: ModelSettings) -> Any:
         DataError: configuration and weights do not fit together.
     """
     config = _checked_config(folder, settings)
-    base, found = _WithReport.from_pretrained(
-        str(folder),
-        config=config,
-        dtype=getattr(torch, settings.dtype),
-        trust_remote_code=settings.trust_remote_code,
-        local_files_only=True,
-        use_safetensors=True,
-        weights_only=True,
-        output_loading_info=True,
-    )
+    base, found = _loaded(folder, config, settings)
     missing, odd = sorted(found["missing_keys"]), sorted(map(str, found["mismatched_keys"]))
     if missing or odd:
         # They would be random numbers, and every score with them.
@@ -57,6 +49,31 @@ def load_base(folder: Path, settings: ModelSettings) -> Any:
     return base
 
 
+def _loaded(folder: Path, config: Any, settings: ModelSettings) -> tuple[Any, dict[str, Any]]:
+    problem = None
+    try:
+        return _WithReport.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=getattr(torch, settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            weights_only=True,
+            output_loading_info=True,
+        )
+    except (ImportError, ValueError, RuntimeError) as error:
+        method = getattr(config, "quantization_config", None)
+        if method is None:
+            raise
+        problem = first_line(error)
+    kind = method.get("quant_method", "") if isinstance(method, Mapping) else method.quant_method
+    raise DataError(
+        f"{folder}: its weights are quantised ({kind}), and cannot be read here: {problem} Install "
+        "what is missing, or take the model's weights before they were quantised."
+    )
+
+
 def _checked_config(folder: Path, settings: ModelSettings) -> Any:
     """The configuration, once it asks for no more than the folder has.
 
@@ -66,13 +83,8 @@ def _checked_config(folder: Path, settings: ModelSettings) -> Any:
     stored = stored_shapes(folder)
     n_stored = sum(math.prod(shape) for shape in stored.values())
     quantized = "quantization_config" in read_object(folder / "config.json")
-    config = AutoConfig.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=settings.trust_remote_code
-    )
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=settings.trust_remote_code
-        )
+    config = _read_config(folder, settings)
+    empty = _empty(config, settings)
     wanted = sum(p.numel() for p in empty.parameters())
     made = sum(b.numel() for b in empty.buffers())
     if wanted > (PACKED if quantized else 1) * n_stored + SLACK or made > MAX_BUFFERS:
@@ -83,6 +95,30 @@ def _checked_config(folder: Path, settings: ModelSettings) -> Any:
     if not quantized:
         _check_shapes(empty, stored, folder)
     return config
+
+
+def empty_base(folder: Path, settings: ModelSettings) -> Any:
+    """The model that a folder's configuration describes, on a device that holds no numbers.
+
+    Raises:
+        DataError: it is no causal model.
+    """
+    return _empty(_read_config(folder, settings), settings)
+
+
+def _read_config(folder: Path, settings: ModelSettings) -> Any:
+    config = AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=settings.trust_remote_code
+    )
+    check_config(config, str(folder))
+    return config
+
+
+def _empty(config: Any, settings: ModelSettings) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
 
 
 def _check_shapes(empty: Any, stored: Mapping[str, tuple[int, ...]], folder: Path) -> None:

@@ -19,7 +19,7 @@ from clues.config import ModelSettings, Recipe
 from clues.data.tokens import RowEncoder
 from clues.errors import DataError, UsageError
 from clues.model.adapters import LoraModel
-from clues.model.cache import ModelCache
+from clues.model.cache import ModelCache, encoder_for
 
 DTYPES = {
     torch.float32: "float32",
@@ -92,7 +92,7 @@ class BorrowedModel(ModelCache):
         if key not in self._loaded:
             base = shared_copy(self.model)
             model = LoraModel(base, recipe.lora, seed=recipe.seed, device=self.device)
-            self._loaded[key] = (model, RowEncoder(self.tokenizer, recipe.tokens))
+            self._loaded[key] = (model, encoder_for(model, self.tokenizer, recipe))
         return self._loaded[key]
 
 

@@ -1,9 +1,24 @@
 """Base models in memory, for whoever in this process works under a recipe."""
 
+from typing import Any
+
 from clues.config import ModelSettings, Recipe
 from clues.data.tokens import RowEncoder
 from clues.model.adapters import LoraModel, load_tokenizer
+from clues.model.fitness import check_tokens, n_embeddings
 from clues.model.place import fetch, identify
+
+
+def encoder_for(model: LoraModel, tokenizer: Any, recipe: Recipe) -> RowEncoder:
+    """Text to tokens for a model.
+
+    Raises:
+        ConfigError: the recipe lets rows be longer than the model can read.
+        DataError: the tokenizer is not the model's.
+    """
+    base = model.peft.get_base_model()
+    check_tokens(base, tokenizer, recipe.tokens)
+    return RowEncoder(tokenizer, recipe.tokens, n_known=n_embeddings(base))
 
 
 class ModelCache:
@@ -30,6 +45,5 @@ class ModelCache:
         key = f"{recipe.model!r}{recipe.lora!r}{recipe.tokens!r}{recipe.seed}"
         if key not in self._loaded:
             model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
-            encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
-            self._loaded[key] = (model, encoder)
+            self._loaded[key] = (model, encoder_for(model, load_tokenizer(recipe.model), recipe))
         return self._loaded[key]

@@ -47,9 +47,9 @@ class Opening:
     raises plain `Exception`, and ends with a panic that is not even that).
     """
 
-    def __init__(self, name: str, what: str) -> None:
-        """Name the model and what is opened of it."""
-        self.name, self.what = name, what
+    def __init__(self, name: str, what: str, *, done: str = "loaded", advice: str = ADVICE) -> None:
+        """Name the model, what is opened of it, and what helps."""
+        self.name, self.what, self.done, self.advice = name, what, done, advice
 
     def __enter__(self) -> None:
         return None
@@ -66,7 +66,7 @@ class Opening:
         if isinstance(error, Exception) or kind.__module__ == "pyo3_runtime":
             reason = first_line(error)
             raise DataError(
-                f"{self.name}: no {self.what} can be loaded ({reason}) {ADVICE}"
+                f"{self.name}: no {self.what} can be {self.done} ({reason}) {self.advice}"
             ) from error
 
 

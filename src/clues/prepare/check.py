@@ -15,12 +15,15 @@ from clues.data.tokens import ODD_TURNS, EncodedRow, EncodedRows, RowEncoder, en
 from clues.errors import CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
-from clues.model.adapters import LoraModel, load_tokenizer
+from clues.model.adapters import LoraModel
+from clues.model.cache import ModelCache
+from clues.model.fitness import notes_on_base
 from clues.model.loss import make_batch, row_losses
 from clues.model.place import fetch
 from clues.prepare.checklist import Check, FileCheck, Role, Source, TaskCheck, notes_on
 from clues.scoring.direction import scored_weights
 from clues.scoring.trajectory import n_train_steps
+from clues.scoring.trial import try_out
 from clues.selection.units import MIN_ANCHORS
 
 
@@ -36,8 +39,8 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     """
     recipe = config.recipe
     fetch(recipe.model)
-    encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
-    model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
+    model, encoder = ModelCache().load(recipe)
+    try_out(model, recipe.score)
     files: list[FileCheck] = []
     errors: list[str] = []
     ids: dict[Source, set[str]] = {}
@@ -75,7 +78,11 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         files=tuple(files),
         overlaps=tuple((str(a), str(b), n) for a, b, n in overlaps),
         errors=tuple(errors),
-        notes=(*notes_on(config, files), *_template_notes(encoder, model, encoded.values())),
+        notes=(
+            *notes_on(config, files),
+            *notes_on_base(model.peft.get_base_model(), encoder.tokenizer, recipe.tokens),
+            *_template_notes(encoder, model, encoded.values()),
+        ),
         template=encoder.template,
         n_parameters=sum(p.numel() for n, p in model.peft.named_parameters() if ".lora_" not in n),
         n_lora=sum(p.numel() for p in model.parameters().values()),

@@ -62,6 +62,8 @@ class Answers:
         heldout: public test rows, or None.
         model: `built-in`, a folder or a hub name.
         labels: column that tells bad rows, in experiments.
+        targets: layers of the model that get an adapter, or `all-linear`; not of `built-in`.
+        max_length: the most tokens of a row; likewise.
     """
 
     path: Path
@@ -72,6 +74,8 @@ class Answers:
     heldout: Path | None = None
     model: str = BUILT_IN
     labels: str | None = None
+    targets: tuple[str, ...] | str = ("q_proj", "v_proj")
+    max_length: int = 2048
 
     @property
     def alone(self) -> bool:
@@ -295,6 +299,7 @@ def _existing(text: str) -> str:
 
 def _scalar(value: Any) -> str:
     """One YAML value, quoted only where it must be."""
+    value = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -99,10 +99,12 @@ def mean_gradient(
         nonlocal mean_loss
         tensors = make_batch([rows[i] for i in batch], device=model.device)
         losses_N = row_losses(model.peft, tensors, head=model.head)
-        gradients = torch.autograd.grad(losses_N.sum() / len(rows), wanted)
+        # An expert that no token of the batch went to has no gradient.
+        gradients = torch.autograd.grad(losses_N.sum() / len(rows), wanted, allow_unused=True)
         mean_loss += float(losses_N.detach().sum()) / len(rows)
         for sum_, gradient in zip(total, gradients, strict=True):
-            sum_ += gradient
+            if gradient is not None:
+                sum_ += gradient
 
     with model.evaluating(), trainable(parameters.values(), only=wanted):
         each_batch(rows, compute, token_budget=token_budget_of(model.device))

@@ -1,16 +1,19 @@
 """The CLUES score by finite difference: two forward passes, no autograd.
 
-Works wherever a loss can be computed: on quantised bases, and on engines that serve two adapters.
+Works wherever a loss can be computed to float32's seven digits, also on engines that serve two
+adapters. Not in half precision and not with experts: there a loss moves in steps.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from clues.data.tokens import EncodedRow
-from clues.errors import NumericsError
+from clues.errors import ConfigError, NumericsError
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.fitness import HALF_TYPES
 from clues.scoring.influence import RowScores
 from clues.scoring.perplexity import mean_losses
 
@@ -41,10 +44,12 @@ def difference_scores(
         skip_nonfinite: return NaN instead of raising.
 
     Raises:
+        ConfigError: the base model is in half precision or has experts.
         NumericsError: a direction is zero, or a loss is not finite.
 
     Source: forward-difference influence, as in Pruthi et al. 2020, arXiv 2002.08484, section 4.
     """
+    check_difference(model)
     losses = mean_losses(model, rows, adapter=adapter, skip_nonfinite=skip_nonfinite)
     products = np.zeros((len(rows), len(directions)))
     for k, direction in enumerate(directions):
@@ -70,6 +75,29 @@ def difference_scores(
     if on_rows:
         on_rows(len(rows))
     return RowScores(products, losses)
+
+
+def check_difference(model: LoraModel) -> None:
+    """Refuse finite differences where a loss is too coarse for them.
+
+    Raises:
+        ConfigError: a base in half precision, or one that sends tokens to experts.
+    """
+    base: Any = model.peft.get_base_model()
+    half = {p.dtype for p in base.parameters() if p.is_floating_point()} & set(HALF_TYPES)
+    quantized = getattr(base, "hf_quantizer", None) is not None
+    if half or quantized:
+        raise ConfigError(
+            "recipe.score.way: finite_difference needs a base model in float32: rounding in half "
+            "precision is larger than the difference of two losses. Set recipe.score.way: auto, or "
+            "recipe.model.dtype: float32."
+        )
+    counts = base.config.get_text_config().to_dict()
+    if any("experts" in key and isinstance(n, int) and n > 1 for key, n in counts.items()):
+        raise ConfigError(
+            "recipe.score.way: finite_difference does not go with a mixture of experts: its loss "
+            "jumps where a token goes to another expert. Set recipe.score.way: auto."
+        )
 
 
 def _norm(state: AdapterState) -> float:

@@ -11,8 +11,8 @@ are handed on and forgotten before the next layer's exist.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
 from clues.scoring.direction import ADAM_EPS, trainable
+from clues.scoring.layout import Layout, watched
 
 # (positions of the batch's rows, weight name, gradient of shape (N, *weight))
 OnGradient = Callable[[Sequence[int], str, Tensor], None]
@@ -207,8 +208,9 @@ def _taps(
     modules = dict(model.peft.named_modules())
     root = torch.zeros((), dtype=next(iter(parameters.values())).dtype, device=model.device)
     root.requires_grad_()
-    hooks = []
-    try:
+    layout, taps = Layout(len(batch)), []
+    with ExitStack() as stack:
+        stack.enter_context(watched(model.peft.get_base_model(), layout))
         for name in sorted({weight.rsplit(".lora_", 1)[0] for weight in weights}):
             names = (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
             tap = _Tap(
@@ -220,16 +222,22 @@ def _taps(
                 model.scaling,
                 on_gradient,
                 root,
+                layout,
             )
-            hooks.append(modules[name].register_forward_hook(tap))
+            taps.append(tap)
+            stack.callback(modules[name].register_forward_hook(tap).remove)
         yield root
-    finally:
-        for hook in hooks:
-            hook.remove()
+        for tap in taps:
+            tap.finish()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tap:
+    """One layer of a batch.
+
+    A layer that a model uses several times has one gradient: the sum over its uses.
+    """
+
     batch: Sequence[int]
     names: tuple[str, str]
     wanted: tuple[bool, ...]
@@ -238,18 +246,35 @@ class _Tap:
     scaling: float
     on_gradient: OnGradient
     root: Tensor
+    layout: Layout
+    n_open: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, _: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        self.n_open += 1
         return _Listen.apply(output, self.root, self, inputs[0].detach())  # pyright: ignore
 
     def hear(self, g_NTO: Tensor, x_NTI: Tensor) -> None:
-        g, x = g_NTO.to(self.a_RI.dtype), x_NTI.to(self.a_RI.dtype)
+        g = self.layout.by_row(g_NTO.to(self.a_RI.dtype))
+        x = self.layout.by_row(x_NTI.to(self.a_RI.dtype))
         if self.wanted[0]:
             a_NRI = torch.einsum("ntr,nti->nri", g @ self.b_OR, x)
-            self.on_gradient(self.batch, self.names[0], self.scaling * a_NRI)
+            self._add(self.names[0], self.scaling * a_NRI)
         if self.wanted[1]:
             b_NOR = torch.einsum("nto,ntr->nor", g, x @ self.a_RI.T)
-            self.on_gradient(self.batch, self.names[1], self.scaling * b_NOR)
+            self._add(self.names[1], self.scaling * b_NOR)
+        self.n_open -= 1
+        if self.n_open == 0:
+            self.finish()
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient
+
+    def finish(self) -> None:
+        """Hand on what was heard; some uses may have no part in the loss."""
+        sums, self.sums = self.sums, {}
+        for name, gradient in sums.items():
+            self.on_gradient(self.batch, name, gradient)
 
 
 class _Listen(torch.autograd.Function):
@@ -259,7 +284,9 @@ class _Listen(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, root: Tensor, tap: _Tap, x_NTI: Tensor) -> Tensor:
         ctx.tap = tap
         ctx.save_for_backward(x_NTI)
-        return output.view_as(output)
+        # Not a view: Falcon changes what a layer gives in place.
+        ctx.mark_dirty(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

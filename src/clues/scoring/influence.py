@@ -20,7 +20,7 @@ the training by a single bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
 from clues.scoring.direction import trainable
+from clues.scoring.layout import Layout, watched
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,10 @@ def side_branches(
     touched = {name.rsplit(".lora_", 1)[0] for d in directions for name in d}
     fused = not any(p.requires_grad for p in parameters.values())
     patched: list[torch.nn.Module] = []
-    try:
+    layout = Layout(n_rows)
+    with ExitStack() as stack:
+        stack.callback(_unpatch, patched)
+        stack.enter_context(watched(model.peft.get_base_model(), layout))
         for name in sorted(touched):
             layer: Any = modules[name]
             (adapter,) = layer.active_adapters
@@ -134,15 +138,18 @@ def side_branches(
                     for ab, f in zip("AB", factors, strict=True)
                 ),
                 fused=fused,
+                layout=layout,
             )
             for factor, forward in zip(factors, (branch.down, branch.up), strict=True):
                 # An instance's own forward goes before its class'; deleting it brings that back.
                 factor.forward = partial(forward, factor)
                 patched.append(factor)
         yield alpha_NK
-    finally:
-        for factor in patched:
-            del factor.forward
+
+
+def _unpatch(factors: list[torch.nn.Module]) -> None:
+    for factor in factors:
+        del factor.forward
 
 
 def _stack(directions: Sequence[Mapping[str, Tensor]], name: str, *, like: Tensor) -> Tensor | None:
@@ -160,12 +167,19 @@ class _Branch:
         va_KRI: directions of A, None where none touches it.
         vb_KOR: directions of B, likewise.
         fused: weights and directions share matrix products.
+        layout: which positions are whose.
     """
 
     def __init__(
-        self, alpha_NK: Tensor, va_KRI: Tensor | None, vb_KOR: Tensor | None, *, fused: bool
+        self,
+        alpha_NK: Tensor,
+        va_KRI: Tensor | None,
+        vb_KOR: Tensor | None,
+        *,
+        fused: bool,
+        layout: Layout,
     ) -> None:
-        self.alpha_NK, self.fused = alpha_NK, fused
+        self.alpha_NK, self.fused, self.by_row = alpha_NK, fused, layout.by_row
         self.va = None if va_KRI is None else va_KRI.flatten(0, 1)
         self.vb = None if vb_KOR is None else vb_KOR.movedim(0, 1).flatten(1)
         self.va_down: Tensor | None = None
@@ -235,11 +249,11 @@ class _Up(torch.autograd.Function):
             g_NTR, up = g_NTO @ b_OR, None if vb is None else g_NTO @ vb
         total_NK = torch.zeros_like(branch.alpha_NK)
         if va_down is not None:
-            va_down_NTKR = va_down.unflatten(-1, split)
-            total_NK = total_NK + torch.einsum("ntr,ntkr->nk", g_NTR, va_down_NTKR)
+            va_down_NTKR = branch.by_row(va_down).unflatten(-1, split)
+            total_NK += torch.einsum("ntr,ntkr->nk", branch.by_row(g_NTR), va_down_NTKR)
         if up is not None:
-            up_NTKR = up.unflatten(-1, split)
-            total_NK = total_NK + torch.einsum("ntkr,ntr->nk", up_NTKR, down_NTR)
+            up_NTKR = branch.by_row(up).unflatten(-1, split)
+            total_NK += torch.einsum("ntkr,ntr->nk", up_NTKR, branch.by_row(down_NTR))
         needs_down, needs_b = ctx.needs_input_grad[:2]
         g_b = g_NTO.flatten(0, -2).T @ down_NTR.flatten(0, -2) if needs_b else None
         return g_NTR if needs_down else None, g_b, total_NK, None, None

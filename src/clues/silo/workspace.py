@@ -33,6 +33,7 @@ from clues.rundir import hash_of, read_json, read_record, source_hash, write_jso
 from clues.scoring.shards import Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
+from clues.scoring.trial import try_out
 from clues.selection.threshold import Threshold
 
 N_KEY_BYTES = 32
@@ -111,7 +112,9 @@ class Workspace:
     def model(self) -> LoraModel:
         """The base model with its adapter."""
         if "model" not in self.memory:
-            self.memory["model"], self.memory["encoder"] = self.load_model(self.recipe())
+            model, self.memory["encoder"] = self.load_model(self.recipe())
+            try_out(model, self.recipe().score)
+            self.memory["model"] = model
         return self.memory["model"]
 
     def encoder(self) -> RowEncoder:

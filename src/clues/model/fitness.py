@@ -1,0 +1,158 @@
+"""Whether a base model can do what is asked of it: found out before anything heavy starts."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clues.config import TokenSettings
+from clues.errors import ConfigError, DataError
+from clues.model.layers import Reading
+
+# Of what is said about a text's beginning, the share that its end may move: rounding.
+LOOKS_AHEAD = {torch.float64: 1e-3, torch.float32: 1e-3}
+HALF, HALF_TYPES = 0.05, (torch.bfloat16, torch.float16)
+POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "max_seq_len",
+    "n_ctx",
+)
+# Tables of positions, and how many entries they may have beyond the positions (OPT has two).
+TABLE, SPARE = re.compile(r"pos|wpe", re.IGNORECASE), 8
+
+
+def check_config(config: Any, where: str) -> None:
+    """Refuse models that do not write a text from left to right.
+
+    Raises:
+        DataError: an encoder, or one with a decoder.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise DataError(
+            f"{where}: {config.model_type} has an encoder for the prompt and a decoder for the "
+            "answer. Take a causal model: one that reads prompt and answer as one text."
+        )
+
+
+def check_base(base: Any, reading: Reading) -> None:
+    """Refuse a base model with which every number would be wrong.
+
+    Raises:
+        DataError: weights that are not finite, or answers that see what comes after them.
+    """
+    odd = [name for name, weight in base.named_parameters() if not _is_finite(weight)]
+    if odd:
+        raise DataError(
+            f"the base model has {len(odd)} weights that are not finite, for example {odd[0]}. "
+            "Fetch the model again; with recipe.model.dtype float16 use float32 or bfloat16."
+        )
+    most = LOOKS_AHEAD.get(base.dtype, HALF)
+    if not reading.looks_ahead <= most:
+        raise DataError(
+            f"{type(base).__name__} sees later tokens when it predicts a token, so the loss of an "
+            "answer tells nothing. Take a causal model, not an encoder."
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if not weight.is_floating_point() or weight.element_size() == 1:
+        return True
+    # A sum needs no second tensor; one that overflows is looked at again.
+    if math.isfinite(float(weight.detach().sum(dtype=torch.float32))):
+        return True
+    return all(bool(torch.isfinite(part).all()) for part in weight.detach().flatten().split(2**24))
+
+
+def n_positions(base: Any) -> int | None:
+    """How many tokens a model was made to read; None where it does not say.
+
+    Rotary positions that are stretched count as stretched.
+    """
+    config = base.config.get_text_config()
+    found = [getattr(config, name, None) for name in POSITIONS]
+    known = [n for n in found if isinstance(n, int) and n > 0]
+    if not known:
+        return None
+    return max(known[0], _stretched(config, known[0]))
+
+
+def _stretched(config: Any, n: int) -> int:
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # Models with several kinds of layers have one entry for each.
+    kinds = [r for r in rope.values() if isinstance(r, Mapping)] or [rope]
+    reach = [n]
+    for kind in kinds:
+        factor = kind.get("factor")
+        if not isinstance(factor, int | float) or kind.get("rope_type") in (None, "default"):
+            continue
+        original = kind.get("original_max_position_embeddings")
+        # Without the number before it was stretched, the number is that.
+        reach.append(int(factor * (original or n)))
+    return max(reach)
+
+
+def has_table(base: Any) -> bool:
+    """Whether positions beyond the last one are an error: they are rows of a table."""
+    n = n_positions(base)
+    if n is None:
+        return False
+    tables = [*base.named_parameters(), *base.named_buffers()]
+    return any(
+        TABLE.search(name) and t.dim() >= 2 and n <= max(t.shape[:2]) <= n + SPARE
+        for name, t in tables
+    )
+
+
+def check_tokens(base: Any, tokenizer: Any, settings: TokenSettings) -> None:
+    """Refuse rows that are longer than the model, and a tokenizer of another model.
+
+    Raises:
+        ConfigError: `max_length` is beyond the model's table of positions.
+        DataError: tokens that ordinary rows have are not in the model.
+    """
+    n = n_positions(base)
+    if n is not None and settings.max_length > n and has_table(base):
+        raise ConfigError(
+            f"recipe.tokens.max_length is {settings.max_length}, and this model has {n} positions: "
+            f"it cannot read longer rows. Set recipe.tokens.max_length: {n} or lower."
+        )
+    width = n_embeddings(base)
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= width}
+    added = set(tokenizer.get_added_vocab())
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    used = [t for t in beyond if t not in added or t in template or t in ends]
+    if used:
+        raise DataError(
+            f"the tokenizer has {len(beyond)} tokens that the model has no embedding for: it has "
+            f"{width}, and {used[0]!r} is number {beyond[used[0]]}. Take the model's own tokenizer, "
+            "or resize the model's embeddings (resize_token_embeddings) and save it."
+        )
+
+
+def n_embeddings(base: Any) -> int:
+    """How many tokens a model knows."""
+    return int(base.get_input_embeddings().weight.shape[0])
+
+
+def notes_on_base(base: Any, tokenizer: Any, settings: TokenSettings) -> list[str]:
+    """What is allowed about a model, but often not meant."""
+    notes = []
+    n, width = n_positions(base), n_embeddings(base)
+    if n is not None and settings.max_length > n and not has_table(base):
+        notes.append(
+            f"recipe.tokens.max_length is {settings.max_length}, and the model was made for {n} "
+            "tokens: what it says of longer rows means little. Set recipe.tokens.max_length: "
+            f"{n} or lower, or stretch its positions (rope_scaling in config.json)."
+        )
+    beyond = [token for token, i in tokenizer.get_vocab().items() if i >= width]
+    if beyond:
+        notes.append(
+            f"the tokenizer has {len(beyond)} tokens that the model has no embedding for, for "
+            f"example {beyond[0]!r}: a row with one of them is refused."
+        )
+    return notes
