@@ -50,6 +50,7 @@ ROWS = {
         for i in range(4)
     ],
     "prompt_completion": [{"prompt": f"q{i}", "completion": f"a, {i}"} for i in range(4)],
+    "preference": [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(4)],
     "multiple_choice": [
         {"question": f"q{i}", "choices": ["x", "y", "z"], "answer": i % 3} for i in range(4)
     ],
@@ -502,23 +503,18 @@ BAD_ROWS = {
     "system": ({"instruction": T, "output": T, "system": {T: T}}, "system is an object, not text"),
 }
 BAD_TURNS = {
-    "tool role": (turns(("user", T), ("tool", T), ("assistant", T)), "turn 2 has role tool"),
-    "unknown role": (turns((T, T), ("assistant", T)), "turn 1 has a role that is not system"),
+    "unknown role": (turns((T, T), ("assistant", T)), "turn 1 has a role that is not known"),
     "role type": (turns(([T], T), ("assistant", T)), "turn 1 has a role that is a list"),
     "last turn": (turns(("user", T), ("assistant", T), ("user", T)), "the last turn is not the"),
     "no prompt": (turns(("system", T), ("assistant", T)), "no turn is the user's"),
     "late system": (turns(("user", T), ("system", T), ("assistant", T)), "turn 2 has role system"),
     "empty turn": (turns(("user", T), ("assistant", " ")), "turn 2 is empty"),
     "null turn": (turns(("user", T), ("assistant", None)), "turn 2 is null"),
-    "parts": (turns(("user", [{"text": T}]), ("assistant", T)), "turn 1 is a list, not text"),
+    "parts": (turns(("user", [[T]]), ("assistant", T)), "turn 1 has a part that is a list"),
     "no turns": ({"messages": []}, "messages is empty"),
     "text": ({"messages": T}, "messages is text, not a list"),
     "broken list": ({"messages": "[" + T}, "messages is not valid JSON"),
     "turn type": ({"messages": [T]}, "turn 1 is not an object but text"),
-    "tool call": (
-        {"messages": [{"role": "user", "content": T}, {"role": "assistant", "tool_calls": [T]}]},
-        "turn 2 has tool_calls",
-    ),
     "two systems": (
         turns(("system", T), ("user", T), ("assistant", T)) | {"system": T},
         "system is given both",

@@ -18,7 +18,7 @@ import numpy as np
 
 from clues.atomic import atomic_write_bytes
 from clues.data.formats import RowFile, read_rows, write_rows
-from clues.data.schemas import KNOWN_COLUMNS, layouts_of
+from clues.data.layouts import KNOWN_COLUMNS, layouts_of
 from clues.errors import CluesError, DataError, UsageError
 
 TYPES = "a list of dicts, a datasets.Dataset, a pandas DataFrame, or a path"

@@ -19,6 +19,7 @@ from clues.data.tables import (
     READERS,
     Table,
     arrow_table,
+    bad_rows,
     decode,
     keeps_schema,
     parse_json,
@@ -102,6 +103,8 @@ def read_table(path: Path) -> Table:
     if packed and kind not in _TEXT:
         raise DataError(f"{path}: {kind} inside gzip cannot be read. Unpack it with gunzip.")
     table = READERS[kind](path, data)
+    if table.n_rows == 0 and table.bad:
+        raise bad_rows(path, table.bad)
     if table.n_rows == 0:
         raise DataError(f"{path}: the file has no rows.")
     return replace(table, container=f"{kind}.gz") if packed else table
@@ -220,6 +223,11 @@ def _join_text(tables: Sequence[Table]) -> Table:
         records=[record for table in tables for record in table.records],
         raw=raw,
         named_by_row=tables[0].named_by_row,
+        bad=tuple(
+            (f"{table.parts[0][1].name} {place}", why)
+            for table in tables
+            for place, why in table.bad
+        ),
     )
 
 

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from clues.data.limits import (
     load_parquet,
     too_long,
 )
-from clues.errors import DataError
+from clues.errors import BadRowsError, DataError
 
 _N_SHOWN = 5
 BOM = b"\xef\xbb\xbf"
@@ -54,6 +55,7 @@ class Table:
         indent: indentation of the file (json).
         arrow: the rows of parquet and arrow.
         named_by_row: the names are the first row of a csv, which may be no header.
+        bad: where lines lie that are no rows, and why; they are in nothing else.
     """
 
     container: str
@@ -69,6 +71,7 @@ class Table:
     indent: str | None = None
     arrow: Any = field(default=None, repr=False)
     named_by_row: bool = False
+    bad: tuple[tuple[str, str], ...] = ()
 
     def read(self, columns: Sequence[str]) -> Sequence[dict[str, Any]]:
         """Rows as objects; of parquet and arrow only these columns are decoded."""
@@ -81,12 +84,16 @@ class Table:
         return place if len(self.parts) == 1 else f"{self.parts[part][1].name} {place}"
 
 
-def bad_rows(path: str | Path, reasons: Sequence[tuple[str, str]]) -> DataError:
-    """Make one error of many bad rows: the count, then the first few as (place, reason)."""
+def bad_rows(path: str | Path, reasons: Sequence[tuple[str, str]]) -> BadRowsError:
+    """Make one error of many bad rows: the count, the first few as (place, reason), the reasons."""
     shown = "; ".join(f"{place}: {reason}" for place, reason in reasons[:_N_SHOWN])
-    more = "; ..." if len(reasons) > _N_SHOWN else ""
-    rows = "1 bad row" if len(reasons) == 1 else f"{len(reasons)} bad rows"
-    return DataError(f"{path}: {rows}; {shown}{more}. Mend or remove them and read again.")
+    rows = "1 bad row" if len(reasons) == 1 else f"{len(reasons):,} bad rows"
+    text = f"{path}: {rows}; {shown}"
+    if len(reasons) > _N_SHOWN:
+        counted = Counter(reason for _, reason in reasons).most_common(_N_SHOWN)
+        by_reason = "; ".join(f"{n:,} rows: {reason}" for reason, n in counted)
+        text += f"; .... By reason: {by_reason}. clues check --bad-rows FILE lists all of them"
+    return BadRowsError(f"{text}. Mend or remove them and read again.", str(path), tuple(reasons))
 
 
 def keeps_schema(schema: Any) -> bool:
@@ -168,8 +175,6 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         numbers.append(number)
         raw.append(line)
         records.append(value)
-    if bad:
-        raise bad_rows(path, bad)
     head = BOM if data.startswith(BOM) else b""
     return Table(
         "jsonl",
@@ -180,6 +185,7 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         records=records,
         raw=raw,
         head=head,
+        bad=tuple(bad),
     )
 
 
@@ -254,8 +260,6 @@ def _read_csv(path: Path, data: bytes) -> Table:
                 raw.append(b"".join(lines[start : reader.line_num]))
                 records.append(dict(zip(columns, cells, strict=True)))
             start = reader.line_num
-    if bad:
-        raise bad_rows(path, bad)
     head = (BOM if data.startswith(BOM) else b"") + b"".join(lines[:n_head])
     return Table(
         "csv",
@@ -267,6 +271,7 @@ def _read_csv(path: Path, data: bytes) -> Table:
         raw=raw,
         head=head,
         named_by_row=True,
+        bad=tuple(bad),
     )
 
 

@@ -11,7 +11,15 @@ import torch
 
 from clues.config import RunConfig
 from clues.data.formats import RowFile, read_rows
-from clues.data.tokens import ODD_TURNS, EncodedRow, EncodedRows, RowEncoder, encode_rows
+from clues.data.tokens import (
+    ODD_TURNS,
+    UNTRAINED,
+    UNWANTED,
+    EncodedRow,
+    EncodedRows,
+    RowEncoder,
+    encode_rows,
+)
 from clues.errors import CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
@@ -51,7 +59,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             continue
         ids[source] = {sample.id for sample in rows.samples}
         encoded[source] = kept.rows
-        files.append(_file_check(source, rows, kept))
+        files.append(_file_check(source, rows, kept, labels))
         try:
             if labels:
                 rows.column(labels)
@@ -170,23 +178,30 @@ def _stop_tokens(encoder: RowEncoder, model: LoraModel) -> set[int]:
     return {i for i in (*found, encoder.tokenizer.eos_token_id) if i is not None}
 
 
-def _file_check(source: Source, rows: RowFile, encoded: EncodedRows) -> FileCheck:
+def _file_check(
+    source: Source, rows: RowFile, encoded: EncodedRows, labels: str | None
+) -> FileCheck:
     def spread(values: list[int]) -> tuple[int, ...]:
         return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
 
-    n_odd = sum(reason == ODD_TURNS for reason in encoded.dropped.values())
+    reasons = Counter(encoded.dropped.values())
+    own = {reason: reasons[reason] for reason in (UNTRAINED, UNWANTED) if reasons[reason]}
+    n_odd = reasons[ODD_TURNS]
     return FileCheck(
         name=str(source),
         role=source.role,
         description=rows.description,
         n_rows=rows.n_rows,
-        n_too_long=len(encoded.dropped) - n_odd,
+        n_too_long=len(encoded.dropped) - n_odd - sum(own.values()),
         n_truncated=sum(row.truncated for row in encoded.rows),
         n_duplicates=rows.n_rows - len({sample.id for sample in rows.samples}),
         tokens=spread([len(row.ids) for row in encoded.rows]),
         response_tokens=spread([row.n_response_tokens for row in encoded.rows]),
         n_odd_turns=n_odd,
         remarks=dict(Counter(str(remark) for row in encoded.rows for remark in row.remarks)),
+        as_marked=own,
+        n_pairs=sum(bool(sample.rejected) for sample in rows.samples),
+        unused={name: n for name, n in rows.unused.items() if name != labels},
     )
 
 

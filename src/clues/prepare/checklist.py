@@ -70,6 +70,9 @@ class FileCheck:
         response_tokens: the same of what carries loss.
         n_odd_turns: rows that are left out because the chat template refuses their turns.
         remarks: what the chat template does to rows, and to how many.
+        as_marked: rows that are left out because they say so themselves, by reason.
+        n_pairs: rows that are preference pairs; the chosen answer is the row's.
+        unused: columns and keys of turns that are not read, and in how many rows they stand.
     """
 
     name: str
@@ -83,6 +86,9 @@ class FileCheck:
     response_tokens: tuple[int, ...]
     n_odd_turns: int = 0
     remarks: Mapping[str, int] = field(default_factory=dict)
+    as_marked: Mapping[str, int] = field(default_factory=dict)
+    n_pairs: int = 0
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,15 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
             "recipe.tokens.odd_turns: fold keeps them."
         )
     notes += [f"{n} rows: {remark}." for remark, n in sorted(file.remarks.items())]
+    notes += [f"{n} rows are left out: {why}." for why, n in sorted(file.as_marked.items())]
+    if file.n_pairs:
+        notes.append(
+            f"{file.n_pairs} rows are pairs: the chosen answer is trained and scored, the rejected "
+            "one is not."
+        )
+    if file.unused:
+        listed = ", ".join(f"{name} ({n:,} rows)" for name, n in file.unused.items())
+        notes.append(f"not read: {listed}. The setting columns says what a column holds.")
     if file.n_duplicates:
         notes.append(f"{file.n_duplicates} rows repeat an earlier row.")
     if file.role in (Role.SILO, Role.HELD_OUT):
@@ -274,7 +289,7 @@ def _files_table(check: Check) -> Table:
             f"{file.tokens[1]} ({file.tokens[3]})",
             f"{file.response_tokens[1]} ({file.response_tokens[3]})",
             _or_dot(file.n_duplicates),
-            _or_dot(file.n_too_long + file.n_odd_turns),
+            _or_dot(file.n_too_long + file.n_odd_turns + sum(file.as_marked.values())),
             _or_dot(file.n_truncated),
         )
     return table
