@@ -172,11 +172,12 @@ def test_json_keeps_objects_wrapper_and_indentation(tmp_path):
     assert one == {"version": 2, "data": [KEYED["alpaca"][2]]}
 
 
-def test_json_with_one_object_a_line_is_not_indented(tmp_path):
+def test_rows_of_json_keep_their_very_bytes(tmp_path):
     path = tmp_path / "rows.json"
-    path.write_text("[" + ",\n ".join(json.dumps(row) for row in ROWS["alpaca"]) + "]")
-    one = write_rows(read_rows(path), [1], tmp_path / "one")
-    assert one.read_text() == json.dumps([ROWS["alpaca"][1]], ensure_ascii=False) + "\n"
+    lines = [json.dumps(row).replace('": ', '"  :') for row in KEYED["alpaca"]]
+    path.write_text("\ufeff[" + ",\n ".join(lines) + "]\n\n")
+    some = write_rows(read_rows(path), [1, 3], tmp_path / "some")
+    assert some.read_text() == f"\ufeff[{lines[1]},\n {lines[3]}]\n\n"
 
 
 def test_a_last_line_without_end_gets_one_only_when_a_row_follows(tmp_path):
@@ -480,7 +481,7 @@ def turns(*pairs: tuple[object, object]) -> dict:
 
 
 BAD_ROWS = {
-    "malformed JSON": ('{"instruction": "' + T, "line 2: not valid JSON (character 39)"),
+    "malformed JSON": ('{"instruction": "' + T, "line 2: not valid JSON (character 17)"),
     "nested too deep": ("[" * 100_000, "line 2: not readable JSON"),
     "a list": (json.dumps([T]), "line 2: not a JSON object but a list"),
     "a bare text": (json.dumps(T), "line 2: not a JSON object but text"),

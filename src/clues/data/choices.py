@@ -17,6 +17,8 @@ def read_choices(layout: Layout, record: dict[str, Any]) -> tuple[tuple[str, ...
     Raises:
         BadRow: there is one choice, or the answer fits none or several.
     """
+    if not layout.choices:
+        return (), None
     values, marks = _values(layout, record)
     answers = [(name, record.get(name)) for name in layout.answers]
     given = [(name, value) for name, value in answers if value not in (None, "")]

@@ -100,8 +100,9 @@ def truth_of(value: Any) -> bool | None:
 
 
 def _check_size(turns: Sequence[Message], more: Sequence[str], n_turns: int) -> None:
-    n_characters = sum(len(turn.content) + len(turn.thought) + len(turn.calls) for turn in turns)
-    n_characters += sum(len(text) for text in more)
+    n_characters = sum(map(len, more))
+    for turn in turns:
+        n_characters += len(turn.content) + len(turn.thought) + len(turn.calls)
     if n_characters > MAX_CHARACTERS:
         raise BadRow(
             f"its text has {n_characters:,} characters, and at most {MAX_CHARACTERS:,} are read"
@@ -217,14 +218,16 @@ def _prompt(layout: Layout, record: dict[str, Any]) -> str:
     asked = layout.prompt
     if asked not in record:
         raise BadRow(f"{asked} is missing")
-    if not layout.inputs:
+    given = [text for name in layout.inputs if (text := _given(record, name))]
+    if not given and not layout.inputs:
         return text_of(record[asked], asked)
     question = text_of(record[asked], asked, empty=True)
-    given = [_given(record, name) for name in layout.inputs]
+    if not given and question and not question.isspace():
+        return question
     # Joined as LLaMA-Factory joins an instruction and its input; a passage comes before a question.
     instructs = asked == "instruction" or "context" not in layout.inputs
     parts = [question, *given] if instructs else [*given, question]
-    prompt = ("\n" if instructs else "\n\n").join(part for part in parts if part.strip())
+    prompt = ("\n" if instructs else "\n\n").join([part for part in parts if part.strip()])
     if not prompt:
         raise BadRow(f"the prompt ({' and '.join((asked, *layout.inputs))}) is empty")
     return prompt
@@ -233,6 +236,8 @@ def _prompt(layout: Layout, record: dict[str, Any]) -> str:
 def _given(record: dict[str, Any], name: str) -> str:
     """A passage or an input: text, texts, or an object that holds texts."""
     value = record.get(name)
+    if isinstance(value, str):
+        return optional_text(record, name)
     if isinstance(value, dict):
         value = value.get("contexts", value.get("text", value))
     if isinstance(value, list) and name == "context":

@@ -20,6 +20,9 @@ def text_of(value: Any, name: str, *, empty: bool = False) -> str:
     Raises:
         BadRow: it is something else, or empty, or no Unicode.
     """
+    # What nearly every value is, found out in a tenth of the time.
+    if type(value) is str and value.isascii() and (empty or not (value.isspace() or not value)):
+        return value
     if isinstance(value, bytes):
         value = _decoded(value, name)
     if not isinstance(value, str):
@@ -36,8 +39,10 @@ def text_of(value: Any, name: str, *, empty: bool = False) -> str:
 def optional_text(record: dict[str, Any], name: str) -> str:
     """A text that may be missing, null or empty."""
     value = record.get(name)
-    text = "" if value is None else text_of(value, name, empty=True)
-    return text if text.strip() else ""
+    if value is None or value == "":
+        return ""
+    text = text_of(value, name, empty=True)
+    return "" if text.isspace() else text
 
 
 def list_of(value: Any, name: str) -> list[Any]:

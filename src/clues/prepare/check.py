@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clues.config import RunConfig
+from clues.config import RowsFile, RunConfig
 from clues.data.formats import RowFile, read_rows
 from clues.data.tokens import (
     ODD_TURNS,
@@ -50,9 +50,9 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     errors: list[str] = []
     ids: dict[Source, set[str]] = {}
     encoded: dict[Source, Sequence[EncodedRow]] = {}
-    for source, (path, schema, labels) in _sources(config).items():
+    for source, (path, how, labels) in _sources(config).items():
         try:
-            rows = read_rows(path, schema=schema)
+            rows = read_rows(path, **how)
             kept = encode_rows(rows.samples, encoder, where=str(source))
         except CluesError as error:
             errors.append(f"{source}: {error}")
@@ -95,18 +95,25 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     )
 
 
-def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, str | None, str | None]]:
-    """Every file of rows: where it lies, its schema and its column of labels, where one is named."""
-    found: dict[Source, tuple[str | Path, str | None, str | None]] = {
-        Source(Role.SILO, silo.name): (silo.data, silo.schema_name, silo.labels)
+def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, dict[str, Any], str | None]]:
+    """Every file of rows: where it lies, how it is read, and its column of labels, if any."""
+    found: dict[Source, tuple[str | Path, dict[str, Any], str | None]] = {
+        Source(Role.SILO, silo.name): (
+            silo.data,
+            {"schema": silo.schema_name, "columns": silo.read_columns},
+            silo.labels,
+        )
         for silo in config.silos
     }
+    files: dict[Source, RowsFile] = {}
     for domain, public in config.recipe.public.items():
         for name, file in public.validation.items():
-            found[Source(Role.VALIDATION, domain, name)] = (file.path, None, None)
-        found[Source(Role.ANCHORS, domain)] = (public.anchor.path, None, None)
+            files[Source(Role.VALIDATION, domain, name)] = file
+        files[Source(Role.ANCHORS, domain)] = public.anchor
     if config.evaluate.heldout:
-        found[Source(Role.HELD_OUT)] = (config.evaluate.heldout, None, None)
+        files[Source(Role.HELD_OUT)] = config.evaluate.heldout
+    for source, file in files.items():
+        found[source] = (file.path, {"schema": file.schema_name, "columns": file.columns}, None)
     return found
 
 
