@@ -166,8 +166,11 @@ class PublicSet(Settings):
         if not isinstance(value, dict):
             return value
         value = dict(value)
-        if isinstance(value.get("validation"), (str, Path)):
-            value["validation"] = {"validation": {"path": value["validation"]}}
+        one = value.get("validation")
+        if isinstance(one, (str, Path)):
+            value["validation"] = {"validation": {"path": one}}
+        elif isinstance(one, dict) and isinstance(one.get("path"), (str, Path)):
+            value["validation"] = {"validation": one}
         elif isinstance(value.get("validation"), dict):
             value["validation"] = {
                 name: {"path": entry} if isinstance(entry, (str, Path)) else entry

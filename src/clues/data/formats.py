@@ -145,6 +145,14 @@ def _read(
     )
 
 
+def fitting(
+    source: str | Path, columns: Mapping[str, str | None] | None
+) -> Mapping[str, str | None] | None:
+    """A mapping where a source has all the columns that it names; None where it does not."""
+    named = {column for column in (columns or {}).values() if column is not None}
+    return columns if columns and named <= set(read_source(source)[1].columns) else None
+
+
 def read_file(file: RowsFile) -> RowFile:
     """Read the rows of a file as settings name it; errors as `read_rows`."""
     return read_rows(file.path, schema=file.schema_name, columns=file.columns)

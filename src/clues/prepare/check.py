@@ -20,7 +20,7 @@ from clues.data.tokens import (
     RowEncoder,
     encode_rows,
 )
-from clues.errors import CluesError
+from clues.errors import BadRowsError, CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
 from clues.model.adapters import LoraModel, load_tokenizer
@@ -48,6 +48,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
     files: list[FileCheck] = []
     errors: list[str] = []
+    bad: list[tuple[str, str, str]] = []
     ids: dict[Source, set[str]] = {}
     encoded: dict[Source, Sequence[EncodedRow]] = {}
     for source, (path, how, labels) in _sources(config).items():
@@ -56,6 +57,8 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             kept = encode_rows(rows.samples, encoder, where=str(source))
         except CluesError as error:
             errors.append(f"{source}: {error}")
+            if isinstance(error, BadRowsError):
+                bad += [(str(source), place, reason) for place, reason in error.rows]
             continue
         ids[source] = {sample.id for sample in rows.samples}
         encoded[source] = kept.rows
@@ -92,6 +95,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         memory_gb=_estimate_memory(config, model, first),
         tasks=tasks,
         shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
+        bad=tuple(bad),
     )
 
 

@@ -1,14 +1,18 @@
 """What a check found, what deserves a second look, and how it reads on a terminal. No torch."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clues.atomic import atomic_write_bytes
 from clues.config import BUILT_IN, RunConfig
 from clues.selection.threshold import fewest_anchors, tolerance_rank
 
@@ -123,6 +127,7 @@ class Check:
         memory_gb: estimated peak of one process.
         tasks: one a multiple-choice task.
         shown: rows to look at, as ids and masks; not part of `to_json`.
+        bad: of every bad row what it is of, where it lies and why it is bad; likewise.
     """
 
     files: tuple[FileCheck, ...]
@@ -137,10 +142,11 @@ class Check:
     memory_gb: float
     tasks: tuple[TaskCheck, ...] = ()
     shown: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = field(default=(), repr=False)
+    bad: tuple[tuple[str, str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return figures only, no text."""
-        return {k: v for k, v in asdict(self).items() if k != "shown"}
+        return {k: v for k, v in asdict(self).items() if k not in ("shown", "bad")}
 
 
 def notes_on(config: RunConfig, files: Sequence[FileCheck]) -> tuple[str, ...]:
@@ -212,6 +218,17 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
             f"{fifth} the fifth."
         )
     return notes
+
+
+def write_bad_rows(bad: Sequence[tuple[str, str, str]], path: Path) -> None:
+    """Write where bad rows lie and why they are bad, for nobody else to read.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text).writerows([("rows of", "place", "reason"), *bad])
+    atomic_write_bytes(path, text.getvalue().encode(), private=True)
 
 
 def print_check(check: Check, console: Console, *, command: str) -> None:
