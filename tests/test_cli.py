@@ -167,12 +167,12 @@ def test_a_row_that_loses_its_response_is_named(inputs, tmp_path, capsys) -> Non
     assert "row 1" in message
 
 
-def test_columns_that_are_nearly_a_schema_come_with_the_renaming(inputs, capsys) -> None:
+def test_columns_that_are_nearly_a_schema_come_with_the_mapping(inputs, capsys) -> None:
     path = inputs.parent / "silos" / "harbor-bank.jsonl"
-    path.write_text(path.read_text().replace('"instruction"', '"Instruction"'))
+    path.write_text(path.read_text().replace('"instruction"', '"Instructon"'))
     code, _ = call("check", inputs, "--rows", "0")
     assert code == 3
-    assert "Rename Instruction to instruction" in capsys.readouterr().out
+    assert "Is it columns: {instruction: Instructon}?" in capsys.readouterr().out
 
 
 def test_a_labels_column_that_is_missing_is_found_before_any_training(

@@ -71,7 +71,8 @@ def test_a_model_of_ones_own_and_held_out_rows(home) -> None:
     config = load_config("clues.yaml")
     assert Path(config.recipe.model.name) == home / "base"
     assert config.recipe.model.dtype == "bfloat16"
-    assert config.evaluate.heldout == home / "test.jsonl"
+    assert config.evaluate.heldout
+    assert config.evaluate.heldout.path == home / "test.jsonl"
     assert "mixed" in config.evaluate.arms
 
 

@@ -29,6 +29,19 @@ class DataError(CluesError):
     exit_code = 3
 
 
+class BadRowsError(DataError):
+    """Rows of a file cannot be used.
+
+    Attributes:
+        source: the file or folder, as it was named.
+        rows: of every bad row where it lies and why it is bad, never its text.
+    """
+
+    def __init__(self, text: str, source: str = "", rows: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(text)
+        self.source, self.rows = source, rows
+
+
 class TurnsError(DataError):
     """A row's turns come in an order, or with a role, that the chat template does not take."""
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from clues.atomic import atomic_write_bytes
 from clues.data.formats import RowFile, read_rows, write_rows
-from clues.data.schemas import KNOWN_COLUMNS, layouts_of
+from clues.data.layouts import KNOWN_COLUMNS, layouts_of
 from clues.errors import CluesError, DataError, UsageError
 
 TYPES = "a list of dicts, a datasets.Dataset, a pandas DataFrame, or a path"
@@ -61,7 +61,13 @@ class Given:
 
 
 def take_rows(
-    source: Any, name: str, folder: Path, *, schema: str | None = None, one_file: bool = False
+    source: Any,
+    name: str,
+    folder: Path,
+    *,
+    schema: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    one_file: bool = False,
 ) -> Given:
     """Read a caller's rows, and write those that lie in memory to `folder/NAME.jsonl`.
 
@@ -70,6 +76,7 @@ def take_rows(
         name: of the argument, for messages.
         folder: private; rows in memory go there.
         schema: which columns hold prompt and answer, where several schemas fit.
+        columns: the rows' own names by what they hold.
         one_file: write a folder of files or a hub data set as one file too.
 
     Raises:
@@ -77,7 +84,7 @@ def take_rows(
         DataError: a row cannot be used.
     """
     if isinstance(source, str | Path):
-        rows = read_rows(source, schema=schema)
+        rows = read_rows(source, schema=schema, columns=columns)
         path = Path(source).resolve() if Path(source).exists() else source
         if one_file and not Path(source).is_file():
             path = write_rows(rows, range(rows.n_rows), folder / f"{name}{rows.suffix}")
@@ -87,7 +94,7 @@ def take_rows(
     path = folder / f"{name}.jsonl"
     lines = [json.dumps(_plain_row(row, name, n)) + "\n" for n, row in enumerate(records)]
     atomic_write_bytes(path, "".join(lines).encode())
-    return Given(name, source, str(path), read_rows(path, schema=schema))
+    return Given(name, source, str(path), read_rows(path, schema=schema, columns=columns))
 
 
 def _records(source: Any, name: str) -> Sequence[Mapping[Any, Any]]:

@@ -45,6 +45,7 @@ def score(
     domain: str = ONE_DOMAIN,
     name: str = "rows",
     schema: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
     skip_nonfinite: bool = False,
     progress: bool | Progress = True,
 ) -> Found:
@@ -67,6 +68,7 @@ def score(
         domain: the subject, as a run names it. It is part of the recipe.
         name: of the silo in that run. It seeds the order in which rows are trained on.
         schema: which columns of `rows` hold prompt and answer, where several schemas fit.
+        columns: names of those columns by what they hold, such as `{"prompt": "question"}`.
         skip_nonfinite: drop rows whose score is NaN or infinite, instead of stopping.
         progress: bars on the error stream; False for none, or an object of your own.
 
@@ -90,9 +92,10 @@ def score(
         folder = Path(made).resolve()
         with callers_words(folder, silo=name, domain=domain), left_as_found():
             public = {"validation": validation, "anchors": anchors, "checked": checked}
-            given, answers = take_all(rows, public, folder, name=name, domain=domain, schema=schema)
+            how = {"schema": schema, "columns": columns}
+            given, answers = take_all(rows, public, folder, name=name, domain=domain, **how)
             model = borrowed or model
-            config = configure(answers, model=model, recipe=recipe, seed=seed, schema=schema)
+            config = configure(answers, model=model, recipe=recipe, seed=seed, **how)
             run = open_run(
                 config,
                 folder / "run",

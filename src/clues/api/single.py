@@ -25,6 +25,7 @@ def take_all(
     name: str,
     domain: str,
     schema: str | None,
+    columns: Mapping[str, str | None] | None = None,
 ) -> tuple[Given, Answers]:
     """Read rows and public sets, refuse what would make the figures worthless, write them.
 
@@ -38,7 +39,7 @@ def take_all(
             "give validation and anchors, or checked alone: good rows that are dealt into the two. "
             f"Given: {', '.join(named) or 'neither'}."
         )
-    given = take_rows(rows, "rows", folder, schema=schema)
+    given = take_rows(rows, "rows", folder, schema=schema, columns=columns)
     sets = {n: take_rows(value, n, folder, one_file=True) for n, value in named.items()}
     _check_sets(given, sets)
     first, *second = (Path(taken.file) for taken in sets.values())
@@ -86,6 +87,7 @@ def configure(
     recipe: Recipe | Mapping[str, Any] | None,
     seed: int | None,
     schema: str | None,
+    columns: Mapping[str, str | None] | None = None,
 ) -> RunConfig:
     """What `clues init` writes for one silo, with the caller's settings over it.
 
@@ -99,7 +101,14 @@ def configure(
     content = read_yaml(answers.path)
     own = read_yaml(answers.path.parent / f"{silo.name}.yaml")
     # Nothing leaves and nothing is trained on the kept rows: there is no number to guard.
-    content["silos"] = [own | {"min_kept": 1, "schema": schema}]
+    content["silos"] = [
+        own
+        | {
+            "min_kept": 1,
+            "schema": schema,
+            "columns": dict(columns) if columns else None,
+        }
+    ]
     content["recipe"] = _recipe_content(content["recipe"], recipe)
     wanted = content["recipe"]["model"]
     if isinstance(model, BorrowedModel):

@@ -6,6 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from clues.config import parse_columns
+from clues.errors import UsageError
+
 # No markup: what is printed may hold brackets that somebody else has written.
 out, err = Console(markup=False), Console(stderr=True, markup=False)
 
@@ -24,4 +27,34 @@ SkipNonfinite = Annotated[
     bool,
     typer.Option("--skip-nonfinite", help="Drop rows whose score is NaN or infinite, and say so."),
 ]
+BadRows = Annotated[
+    Path | None,
+    typer.Option(
+        "--bad-rows",
+        help="Write where every bad row lies and why it is bad, without its text, to this csv file "
+        "that nobody else can read.",
+    ),
+]
+Map = Annotated[
+    str | None,
+    typer.Option(
+        "--map",
+        metavar="PART=COLUMN,...",
+        help="The file's own names by what they hold, such as prompt=question,context=passage; "
+        "for those files that have the columns.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def mapping_of(text: str | None) -> dict[str, str | None] | None:
+    """Read a mapping of columns as it stands on a command line.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return parse_columns(text) if text else None
+    except ValueError as error:
+        problem = str(error)
+    raise UsageError(f"--map: {problem}.")

@@ -3,6 +3,7 @@
 import typer
 
 from clues.cli import audit, network, stages, whole
+from clues.cli.pairs import pairs
 
 app = typer.Typer(
     help=(
@@ -22,7 +23,7 @@ for panel, verbs in (
     (WHOLE, (whole.demo, whole.init, whole.run, whole.check)),
     (STAGE, (stages.train, stages.score, stages.threshold, stages.select)),
     (STAGE, (stages.merge, stages.evaluate, stages.judge)),
-    (WHOLE, (whole.report,)),
+    (WHOLE, (whole.report, pairs)),
     (AUDIT, (audit.ledger, audit.approve, audit.version)),
     (network.PANEL, (network.serve, network.join, network.edge)),
 ):

@@ -11,7 +11,19 @@ import typer
 from clues.cli import network
 from clues.cli.calm import calm_libraries
 from clues.cli.opening import open_for_verb, run_stage, say_where, show, show_path
-from clues.cli.options import Config, Degenerate, Json, Out, Quiet, SkipNonfinite, err, out
+from clues.cli.options import (
+    BadRows,
+    Config,
+    Degenerate,
+    Json,
+    Map,
+    Out,
+    Quiet,
+    SkipNonfinite,
+    err,
+    mapping_of,
+    out,
+)
 from clues.config import BUILT_IN, load_config
 from clues.errors import CluesError, UsageError
 from clues.prepare.scaffold import Side
@@ -95,6 +107,7 @@ def init(
             "file alone.",
         ),
     ] = "all",
+    columns: Map = None,
     as_json: Json = False,
 ) -> None:
     """Write a commented configuration for your own files; asks for what no option says.
@@ -108,7 +121,8 @@ def init(
     from clues.prepare.interview import Flags, answers_of
     from clues.prepare.scaffold import write_scaffold
 
-    flags = Flags(path, side, name, silos or (), public or (), heldout, model, labels)
+    mapped = mapping_of(columns)
+    flags = Flags(path, side, name, silos or (), public or (), heldout, model, labels, mapped)
     answers = answers_of(flags, _ask if sys.stdin.isatty() else None)
     if answers.model != BUILT_IN and side != "silo":
         from clues.prepare.modelfit import fitted
@@ -173,6 +187,7 @@ def check(
     ca: Annotated[
         Path | None, typer.Option("--ca", help="With --federation HOST:PORT: its authority.")
     ] = None,
+    bad_rows: BadRows = None,
 ) -> None:
     """Look at data, masks, lengths, overlaps and cost before anything heavy starts.
 
@@ -189,9 +204,11 @@ def check(
     settings = load_config(config)
     calm_libraries()
     from clues.prepare.check import check_run
-    from clues.prepare.checklist import print_check
+    from clues.prepare.checklist import print_check, write_bad_rows
 
     found = check_run(settings, n_shown=0 if as_json else rows)
+    if bad_rows is not None:
+        write_bad_rows(found.bad, bad_rows)
     if as_json:
         out.print_json(json.dumps(found.to_json()))
     else:

@@ -5,6 +5,7 @@ No torch here: reading a configuration takes milliseconds.
 """
 
 from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Seconds, Settings, check_name
+from clues.config.columns import Columns, check_columns, parse_columns
 from clues.config.combine import (
     LONG_TIMEOUT_S,
     SHORT_TIMEOUT_S,
@@ -36,6 +37,7 @@ from clues.config.recipe import (
     TokenSettings,
     TrainSettings,
 )
+from clues.config.rowsfile import RowsFile
 from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.score import (
     BASELINE_NAMES,
@@ -67,6 +69,7 @@ __all__ = [
     "SHORT_TIMEOUT_S",
     "Arm",
     "Baseline",
+    "Columns",
     "CombineSettings",
     "DuplicatesSettings",
     "EvaluateSettings",
@@ -81,6 +84,7 @@ __all__ = [
     "PublicFile",
     "PublicSet",
     "Recipe",
+    "RowsFile",
     "RunConfig",
     "ScoreSettings",
     "Seconds",
@@ -94,6 +98,7 @@ __all__ = [
     "TokenSettings",
     "TrainSettings",
     "built_in_folder",
+    "check_columns",
     "check_name",
     "content_hash",
     "derived_seed",
@@ -103,6 +108,7 @@ __all__ = [
     "load_shared",
     "load_silo",
     "model_files",
+    "parse_columns",
     "read_yaml",
     "short",
     "validate",

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 
 from clues.config.base import Count, Name, Seconds, Settings, Steps
+from clues.config.rowsfile import RowsFile
 from clues.config.score import Baseline, Form
 from clues.printable import is_printable
 
@@ -16,7 +17,7 @@ ARMS = ("mixed", "random", "clues", "oracle")
 Arm = Literal["mixed", "random", "clues", "oracle", Form, Baseline, "inrun"]
 
 
-class TaskSettings(Settings):
+class TaskSettings(RowsFile):
     """A file of multiple-choice questions.
 
     Attributes:
@@ -29,7 +30,6 @@ class TaskSettings(Settings):
         limit: the most questions per task, drawn at random, the same ones in every run.
     """
 
-    path: Path
     name: Name | None = None
     style: Literal["as_written", "cloze"] = "as_written"
     where: dict[str, str] = Field(default_factory=dict)
@@ -139,7 +139,8 @@ class EvaluateSettings(Settings):
     """What the joint models are measured on. All of it is public.
 
     Attributes:
-        heldout: file of rows for the held-out loss; those with choices are also asked.
+        heldout: file of rows for the held-out loss; those with choices are also asked. A path, or
+            `{path: ..., schema: ..., columns: ...}`.
         tasks: files of multiple-choice questions; a bare path will do.
         lm_eval: tasks of lm-eval; a bare name will do.
         arms: the joint models to train and compare, named after their rows: `mixed` (all),
@@ -154,7 +155,7 @@ class EvaluateSettings(Settings):
         judge: a model that judges answers; null is off.
     """
 
-    heldout: Path | None = None
+    heldout: RowsFile | None = None
     tasks: tuple[TaskSettings, ...] = ()
     lm_eval: tuple[LmEvalSettings, ...] = ()
     arms: tuple[Arm, ...] = ARMS
@@ -164,10 +165,12 @@ class EvaluateSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        """Accept a bare path for a task, and a bare name for one of lm-eval."""
+        """Accept a bare path for rows, and a bare name for a task of lm-eval."""
         if not isinstance(value, dict):
             return value
         value = dict(value)
+        if isinstance(value.get("heldout"), str | Path):
+            value["heldout"] = {"path": value["heldout"]}
         for key, name in (("tasks", "path"), ("lm_eval", "task")):
             if isinstance(entries := value.get(key), list | tuple):
                 value[key] = [{name: e} if isinstance(e, str | Path) else e for e in entries]

@@ -17,12 +17,14 @@ from clues.config.recipe import (
     PublicFile,
     PublicSet,
 )
+from clues.config.rowsfile import RowsFile
 from clues.config.run import RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.strict import validate
 from clues.errors import ConfigError
 from clues.reading import is_folder, megabytes, read_bytes, shown, status
 
 Shared = TypeVar("Shared", bound=SharedConfig)
+Rows = TypeVar("Rows", bound=RowsFile)
 
 
 def load_config(path: str | Path) -> RunConfig:
@@ -100,11 +102,8 @@ def _resolved(config: Shared, path: Path) -> Shared:
         judge = judge.model_copy(update={"prompts": _existing(judge.prompts, base, path)})
     evaluate = config.evaluate.model_copy(
         update={
-            "heldout": _existing(heldout, base, path) if heldout else None,
-            "tasks": tuple(
-                task.model_copy(update={"path": _existing(task.path, base, path)})
-                for task in config.evaluate.tasks
-            ),
+            "heldout": heldout and _at(heldout, base, path),
+            "tasks": tuple(_at(task, base, path) for task in config.evaluate.tasks),
             "lm_eval": tuple(_with_files(e, base, path) for e in config.evaluate.lm_eval),
             "judge": judge,
         }
@@ -207,6 +206,10 @@ def _place(name: str, base: Path) -> str:
     if name != BUILT_IN and is_folder(base / name, error=ConfigError):
         return str((base / name).resolve())
     return name
+
+
+def _at(file: Rows, base: Path, config_path: Path) -> Rows:
+    return file.model_copy(update={"path": _existing(file.path, base, config_path)})
 
 
 def _existing(file: Path, base: Path, config_path: Path) -> Path:

@@ -20,6 +20,7 @@ from clues.config.base import (
 )
 from clues.config.hashes import content_hash
 from clues.config.modelfiles import MAX_FILES, MAX_NAME
+from clues.config.rowsfile import RowsFile
 from clues.config.score import ScoreSettings, ThresholdSettings
 
 # Of one public file, and of all: they travel to every silo, which takes no more. Some hundred rows
@@ -131,7 +132,7 @@ class TrainSettings(Settings):
         return self
 
 
-class PublicFile(Settings):
+class PublicFile(RowsFile):
     """A public file and the hash of its bytes.
 
     Attributes:
@@ -141,7 +142,6 @@ class PublicFile(Settings):
             other bytes is refused.
     """
 
-    path: Path
     weight: Factor = 1.0
     sha256: str | None = None
 
@@ -166,8 +166,11 @@ class PublicSet(Settings):
         if not isinstance(value, dict):
             return value
         value = dict(value)
-        if isinstance(value.get("validation"), (str, Path)):
-            value["validation"] = {"validation": {"path": value["validation"]}}
+        one = value.get("validation")
+        if isinstance(one, (str, Path)):
+            value["validation"] = {"validation": {"path": one}}
+        elif isinstance(one, dict) and isinstance(one.get("path"), (str, Path)):
+            value["validation"] = {"validation": one}
         elif isinstance(value.get("validation"), dict):
             value["validation"] = {
                 name: {"path": entry} if isinstance(entry, (str, Path)) else entry

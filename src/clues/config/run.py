@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from clues.config.base import BUILT_IN, Count, Factor, Name, Settings, Share
+from clues.config.columns import PARTS, Columns
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.recipe import Recipe
@@ -63,7 +64,9 @@ class SiloSettings(Settings):
         data: a file, a folder, or a hub data set as `owner/name` or `owner/name:split`.
         domain: the domain of the rows, a key of `recipe.public`.
         schema_name: which columns hold prompt and response, where several schemas fit: alpaca,
-            sharegpt, messages, prompt_completion, multiple_choice.
+            sharegpt, messages, prompt_completion, preference, multiple_choice.
+        columns: the file's own names by what they hold, such as `{prompt: question, context:
+            passage}`; null for a column that is not to be read. Others count under their names.
         labels: a column that is empty where a row is good; for experiments.
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
         min_kept: the fewest rows that an update may be made of, counted by their weight in it; a
@@ -96,6 +99,8 @@ class SiloSettings(Settings):
     data: str
     domain: Name
     schema_name: str | None = Field(default=None, alias="schema")
+    # Unset, it is not written: what was agreed before it was known stays the same.
+    columns: Columns | None = Field(default=None, exclude_if=lambda value: value is None)
     labels: str | None = None
     share_diagnostics: bool = False
     min_kept: Count = 5
@@ -107,6 +112,12 @@ class SiloSettings(Settings):
     license: str = "unknown"
     duplicates_key: str | None = None
     max_duplicates: Share = 0.2
+
+    @property
+    def read_columns(self) -> dict[str, str | None]:
+        """The mapping of columns; labels of an experiment say nothing about what is to be trained."""
+        own = {self.labels: None} if self.labels in PARTS else {}
+        return {**own, **(self.columns or {})}
 
     def agreed(self) -> dict[str, Any]:
         """What a silo's answers depend on, as plain JSON.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clues import __version__
-from clues.config import CombineSettings, EvaluateSettings, FederationSettings, Recipe
+from clues.config import CombineSettings, EvaluateSettings, FederationSettings, Recipe, RowsFile
 from clues.coordinator.attendance import Attendance
 from clues.coordinator.decided import Decided, stages_from
 from clues.coordinator.desk import Desk, LoadModel
@@ -25,7 +25,7 @@ from clues.coordinator.public import (
 )
 from clues.coordinator.score import ask_for_scores, one_threshold
 from clues.coordinator.train import train_apart, train_together
-from clues.data.formats import read_rows
+from clues.data.formats import read_file
 from clues.errors import DataError
 from clues.evaluation.choice import HeldOut, Measured, held_out, measure
 from clues.evaluation.harness import ask_harness, harness_inputs
@@ -219,7 +219,7 @@ class Coordinator:
         if self.evaluate.heldout is None:
             return Measured()
         arm = fitted.arm
-        inputs = {**self._measured(fitted), "heldout": source_hash(self.evaluate.heldout)}
+        inputs = {**self._measured(fitted), "heldout": _read_of(self.evaluate.heldout)}
 
         def compute() -> dict[str, Any]:
             heldout = self.heldout()
@@ -334,7 +334,7 @@ class Coordinator:
         """Read and encode the held-out rows once."""
         if not hasattr(self, "_heldout"):
             assert self.evaluate.heldout is not None
-            samples = read_rows(self.evaluate.heldout).samples
+            samples = read_file(self.evaluate.heldout).samples
             self._heldout = held_out(samples, self.desk.encoder, where="held-out set")
         return self._heldout
 
@@ -384,6 +384,12 @@ class Coordinator:
         names: Sequence[str] = trained.get("checkpoints", ())
         base = self.folder / "trajectory" / trained.get("folder", "")
         return [file for name in names for file in checkpoint_files(base / name)]
+
+
+def _read_of(file: RowsFile) -> str:
+    """Changes with what is read of a file."""
+    content = source_hash(file.path)
+    return hash_of([content, file.how]) if file.how else content
 
 
 def _without_seconds(result: Mapping[str, Any]) -> dict[str, Any]:

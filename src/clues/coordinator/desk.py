@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from clues.config import FederationSettings, Recipe, derived_seed
+from clues.config import FederationSettings, Recipe, RowsFile, derived_seed
 from clues.coordinator.attendance import Attendance
 from clues.coordinator.bounds import capped
 from clues.coordinator.curve import Watch, watched_loss, watched_rows
 from clues.coordinator.exchange import Exchange
 from clues.data.damage import damaged_copies
-from clues.data.formats import read_rows
+from clues.data.formats import read_file
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.progress import Progress
@@ -78,13 +78,13 @@ class Desk:
     def validation(self, domain: str) -> dict[str, list[EncodedRow]]:
         """A domain's public validation rows, by set."""
         return {
-            name: self._encoded(file.path, f"validation set {name}")
+            name: self._encoded(file, f"validation set {name}")
             for name, file in self.recipe.public[domain].validation.items()
         }
 
     def anchors(self, domain: str) -> list[EncodedRow]:
         """A domain's public anchor rows."""
-        return self._encoded(self.recipe.public[domain].anchor.path, f"anchors of {domain}")
+        return self._encoded(self.recipe.public[domain].anchor, f"anchors of {domain}")
 
     def damaged_anchors(self, domain: str) -> tuple[list[EncodedRow], list[str]]:
         """Damaged copies of a domain's anchors, and how each is damaged.
@@ -99,9 +99,9 @@ class Desk:
             sample.response
             for other in others
             for file in public[other].validation.values()
-            for sample in read_rows(file.path).samples
+            for sample in read_file(file).samples
         ]
-        samples = list(read_rows(public[domain].anchor.path).samples)
+        samples = list(read_file(public[domain].anchor).samples)
         seed = derived_seed(self.recipe.seed, "controls", domain)
         copies, kinds = damaged_copies(samples, seed=seed, foreign=foreign)
         where = f"damaged anchors of {domain}"
@@ -167,5 +167,5 @@ class Desk:
             self._seen = (state, watched_loss(self.at_rank(state), self._watched, state))
         return self._seen[1]
 
-    def _encoded(self, path: Path, where: str) -> list[EncodedRow]:
-        return list(encode_rows(read_rows(path).samples, self.encoder, where=where).rows)
+    def _encoded(self, file: RowsFile, where: str) -> list[EncodedRow]:
+        return list(encode_rows(read_file(file).samples, self.encoder, where=where).rows)

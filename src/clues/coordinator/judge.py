@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from clues.atomic import atomic_write_bytes, make_folder
-from clues.config import JudgeSettings, SharedConfig, derived_seed
+from clues.config import JudgeSettings, RowsFile, SharedConfig, derived_seed
 from clues.coordinator.coordinator import Coordinator
-from clues.data.formats import read_rows
+from clues.data.formats import read_file
 from clues.data.samples import Sample
 from clues.errors import ConfigError, DataError
 from clues.evaluation.judge.endpoint import Endpoint, check_endpoint
@@ -77,14 +77,19 @@ def settings_of(config: SharedConfig, *, allow_private: bool) -> JudgeSettings:
 
 def prompts_of(config: SharedConfig, judge: JudgeSettings) -> list[Sample]:
     """The rows that are asked, in the file's order; the same ones in every run."""
-    path = judge.prompts or config.evaluate.heldout
-    assert path is not None
-    samples = read_rows(path).samples
+    samples = read_file(_asked(config, judge)).samples
     if len(samples) <= judge.n_prompts:
         return list(samples)
     draw = np.random.default_rng(derived_seed(config.recipe.seed, "judge", "prompts"))
     chosen = draw.choice(len(samples), judge.n_prompts, replace=False)
     return [samples[i] for i in sorted(chosen)]
+
+
+def _asked(config: SharedConfig, judge: JudgeSettings) -> RowsFile:
+    """The file of prompts: the judge's own, or the held-out rows."""
+    file = RowsFile(path=judge.prompts) if judge.prompts else config.evaluate.heldout
+    assert file is not None
+    return file
 
 
 def estimate(config: SharedConfig, *, allow_private: bool = False) -> Estimate:
@@ -156,12 +161,12 @@ def stored_figures(config: SharedConfig, coordinator: Coordinator) -> JudgeResul
 
 
 def _key(config: SharedConfig, coordinator: Coordinator, judge: JudgeSettings) -> str:
-    path = judge.prompts or config.evaluate.heldout
-    assert path is not None
+    file = _asked(config, judge)
     return hash_of(
         {
             "judge": judge.model_dump(mode="json", exclude=_NOT_ASKED | {"prompts"}),
-            "prompts": file_hash(path),
+            "prompts": file_hash(file.path),
+            **file.how,
             "recipe": config.recipe.hash,
             "adapters": {arm: file_hash(coordinator.adapter_file(arm)) for arm in judge.arms},
         }

@@ -10,7 +10,8 @@ import torch
 from clues.atomic import read_bytes
 from clues.config import EvaluateSettings, Recipe
 from clues.config.loading import local_folder
-from clues.data.formats import read_rows
+from clues.data.formats import read_file
+from clues.data.packing import ENDINGS
 from clues.data.samples import Sample
 from clues.errors import ConfigError
 from clues.evaluation.harness import check_harness
@@ -29,15 +30,15 @@ def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
     check_harness(evaluate.lm_eval)
     heldout = evaluate.heldout
     tests: dict[str, Sequence[Sample]]
-    tests = {"the held-out set": read_rows(heldout).samples} if heldout else {}
+    tests = {"the held-out set": read_file(heldout).samples} if heldout else {}
     tests |= {f"task file {task.path.name}": asked_rows(task) for task in evaluate.tasks}
     test = {name: {s.id for s in rows} for name, rows in tests.items()}
     for domain, public in recipe.public.items():
-        anchors = read_rows(public.anchor.path).samples
+        anchors = read_file(public.anchor).samples
         anchor_ids = {sample.id for sample in anchors}
         _check_untested(f"anchors of {domain}", anchors, test)
         for name, file in public.validation.items():
-            samples = read_rows(file.path).samples
+            samples = read_file(file).samples
             _check_untested(f"validation set {name} of {domain}", samples, test)
             both = len(anchor_ids & {sample.id for sample in samples})
             if both:
@@ -92,4 +93,4 @@ def counted_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _travel_name(path: Path, sha256: str) -> str:
-    return sha256 + "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
+    return sha256 + "".join(path.suffixes[-2:] if path.suffix in ENDINGS else path.suffixes[-1:])

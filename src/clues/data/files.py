@@ -1,11 +1,8 @@
 """Where rows come from: a file, a folder, a saved data set, the hub."""
 
 import difflib
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +11,21 @@ from typing import Any
 import pyarrow as pa
 
 from clues.data.limits import MAX_FILE_BYTES, SPLIT
+from clues.data.packing import ENDINGS, name_of, packed_as, unpack
+from clues.data.signatures import foreign
 from clues.data.tables import (
     BOM,
     READERS,
     Table,
     arrow_table,
+    bad_rows,
     decode,
     keeps_schema,
     parse_json,
 )
 from clues.errors import DataError
-from clues.reading import cannot_read, is_folder, megabytes, read_bytes, shown, status
+from clues.reading import cannot_read, is_folder, read_bytes, shown, status
 
-# Unpacked in pieces, and never to more than this many times the size: text has a tenth of it.
-_PIECE_BYTES, _FREE_BYTES, _MAX_RATIO = 1_000_000, 100_000_000, 60
-_GZIP = b"\x1f\x8b"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow-stream"}
 _NAMED = {
@@ -41,7 +38,9 @@ _NAMED = {
     ".arrow": "arrow",
 }
 _TEXT = ("jsonl", "json", "csv")
-_SUPPORTED = ".jsonl, .json, .csv (each also with .gz), .parquet, .arrow"
+_SUPPORTED = ".jsonl, .json, .csv (each also with .gz, .zst, .xz, .bz2), .parquet, .arrow"
+# What describes a data set and is none.
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _HUB_NAME = re.compile(
     r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<split>[\w.+%:\[\]-]+))?", re.ASCII
 )
@@ -50,7 +49,8 @@ _HUB_NAME = re.compile(
 def named_container(path: Path) -> str | None:
     """Container that a file's name promises, such as `jsonl.gz`; None where it names none."""
     name = path.name.lower()
-    stem = name.removesuffix(".gz")
+    ending = Path(name).suffix
+    stem = name.removesuffix(ending) if ending in ENDINGS else name
     kind = _NAMED.get(Path(stem).suffix)
     if kind is None or (stem != name and kind not in _TEXT):
         return None
@@ -79,6 +79,9 @@ def read_source(source: str | Path) -> tuple[Path, Table, str]:
         named = named_container(path)
         lies = named != table.container.removesuffix("-stream")
         return path, table, table.container + (f" (named {path.name})" if lies else "")
+    folder, colon, split = str(source).rpartition(":")
+    if colon and folder and is_folder(folder):
+        return _read_folder(Path(folder), split)
     hub = _HUB_NAME.fullmatch(source) if isinstance(source, str) else None
     # owner/name is also how a path looks: a folder `owner` or a file suffix says it is one.
     if hub and not is_folder(path.parent) and named_container(path) is None:
@@ -93,52 +96,29 @@ def read_table(path: Path) -> Table:
         DataError: the file is empty, damaged, of no known kind, not UTF-8, or has bad rows.
     """
     data = read_bytes(path, limit=MAX_FILE_BYTES, advice=SPLIT)
-    packed = data.startswith(_GZIP)
+    packed = packed_as(data)
     if packed:
-        data = _unpack(path, data)
+        data = unpack(path, data, packed)
+    if reason := foreign(data):
+        raise DataError(f"{path}: {reason}")
     if not data.removeprefix(BOM).strip():
         raise DataError(f"{path}: the file is empty.")
     kind = _sniff(path, data)
     if packed and kind not in _TEXT:
-        raise DataError(f"{path}: {kind} inside gzip cannot be read. Unpack it with gunzip.")
+        raise DataError(f"{path}: {kind} inside {name_of(packed)} cannot be read. Unpack it first.")
     table = READERS[kind](path, data)
+    if table.n_rows == 0 and table.bad:
+        raise bad_rows(path, table.bad)
     if table.n_rows == 0:
         raise DataError(f"{path}: the file has no rows.")
-    return replace(table, container=f"{kind}.gz") if packed else table
-
-
-def _unpack(path: Path, data: bytes) -> bytes:
-    """What is in gzip data, taken out piece by piece: a bomb is found when it has grown a little."""
-    parts: list[bytes] = []
-    most = min(MAX_FILE_BYTES, max(_FREE_BYTES, _MAX_RATIO * len(data)))
-    size, reason = 0, ""
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
-            while not reason and (part := packed.read(_PIECE_BYTES)):
-                parts.append(part)
-                size += len(part)
-                reason = "bomb" if size > most else ""
-    except EOFError:
-        reason = "the gzip data ends too early"
-    except (zlib.error, gzip.BadGzipFile):
-        reason = "the gzip data is damaged"
-    if reason == "bomb":
-        raise DataError(
-            f"{shown(path)}: {megabytes(len(data))} of gzip unpack to "
-            f"{megabytes(size)} or more; at most {_MAX_RATIO} times the size, and "
-            f"{megabytes(MAX_FILE_BYTES)}, are read. Rows of text are packed to a tenth: look "
-            "what is in it with zcat, and unpack it yourself if it is meant."
-        )
-    if reason:
-        raise DataError(f"{path}: {reason} ({len(data)} bytes). Copy the file again.")
-    return b"".join(parts)
+    return replace(table, container=f"{kind}{packed}") if packed else table
 
 
 def _sniff(path: Path, data: bytes) -> str:
     for magic, kind in _MAGIC.items():
         if data.startswith(magic):
             return kind
-    named = (named_container(path) or "").removesuffix(".gz")
+    named = (named_container(path) or "").partition(".")[0]
     if data.startswith(_UTF16):
         raise DataError(f"{path} line 1: UTF-16 at byte offset 0. Save the file as UTF-8.")
     if named in ("parquet", "arrow"):
@@ -180,25 +160,34 @@ def _entries(folder: Path) -> list[Path]:
     raise cannot_read(folder, failure)
 
 
-def _read_folder(folder: Path) -> tuple[Path, Table, str]:
+def _read_folder(folder: Path, split: str = "") -> tuple[Path, Table, str]:
+    if split and is_folder(folder / split):
+        return _read_folder(folder / split)
     if (folder / "dataset_dict.json").exists():
         splits = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
         raise DataError(f"{folder}: holds the splits {', '.join(splits)}. Name one of its folders.")
     if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
         return folder, *_saved(_load_saved(folder), folder, "a saved data set")
-    files = sorted(
-        entry
-        for entry in _entries(folder)
-        if entry.is_file() and named_container(entry) and not entry.name.startswith(".")
-    )
+    files = _files_of_rows(folder)
+    # As data sets lie on the hub: a page about them, and a folder with the rows.
+    if not files and is_folder(folder / "data"):
+        return _read_folder(folder / "data", split)
+    if split:
+        files = [file for file in files if re.match(rf"{re.escape(split)}(?![A-Za-z])", file.name)]
     if not files:
-        raise DataError(f"{folder}: holds no file that can be read ({_SUPPORTED}).")
+        what = f"of split {split} that" if split else "that"
+        raise DataError(f"{folder}: holds no file {what} can be read ({_SUPPORTED}).")
     if len(files) == 1:
         return read_source(files[0])
     # train.jsonl and test.jsonl must not become one silo: shards differ in digits only.
-    if len({re.sub(r"\d+", "0", file.name) for file in files}) > 1:
+    kinds = sorted({re.sub(r"\d+", "0", file.name) for file in files})
+    if len(kinds) > 1:
         names = ", ".join(file.name for file in files[:8]) + (", ..." if len(files) > 8 else "")
-        raise DataError(f"{folder}: its files are not shards of one data set: {names}. Name one.")
+        first = re.split(r"[-_.]", kinds[0])[0]
+        raise DataError(
+            f"{folder}: its files are not shards of one data set: {names}. Name one, or one split, "
+            f"such as {folder}:{first}."
+        )
     tables = [read_table(file) for file in files]
     container = tables[0].container
     if any(table.container != container for table in tables):
@@ -206,6 +195,17 @@ def _read_folder(folder: Path) -> tuple[Path, Table, str]:
     table = _join_text(tables) if tables[0].arrow is None else _join_arrow(folder, tables)
     said = f"a folder of {len(files)} {container} files, written as {table.container}"
     return folder, table, said
+
+
+def _files_of_rows(folder: Path) -> list[Path]:
+    return sorted(
+        entry
+        for entry in _entries(folder)
+        if entry.is_file()
+        and named_container(entry)
+        and not entry.name.startswith(".")
+        and entry.name not in _ABOUT
+    )
 
 
 def _join_text(tables: Sequence[Table]) -> Table:
@@ -220,6 +220,11 @@ def _join_text(tables: Sequence[Table]) -> Table:
         records=[record for table in tables for record in table.records],
         raw=raw,
         named_by_row=tables[0].named_by_row,
+        bad=tuple(
+            (f"{table.parts[0][1].name} {place}", why)
+            for table in tables
+            for place, why in table.bad
+        ),
     )
 
 

@@ -1,19 +1,31 @@
 """Rows in and out: find the shape of a user's file, parse it, write some of it back."""
 
+import contextlib
 import difflib
+import gc
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clues.atomic import write_atomically
+from clues.config import RowsFile
 from clues.data.files import named_container, read_source, suffix_of
+from clues.data.layouts import KNOWN_COLUMNS, PAIRS, SCHEMAS, Layout, layouts_of
 from clues.data.samples import Sample
-from clues.data.schemas import KNOWN_COLUMNS, PAIRS, SCHEMAS, BadRow, Layout, layouts_of, parse_row
+from clues.data.schemas import parse_row, truth_of
 from clues.data.tables import Table, bad_rows, write_table
+from clues.data.values import BadRow, is_empty
 from clues.errors import ConfigError, DataError, UsageError
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
+_PLAIN_KEY = re.compile(
+    rf"{_PLAIN_NAME.pattern}(\[\]\.{_PLAIN_NAME.pattern})?( of other turns| after the first)?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,8 @@ class RowFile:
         n_rows: how many rows.
         samples: the rows, parsed, in order.
         columns: the user's columns that are no part of the sample, for keys and labels.
+        unused: columns and keys of turns that are not read, and in how many rows they say
+            something.
     """
 
     path: Path
@@ -38,6 +52,7 @@ class RowFile:
     samples: tuple[Sample, ...] = field(repr=False)
     columns: tuple[str, ...]
     table: Table = field(repr=False, compare=False)
+    unused: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def suffix(self) -> str:
@@ -55,12 +70,20 @@ class RowFile:
         return [record.get(name) for record in self.table.read([name])]
 
 
-def read_rows(source: str | Path, *, schema: str | None = None, skip_bad: bool = False) -> RowFile:
+def read_rows(
+    source: str | Path,
+    *,
+    schema: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    skip_bad: bool = False,
+) -> RowFile:
     """Read and check every row of a file, a folder, a saved data set or a hub data set.
 
     Args:
         source: a path, or the name of a hub data set as `owner/name` or `owner/name:split`.
         schema: a key of `SCHEMAS`; None finds it from the columns.
+        columns: the file's own names by what they hold, such as `{"prompt": "question"}`; None for
+            a column that is not to be read.
         skip_bad: leave bad rows out of the samples instead of raising. For public collections
             that nobody here can mend; never for a user's own rows.
 
@@ -71,30 +94,68 @@ def read_rows(source: str | Path, *, schema: str | None = None, skip_bad: bool =
     """
     if schema is not None and schema not in SCHEMAS:
         raise ConfigError(f"no schema is named {schema}.{_near(schema, SCHEMAS)} Known: {_known()}")
+    with _without_collection():
+        return _read(source, schema, columns or {}, skip_bad=skip_bad)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Rows hold no circles, and looking for some takes a third of the time of reading them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _read(
+    source: str | Path,
+    schema: str | None,
+    columns: Mapping[str, str | None],
+    *,
+    skip_bad: bool,
+) -> RowFile:
     path, table, said = read_source(source)
-    layout = _choose_layout(path, table, schema)
-    used = tuple(name for name in layout.columns if name in table.columns)
+    named = _named(path, table, columns)
+    layout = _settled(_choose_layout(path, table, named, schema), table, named, path)
+    used = {part: named[part] for part in layout.columns if part in named}
     samples: list[Sample] = []
-    bad: list[tuple[str, str]] = []
-    for row, record in enumerate(table.read(used)):
+    bad = list(table.bad)
+    keys: Counter[str] = Counter()
+    for row, record in enumerate(_records(table, used)):
         try:
-            samples.append(parse_row(layout, record, row))
+            samples.append(parse_row(layout, record, row, keys))
         except BadRow as reason:
-            bad.append((table.place(row), str(reason)))
-    if bad and not skip_bad:
+            bad.append((table.place(row), _in_own_words(str(reason), used)))
+    if bad and not (skip_bad and not table.bad):
         raise bad_rows(path, bad)
-    columns = tuple(name for name in table.columns if name not in used)
-    description = f"{layout.schema} rows in {said}"
+    others = tuple(name for name in table.columns if name not in used.values())
     return RowFile(
         path,
-        description,
+        f"{layout.schema} rows in {said}",
         table.container,
         layout.schema,
         table.n_rows,
         tuple(samples),
-        columns,
+        others,
         table,
+        _unused(table, others, keys),
     )
+
+
+def fitting(
+    source: str | Path, columns: Mapping[str, str | None] | None
+) -> Mapping[str, str | None] | None:
+    """A mapping where a source has all the columns that it names; None where it does not."""
+    named = {column for column in (columns or {}).values() if column is not None}
+    return columns if columns and named <= set(read_source(source)[1].columns) else None
+
+
+def read_file(file: RowsFile) -> RowFile:
+    """Read the rows of a file as settings name it; errors as `read_rows`."""
+    return read_rows(file.path, schema=file.schema_name, columns=file.columns)
 
 
 def write_rows(rows: RowFile, indices: Sequence[int], path: Path) -> Path:
@@ -134,8 +195,93 @@ def _write(table: Table, indices: Sequence[int], part: Path) -> None:
         write_table(table, indices, sink)
 
 
-def _choose_layout(path: Path, table: Table, schema: str | None) -> Layout:
-    layouts = layouts_of(table.columns)
+def _named(path: Path, table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
+    """The file's columns by what they hold: as mapped, the others under their own names."""
+    mapped = {part: column for part, column in columns.items() if column is not None}
+    missing = [column for column in mapped.values() if column not in table.columns]
+    if missing:
+        raise DataError(
+            f"{path}: columns names {missing[0]}, which is no column. Found: {_shown(table)}."
+        )
+    hidden = {*mapped.values(), *columns}
+    found = mapped | {name: name for name in table.columns if name not in hidden}
+    if layouts_of(tuple(found)):
+        return found
+    # Names in capitals are the same names, where they are read at all.
+    lower = {name if name in mapped else name.lower(): column for name, column in found.items()}
+    return lower if len(lower) == len(found) and layouts_of(tuple(lower)) else found
+
+
+def _records(table: Table, used: Mapping[str, str]) -> Sequence[dict[str, Any]]:
+    """The rows with what is read of them, under the names of their parts."""
+    records = table.read(tuple(used.values()))
+    if table.arrow is not None:
+        # Arrow fills in null for keys that a turn or a call does not have.
+        records = [{key: _without_nulls(v) for key, v in record.items()} for record in records]
+    if all(part == column for part, column in used.items()):
+        return records
+    return [
+        {part: record[column] for part, column in used.items() if column in record}
+        for record in records
+    ]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    return value
+
+
+def _in_own_words(reason: str, used: Mapping[str, str]) -> str:
+    """A reason with the file's own name of the column that it begins with."""
+    part = reason.partition(" ")[0]
+    column = used.get(part, part)
+    return reason if column == part else f"{part} (column {column}){reason.removeprefix(part)}"
+
+
+def _unused(table: Table, columns: Sequence[str], keys: Mapping[str, int]) -> dict[str, int]:
+    """In how many rows each column says something that is not read; keys of turns follow."""
+    found: dict[str, int] = {}
+    for name in columns:
+        if table.arrow is not None:
+            found[name] = table.n_rows - table.arrow.column(name).null_count
+        else:
+            found[name] = sum(not is_empty(record.get(name)) for record in table.records)
+    plain: Counter[str] = Counter()
+    for name, n in (*found.items(), *sorted(keys.items())):
+        hidden = not _PLAIN_KEY.fullmatch(name) or _is_headless(table)
+        plain["columns or keys with names that are not shown" if hidden else name] += n
+    return {name: n for name, n in plain.items() if n}
+
+
+def _settled(layout: Layout, table: Table, named: Mapping[str, str], path: Path) -> Layout:
+    """A layout after a look at the values that decide how it is to be read."""
+    if layout.label:
+        column = named[layout.label]
+        values = {str(r.get(column)) for r in table.read([column])} - {"None", ""}
+        if any(truth_of(value) is None for value in values):
+            layout = replace(layout, label="")
+    if "cop" in layout.answers:
+        numbers = {str(r.get(named["cop"])) for r in table.read([named["cop"]])} - {"None", ""}
+        from_one = str(len(layout.choices)) in numbers
+        if not from_one and not numbers & {"0", "-1"}:
+            raise DataError(
+                f"{path}: cop is never 0 and never {len(layout.choices)}, so nobody can tell whether "
+                "it counts from 0 or from 1. Give the answer as a letter, in a column named answer."
+            )
+        layout = replace(layout, first=int(from_one and "0" not in numbers))
+    return layout
+
+
+def _choose_layout(
+    path: Path, table: Table, named: Mapping[str, str], schema: str | None
+) -> Layout:
+    layouts = layouts_of(tuple(named))
+    mapped = {part for part, column in named.items() if part != column and part != column.lower()}
+    if mapped:
+        layouts = [way for way in layouts if mapped <= set(way.columns)]
     if schema is not None:
         layouts = [layout for layout in layouts if layout.schema == schema][:1]
         if not layouts:
@@ -148,26 +294,36 @@ def _choose_layout(path: Path, table: Table, schema: str | None) -> Layout:
         layouts = [layout for layout in layouts if layout.schema != "multiple_choice"]
     if len(layouts) == 1:
         return layouts[0]
+    if table.bad:
+        raise bad_rows(path, table.bad)
     if layouts:
         fits = ", ".join(f"{way.schema} ({way.prompt}, {way.response})" for way in layouts)
         problem, advice = f"several schemas fit: {fits}", "Name one with schema"
+    elif mapped:
+        problem = f"no schema has {', '.join(sorted(mapped))} together"
+        advice = "Map other columns"
     else:
-        problem, advice = "no schema fits", _renaming(table) or "Rename the columns"
+        problem, advice = "no schema fits", _renaming(table) or "Say with columns what they hold"
     raise DataError(f"{path}: {problem}. Found: {_shown(table)}. {advice}; known: {_known()}")
 
 
 def _renaming(table: Table) -> str:
-    """Which columns to rename where they are nearly those of a schema."""
-    if table.named_by_row and not KNOWN_COLUMNS & {name.lower() for name in table.columns}:
+    """Which columns hold what, where their names are nearly those of a schema."""
+    if _is_headless(table):
         return ""
     lower = {name.lower(): name for name in table.columns}
     for wanted in (("instruction", "output"), *PAIRS, ("conversations",), ("messages",)):
         near = [difflib.get_close_matches(name, lower, n=1, cutoff=0.75) for name in wanted]
         if all(near):
             pairs = [(lower[found[0]], name) for found, name in zip(near, wanted, strict=True)]
-            renamed = [f"{old} to {new}" for old, new in pairs if old != new]
-            return f"Rename {' and '.join(renamed)}"
+            said = ", ".join(f"{name}: {old}" for old, name in pairs if old != name)
+            return f"Is it columns: {{{said}}}?"
     return ""
+
+
+def _is_headless(table: Table) -> bool:
+    """Whether the names may be a row: without a header the first line, read as one, is one."""
+    return table.named_by_row and not KNOWN_COLUMNS & {name.lower() for name in table.columns}
 
 
 def _known() -> str:
@@ -182,9 +338,8 @@ def _near(name: str, names: Sequence[str] | dict[str, str]) -> str:
 def _shown(table: Table) -> str:
     """Column names for a message. What may be text is counted, not shown."""
     names = table.columns
-    if table.named_by_row and not KNOWN_COLUMNS & set(names):
-        # Without a header the first line, read as one, is a row.
+    if _is_headless(table):
         return f"{len(names)} columns of unknown names; does the first line hold the names?"
-    plain = [name for name in names if re.fullmatch(r"[A-Za-z_]\w{0,39}", name, re.ASCII)][:20]
+    plain = [name for name in names if _PLAIN_NAME.fullmatch(name)][:20]
     n_hidden = len(names) - len(plain)
     return ", ".join(plain + ([f"{n_hidden} not shown"] if n_hidden else []))

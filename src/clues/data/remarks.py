@@ -1,5 +1,6 @@
 """What a chat template does to a row that is worth knowing: what it drops, changes or never ends."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,6 +19,8 @@ class Remark(StrEnum):
     )
     CHANGED = "the chat template changes the words of an answer; what it writes is trained"
     MISSING = "the chat template leaves out an answer, so it is not trained"
+    CALLS = "the chat template does not write a call of a tool, so it is not trained"
+    TOOLS = "the template does not write the tools that the row offers"
     PROMPT = "the chat template changes or leaves out a turn of the prompt"
     NO_END = "nothing that ends a turn comes after an answer, so the end is not trained"
     LED = "the row begins with the assistant's turn, which is read and not trained"
@@ -60,8 +63,16 @@ def remarks_on(
     ends = {end for _, end, _ in pieces}
     for span in spans:
         start, end = span.words
-        answer, shown = turns[span.turn].content, text[min(start, span.start) : end]
-        if not text.endswith(answer, 0, end):
+        turn, shown = turns[span.turn], text[min(start, span.start) : end]
+        answer = turn.content
+        if turn.thought and squeezed(turn.thought) not in squeezed(shown):
+            yield Remark.THOUGHT
+        if turn.calls:
+            if squeezed(answer) not in squeezed(shown):
+                yield Remark.CHANGED
+            if any(name not in shown for name in call_names(turn)):
+                yield Remark.CALLS
+        elif not text.endswith(answer, 0, end):
             kept = text.endswith(answer.strip(), 0, end)
             yield Remark.SPACE if kept else _change(answer, shown)
         # Marks may end anywhere; what is trained ends after the words, or it has no end.
@@ -78,6 +89,11 @@ def _change(answer: str, shown: str) -> Remark:
     if end and thought and squeezed(shown) == squeezed(rest):
         return Remark.THOUGHT
     return Remark.CHANGED
+
+
+def call_names(turn: Message) -> list[str]:
+    """The tools that a turn calls."""
+    return [call["name"] for call in json.loads(turn.calls or "[]")]
 
 
 def squeezed(text: str) -> str:

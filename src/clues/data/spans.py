@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
-from typing import Protocol
 
+from clues.data.callspans import call_place, check_results
 from clues.data.remarks import THOUGHT_END, Remark, Span, remarks_on, squeezed
+from clues.data.rendering import Render, common_start, difference, said_instead
 from clues.data.samples import Message
 from clues.data.templates import Rendered
 from clues.errors import DataError
@@ -22,14 +23,6 @@ from clues.errors import DataError
 _TAG = re.compile(r"\s*(<[^<>\s]{1,60}>|\[[^\[\]\s]{1,60}\])")
 _OPEN_TAG = re.compile(r"[<\[][^<>\[\]]*$")
 _ROLE = re.compile("user|human|system|inst|assistant|bot|tool|observation", re.IGNORECASE)
-
-
-class Render(Protocol):
-    """What renders turns, with what stands in front of an answer at the end or without."""
-
-    def __call__(self, turns: Sequence[Message], *, header: bool) -> Rendered:
-        """The text of these turns."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,7 @@ def find_answers(render: Render, turns: Sequence[Message], *, last: bool) -> Fou
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     # Nobody has asked for an answer that begins the conversation.
     counted = [len(turns) - 1] if last else [i for i in answers if i > 0]
+    counted = [i for i in counted if turns[i].trained]
     whole = render(turns, header=False)
     words = _words(render, turns, counted, whole.text)
     spans = tuple(_spans(render, turns, words, whole.text))
@@ -72,14 +66,15 @@ def find_answers(render: Render, turns: Sequence[Message], *, last: bool) -> Fou
         shown = None if counted == answers else list(words.values())
         pieces = tuple(_marked(whole, shown))
     pieces = tuple(piece for piece in pieces if piece[0] < piece[1])
+    check_results(render, turns, [whole.text[start:end] for start, end, _ in pieces])
     if not pieces:
         raise DataError(
             "this model's chat template does not write the answer into the text. Set "
             "recipe.tokens.template to alpaca, or repair the template."
         )
     remarks = set(remarks_on(turns, spans, whole.text, pieces))
-    if len(words) < len(counted):
-        remarks.add(Remark.MISSING)
+    missing = [turns[i] for i in counted if i not in words]
+    remarks |= {Remark.CALLS if turn.calls else Remark.MISSING for turn in missing}
     if turns[0].role == "assistant" and not last:
         remarks.add(Remark.LED)
     return Found(whole.text, spans, pieces, tuple(sorted(remarks)))
@@ -90,17 +85,24 @@ def _words(
 ) -> dict[int, tuple[int, int]]:
     """From where to where each answer stands, by turn; an answer that is nowhere is left out."""
     stand_ins = _stand_ins(turns, counted, text)
-    replaced = render(_replaced(turns, stand_ins), header=False).text
-    found = _aligned(text, replaced, turns, stand_ins)
-    if found is not None:
-        return found
+    if not stand_ins:
+        return {}
+    # Without its call a result may be refused, and what is written instead has another shape.
+    if not any(turns[i].calls for i in counted):
+        replaced = render(_replaced(turns, stand_ins), header=False).text
+        found = _aligned(text, replaced, turns, stand_ins)
+        if found is not None:
+            return found
     found = {}
     for turn, word in stand_ins.items():
+        if turns[turn].calls:
+            found |= call_place(render, turns, turn, (text, word))
+            continue
         other = render(_replaced(turns, {turn: word}), header=False).text
         if other.count(word) > 1:
             raise _unclear()
         if other != text:
-            found[turn] = _difference(text, other, word)
+            found[turn] = difference(text, other, word)
     places = list(found.values())
     if any(a[1] > b[0] for a, b in pairwise(places)):
         raise _unclear()
@@ -122,7 +124,7 @@ def _stand_ins(turns: Sequence[Message], counted: Sequence[int], text: str) -> d
 
 
 def _replaced(turns: Sequence[Message], words: Mapping[int, str]) -> list[Message]:
-    return [Message(turn.role, words[i]) if i in words else turn for i, turn in enumerate(turns)]
+    return [said_instead(turn, words[i]) if i in words else turn for i, turn in enumerate(turns)]
 
 
 def _aligned(
@@ -159,17 +161,6 @@ def _written(answer: str) -> Iterator[str]:
         yield from (text, text.strip(), text.rstrip(), text.lstrip(), text.lstrip("\n"))
 
 
-def _difference(text: str, other: str, word: str) -> tuple[int, int]:
-    """From where to where a text differs from the one with a stand-in, which is taken out whole."""
-    at = other.find(word)
-    start = common_start(text, other)
-    after = len(other) - start
-    if at >= 0:
-        start, after = min(start, at), len(other) - at - len(word)
-    same = common_start(text[start:][::-1], other[::-1])
-    return start, len(text) - min(same, after)
-
-
 def _spans(
     render: Render, turns: Sequence[Message], words: Mapping[int, tuple[int, int]], text: str
 ) -> Iterator[Span]:
@@ -180,7 +171,7 @@ def _spans(
     before = 0
     for number, (turn, (start, end)) in enumerate(places):
         prompted = _prompted(render, turns[:turn], text, (before, start, end))
-        first = _first(text, (prompted, start, end), turns[turn].content)
+        first = _first(text, (prompted, start, end), turns[turn].said)
         until = places[number + 1][1][0] if number + 1 < len(places) else len(text)
         tail = len(text)
         if turn != last:
@@ -256,15 +247,3 @@ def _marked(
     for start, end in joined:
         if shown is None or any(a < end and start < b for a, b in shown):
             yield start, start + len(whole.text[start:end].rstrip()), end
-
-
-def common_start(one: str, two: str) -> int:
-    """Number of characters at the start that two texts share."""
-    low, high = 0, min(len(one), len(two))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if one[low:middle] == two[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

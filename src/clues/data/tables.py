@@ -5,12 +5,12 @@ the context of ours. So errors are raised after the `except` block, never inside
 """
 
 import bisect
+import contextlib
 import csv
-import gzip
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clues import reading
+from clues.data.jsonfiles import find_rows
 from clues.data.limits import (
     MAX_BRACKETS,
     MAX_COLUMNS,
@@ -29,9 +30,11 @@ from clues.data.limits import (
     load_parquet,
     too_long,
 )
-from clues.errors import DataError
+from clues.data.packing import packing
+from clues.errors import BadRowsError, DataError
 
 _N_SHOWN = 5
+_SHORT = 1_000_000  # bytes of a line, which cannot hold more values than are read
 BOM = b"\xef\xbb\xbf"
 
 
@@ -41,7 +44,7 @@ class Table:
 
     Attributes:
         container: what it was read from and will be written as: jsonl, json or csv, each
-            also with `.gz`; parquet, arrow, arrow-stream.
+            also packed, with one of `packing.ENDINGS`; parquet, arrow, arrow-stream.
         columns: names in order of first sight.
         n_rows: how many rows.
         parts: where each file's rows begin: (index of its first row, file).
@@ -50,10 +53,10 @@ class Table:
         records: the rows as objects; empty where `arrow` is set.
         raw: the bytes of each row (jsonl, csv).
         head: bytes before the first row: a byte order mark, a csv header.
-        wrapper: the object around the list of rows and the key of that list (json).
-        indent: indentation of the file (json).
+        rebuild: gives the text of a file of the same shape with some of the rows (json).
         arrow: the rows of parquet and arrow.
         named_by_row: the names are the first row of a csv, which may be no header.
+        bad: where lines lie that are no rows, and why; they are in nothing else.
     """
 
     container: str
@@ -65,10 +68,10 @@ class Table:
     records: Sequence[dict[str, Any]] = field(default=(), repr=False)
     raw: Sequence[bytes] = field(default=(), repr=False)
     head: bytes = field(default=b"", repr=False)
-    wrapper: tuple[dict[str, Any], str] | None = field(default=None, repr=False)
-    indent: str | None = None
+    rebuild: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
     arrow: Any = field(default=None, repr=False)
     named_by_row: bool = False
+    bad: tuple[tuple[str, str], ...] = ()
 
     def read(self, columns: Sequence[str]) -> Sequence[dict[str, Any]]:
         """Rows as objects; of parquet and arrow only these columns are decoded."""
@@ -81,12 +84,16 @@ class Table:
         return place if len(self.parts) == 1 else f"{self.parts[part][1].name} {place}"
 
 
-def bad_rows(path: str | Path, reasons: Sequence[tuple[str, str]]) -> DataError:
-    """Make one error of many bad rows: the count, then the first few as (place, reason)."""
+def bad_rows(path: str | Path, reasons: Sequence[tuple[str, str]]) -> BadRowsError:
+    """Make one error of many bad rows: the count, the first few as (place, reason), the reasons."""
     shown = "; ".join(f"{place}: {reason}" for place, reason in reasons[:_N_SHOWN])
-    more = "; ..." if len(reasons) > _N_SHOWN else ""
-    rows = "1 bad row" if len(reasons) == 1 else f"{len(reasons)} bad rows"
-    return DataError(f"{path}: {rows}; {shown}{more}. Mend or remove them and read again.")
+    rows = "1 bad row" if len(reasons) == 1 else f"{len(reasons):,} bad rows"
+    text = f"{path}: {rows}; {shown}"
+    if len(reasons) > _N_SHOWN:
+        counted = Counter(reason for _, reason in reasons).most_common(_N_SHOWN)
+        by_reason = "; ".join(f"{n:,} rows: {reason}" for reason, n in counted)
+        text += f"; .... By reason: {by_reason}. clues check --bad-rows FILE lists all of them"
+    return BadRowsError(f"{text}. Mend or remove them and read again.", str(path), tuple(reasons))
 
 
 def keeps_schema(schema: Any) -> bool:
@@ -122,15 +129,23 @@ def parse_json(text: str) -> tuple[Any, str | None]:
         return None, str(problem)
 
 
+def _parse_line(line: bytes) -> tuple[Any, str | None]:
+    """A line of JSON as `parse_json` reads it; most lines are too short for its limits."""
+    if len(line) < _SHORT and line.count(b"[") + line.count(b"{") <= reading.MAX_DEPTH:
+        # Whatever is wrong with it is looked at below.
+        with contextlib.suppress(ValueError):
+            return json.loads(line.decode()), None
+    return parse_json(line.rstrip(b"\r\n").decode())
+
+
 def write_table(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
     """Write the rows at `indices`, in that order, in the container of the table."""
-    write = _WRITERS[table.container.removesuffix(".gz")]
-    if not table.container.endswith(".gz"):
-        write(table, indices, sink)
+    kind, _, packed_as = table.container.partition(".")
+    if not packed_as:
+        _WRITERS[kind](table, indices, sink)
         return
-    # No name and no time in the gzip header: the same rows give the same bytes.
-    with gzip.GzipFile(filename="", mode="wb", fileobj=sink, mtime=0) as packed:
-        write(table, indices, packed)  # pyright: ignore[reportArgumentType]  # a BinaryIO in use
+    with packing(sink, f".{packed_as}") as packed:
+        _WRITERS[kind](table, indices, packed)
 
 
 def decode(path: Path, data: bytes) -> str:
@@ -159,7 +174,7 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         value: Any = None
         problem = too_long(line) or None
         if problem is None:
-            value, problem = parse_json(line.decode())
+            value, problem = _parse_line(line)
         if problem is None and not isinstance(value, dict):
             problem = f"not a JSON object but {kind_of(value)}"
         if problem is not None:
@@ -168,8 +183,6 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         numbers.append(number)
         raw.append(line)
         records.append(value)
-    if bad:
-        raise bad_rows(path, bad)
     head = BOM if data.startswith(BOM) else b""
     return Table(
         "jsonl",
@@ -180,6 +193,7 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         records=records,
         raw=raw,
         head=head,
+        bad=tuple(bad),
     )
 
 
@@ -189,37 +203,25 @@ def _read_json(path: Path, data: bytes) -> Table:
     value, problem = parse_json(text)
     if problem is not None:
         raise DataError(f"{path}: {problem}. Mend the file, or write one object a line as .jsonl.")
-    wrapper = None
-    if isinstance(value, dict):
-        lists = [key for key, part in value.items() if isinstance(part, list)]
-        if len(lists) != 1:
-            raise DataError(
-                f"{path}: the object holds {len(lists)} lists, so its rows cannot be found. "
-                "Give a list of objects, or an object with one list."
-            )
-        wrapper, value = (value, lists[0]), value[lists[0]]
-    if not isinstance(value, list):
-        raise DataError(f"{path}: is JSON but neither a list nor an object with one list.")
+    found = find_rows(path, text, value)
     bad = [
         (f"row {number}", f"not a JSON object but {kind_of(row)}")
-        for number, row in enumerate(value, start=1)
+        for number, row in enumerate(found.records, start=1)
         if not isinstance(row, dict)
     ]
     if bad:
         raise bad_rows(path, bad)
-    first, _, rest = text.strip().partition("\n")
-    indent = rest[: -len(rest.lstrip())] if first.strip() in ("[", "{") else ""
-    numbers = range(1, len(value) + 1)
+    n_rows = len(found.records)
     return Table(
         "json",
-        _keys(value),
-        len(value),
+        _keys(found.records),
+        n_rows,
         ((0, path),),
-        numbers,
+        range(1, n_rows + 1),
         "row",
-        records=value,
-        wrapper=wrapper,
-        indent=indent or None,
+        records=found.records,
+        head=BOM if data.startswith(BOM) else b"",
+        rebuild=found.rebuild,
     )
 
 
@@ -254,8 +256,6 @@ def _read_csv(path: Path, data: bytes) -> Table:
                 raw.append(b"".join(lines[start : reader.line_num]))
                 records.append(dict(zip(columns, cells, strict=True)))
             start = reader.line_num
-    if bad:
-        raise bad_rows(path, bad)
     head = (BOM if data.startswith(BOM) else b"") + b"".join(lines[:n_head])
     return Table(
         "csv",
@@ -267,6 +267,7 @@ def _read_csv(path: Path, data: bytes) -> Table:
         raw=raw,
         head=head,
         named_by_row=True,
+        bad=tuple(bad),
     )
 
 
@@ -301,7 +302,7 @@ def _delimiter(path: Path, text: list[str]) -> str:
     return max(n_columns, key=lambda delimiter: n_columns[delimiter])
 
 
-@contextmanager
+@contextlib.contextmanager
 def _long_cells() -> Iterator[None]:
     # The csv module refuses cells over 128 KiB; a clinical note can be longer.
     before = csv.field_size_limit(MAX_ROW_BYTES)
@@ -368,15 +369,8 @@ def _write_lines(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
 
 
 def _write_json(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
-    rows: Any = [table.records[row] for row in indices]
-    if table.wrapper is not None:
-        outer, key = table.wrapper
-        rows = outer | {key: rows}
-    try:
-        data = json.dumps(rows, ensure_ascii=False, indent=table.indent).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
-        data = json.dumps(rows, indent=table.indent).encode()
-    sink.write(data + b"\n")
+    assert table.rebuild is not None
+    sink.write(table.head + table.rebuild(indices).encode())
 
 
 def _write_parquet(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
@@ -391,7 +385,19 @@ def _write_arrow(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
 
 
 def _take(table: Table, indices: Sequence[int]) -> Any:
-    return table.arrow.take(pa.array(indices, type=pa.int64()))
+    # Some types cannot be picked from, such as the text of polars; but any table can be cut.
+    with contextlib.suppress(pa.ArrowNotImplementedError):
+        return table.arrow.take(pa.array(indices, type=pa.int64()))
+    return pa.concat_tables([table.arrow.slice(0, 0), *_runs(table.arrow, indices)])
+
+
+def _runs(rows: Any, indices: Sequence[int]) -> Iterator[Any]:
+    """Rows at these positions, in pieces of rows that follow one another."""
+    start = 0
+    for end in range(1, len(indices) + 1):
+        if end == len(indices) or indices[end] != indices[end - 1] + 1:
+            yield rows.slice(indices[start], end - start)
+            start = end
 
 
 READERS: dict[str, Callable[[Path, bytes], Table]] = {

@@ -88,12 +88,15 @@ class ChatTemplate:
         """Whether the template asks for today's date."""
         return "strftime_now" in (self.template or "")
 
-    def render(self, turns: Sequence[Mapping[str, str]], *, header: bool) -> Rendered:
+    def render(
+        self, turns: Sequence[Mapping[str, Any]], *, header: bool, tools: Sequence[Any] = ()
+    ) -> Rendered:
         """The text of a conversation.
 
         Args:
-            turns: role and content of each.
+            turns: role and content of each, and what else the template reads of it.
             header: whether what stands in front of an answer comes last.
+            tools: definitions of what the assistant may call.
 
         Raises:
             TurnsError: the template refuses the order or the roles of these turns.
@@ -102,10 +105,10 @@ class ChatTemplate:
         if not turns:
             raise TurnsError("there is no turn before the first response.")
         if not _is_plain(self._tokenizer):
-            return Rendered(self._own(turns, header=header))
+            return Rendered(self._own(turns, header=header, tools=tools))
         values = {
             "messages": [dict(turn) for turn in turns],
-            "tools": None,
+            "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": header,
             **self._tokenizer.special_tokens_map,
@@ -116,10 +119,15 @@ class ChatTemplate:
                 self._ask(self._process, {"template": self.template})
             return self._ask(self._process, values)
 
-    def _own(self, turns: Sequence[Mapping[str, str]], *, header: bool) -> str:
+    def _own(
+        self, turns: Sequence[Mapping[str, Any]], *, header: bool, tools: Sequence[Any]
+    ) -> str:
         try:
             return self._tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=header
+                list(turns),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=header,
             )
         # Its words may be a row's.
         except jinja2.TemplateError as error:

@@ -3,6 +3,7 @@
 T tokens of a row. `mask_T` is True where the token belongs to a response and is predicted.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 from clues.config import TokenSettings
 from clues.data.pieces import PieceTokens, Segment
 from clues.data.remarks import Remark
+from clues.data.rendering import Render
 from clues.data.samples import Message, Sample
 from clues.data.spans import Found, find_answers
 from clues.data.templates import ChatTemplate, Rendered, template_of
-from clues.data.turns import foldings
+from clues.data.turns import as_template_reads, foldings, with_thoughts
 from clues.errors import ConfigError, DataError, TurnsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ODD_TURNS = "turns that the chat template refuses"
+UNTRAINED = "every turn of the assistant is marked as one that is not trained"
+UNWANTED = "its label is false: the answer is one not to give"
 HEADERS = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response:\n"}
 
 
@@ -152,34 +156,65 @@ class RowEncoder:
         return self._read(sample)[0]
 
     def _read(self, sample: Sample) -> tuple[list[Segment], tuple[Remark, ...]]:
+        if not sample.is_trained(last=self.settings.loss_on == "last"):
+            raise DataError(f"row {sample.row + 1}: {UNTRAINED}.")
         if self.chat is None:
-            segments = list(self._alpaca_segments(sample.messages))
-            led = sample.messages[0].role == "assistant" and self.settings.loss_on == "assistant"
-            endless = self.tokenizer.eos_token_id is None
-            said = ((Remark.LED, led), (Remark.NO_END, endless))
-            return segments, tuple(remark for remark, holds in said if holds)
+            return self._read_plain(sample)
+        tools = json.loads(sample.tools or "[]")
         try:
-            found = self._found(sample.messages)
+            found = self._found(sample.messages, tools)
         except TurnsError as error:
-            folded = self._folded(sample) if self.settings.odd_turns == "fold" else None
+            folded = self._folded(sample, tools) if self.settings.odd_turns == "fold" else None
             if folded is None:
                 raise TurnsError(f"row {sample.row + 1}: {error}") from None
-            return _split(folded), (*folded.remarks, Remark.FOLDED)
+            found = replace(folded, remarks=(*folded.remarks, Remark.FOLDED))
         except DataError as error:
             raise DataError(f"row {sample.row + 1}: {error}") from None
         return _split(found), found.remarks
 
-    def _folded(self, sample: Sample) -> Found | None:
+    def _read_plain(self, sample: Sample) -> tuple[list[Segment], tuple[Remark, ...]]:
+        """A row under headings.
+
+        Raises:
+            DataError: it calls tools, for which there is no heading.
+        """
+        turns = sample.messages
+        if any(turn.calls or turn.role == "tool" for turn in turns):
+            raise DataError(
+                f"row {sample.row + 1}: it calls tools, and template alpaca has no form for calls. "
+                "Use a model with a chat template, or leave the row out."
+            )
+        led = turns[0].role == "assistant" and self.settings.loss_on == "assistant"
+        endless = self.tokenizer.eos_token_id is None
+        said = ((Remark.LED, led), (Remark.NO_END, endless), (Remark.TOOLS, bool(sample.tools)))
+        segments = list(self._alpaca_segments(turns))
+        return segments, tuple(remark for remark, holds in said if holds)
+
+    def _folded(self, sample: Sample, tools: Sequence[Any]) -> Found | None:
         """The first folding of the turns that the template takes."""
         for turns in foldings(sample.messages):
             try:
-                return self._found(turns)
+                return self._found(turns, tools)
             except TurnsError:
                 continue
         return None
 
-    def _found(self, turns: Sequence[Message]) -> Found:
-        return find_answers(self._render, turns, last=self.settings.loss_on == "last")
+    def _found(self, turns: Sequence[Message], tools: Sequence[Any]) -> Found:
+        assert self.chat is not None
+        turns = with_thoughts(turns, self.chat.template or "")
+        found = find_answers(self._renderer(tools), turns, last=self.settings.loss_on == "last")
+        if not tools or self._renderer(())(turns, header=False).text != found.text:
+            return found
+        return replace(found, remarks=(*found.remarks, Remark.TOOLS))
+
+    def _renderer(self, tools: Sequence[Any]) -> Render:
+        assert self.chat is not None
+        chat, template = self.chat, self.chat.template or ""
+
+        def render(turns: Sequence[Message], *, header: bool) -> Rendered:
+            return chat.render(as_template_reads(turns, template), header=header, tools=tools)
+
+        return render
 
     def _alpaca_segments(self, messages: Sequence[Message]) -> Iterator[Segment]:
         """Headed turns; tokenising prompt and response apart keeps the mask exact."""
@@ -191,14 +226,9 @@ class RowEncoder:
                 continue
             # Nobody has asked for an answer that begins the conversation.
             asked = self.settings.loss_on == "assistant" and index > 0
-            counts = asked or index == len(messages) - 1
+            counts = message.trained and (asked or index == len(messages) - 1)
             has_end = self.tokenizer.eos_token_id is not None
-            yield Segment(message.content, is_response=counts, ends_text=has_end)
-
-    def _render(self, turns: Sequence[Message], *, header: bool) -> Rendered:
-        assert self.chat is not None
-        plain = [{"role": turn.role, "content": turn.content} for turn in turns]
-        return self.chat.render(plain, header=header)
+            yield Segment(message.said, is_response=counts, ends_text=has_end)
 
 
 def _split(found: Found) -> list[Segment]:
@@ -252,6 +282,9 @@ def encode_rows(
     dropped: dict[int, str] = {}
     limit, rule = encoder.settings.max_length, encoder.settings.overlong
     for sample in samples:
+        if reason := own_reason(sample, encoder.settings):
+            dropped[sample.row] = reason
+            continue
         try:
             encoded = encoder.encode(sample)
         except TurnsError as error:
@@ -274,10 +307,19 @@ def encode_rows(
             continue
         kept.append(encoded)
     if not kept and not may_be_empty:
+        if own := {UNTRAINED, UNWANTED} & set(dropped.values()):
+            raise DataError(f"{where}: no row is left to train; of the others, {own.pop()}.")
         raise DataError(
             f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length."
         )
     return EncodedRows(tuple(kept), dropped)
+
+
+def own_reason(sample: Sample, settings: TokenSettings) -> str:
+    """Why a row says itself that nothing of it is to be trained; empty where it does not."""
+    if sample.unwanted:
+        return UNWANTED
+    return "" if sample.is_trained(last=settings.loss_on == "last") else UNTRAINED
 
 
 def token_budget_batches(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from clues.config import TaskSettings, derived_seed
-from clues.data.formats import RowFile, read_rows
+from clues.data.formats import RowFile, read_file
 from clues.data.samples import Message, Sample
 from clues.errors import DataError
 
@@ -70,15 +70,18 @@ def asked_rows(settings: TaskSettings) -> list[Sample]:
     Raises:
         DataError: as `read_tasks`.
     """
-    rows = read_rows(settings.path)
+    rows = read_file(settings)
     return [rows.samples[row] for row in _wanted(rows, settings)]
 
 
 def _read_file(settings: TaskSettings) -> list[Task]:
-    rows = read_rows(settings.path)
+    rows = read_file(settings)
     wanted = _wanted(rows, settings)
+    mapped = {"answer": (settings.columns or {}).get("answer") or "answer"}
     columns = {
-        name: rows.column(name) if name in rows.table.columns else [None] * rows.n_rows
+        name: rows.column(mapped.get(name, name))
+        if mapped.get(name, name) in rows.table.columns
+        else [None] * rows.n_rows
         for name in ("answer", "source", "language")
     }
     found: dict[str, list[Question]] = defaultdict(list)

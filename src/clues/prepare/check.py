@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from clues.config import RunConfig
+from clues.config import RowsFile, RunConfig
 from clues.data.formats import RowFile, read_rows
-from clues.data.tokens import ODD_TURNS, EncodedRow, EncodedRows, RowEncoder, encode_rows
-from clues.errors import CluesError
+from clues.data.tokens import (
+    ODD_TURNS,
+    UNTRAINED,
+    UNWANTED,
+    EncodedRow,
+    EncodedRows,
+    RowEncoder,
+    encode_rows,
+)
+from clues.errors import BadRowsError, CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
 from clues.model.adapters import LoraModel
@@ -43,18 +51,21 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     try_out(model, recipe.score)
     files: list[FileCheck] = []
     errors: list[str] = []
+    bad: list[tuple[str, str, str]] = []
     ids: dict[Source, set[str]] = {}
     encoded: dict[Source, Sequence[EncodedRow]] = {}
-    for source, (path, schema, labels) in _sources(config).items():
+    for source, (path, how, labels) in _sources(config).items():
         try:
-            rows = read_rows(path, schema=schema)
+            rows = read_rows(path, **how)
             kept = encode_rows(rows.samples, encoder, where=str(source))
         except CluesError as error:
             errors.append(f"{source}: {error}")
+            if isinstance(error, BadRowsError):
+                bad += [(str(source), place, reason) for place, reason in error.rows]
             continue
         ids[source] = {sample.id for sample in rows.samples}
         encoded[source] = kept.rows
-        files.append(_file_check(source, rows, kept))
+        files.append(_file_check(source, rows, kept, labels))
         try:
             if labels:
                 rows.column(labels)
@@ -91,21 +102,29 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         memory_gb=_estimate_memory(config, model, first),
         tasks=tasks,
         shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
+        bad=tuple(bad),
     )
 
 
-def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, str | None, str | None]]:
-    """Every file of rows: where it lies, its schema and its column of labels, where one is named."""
-    found: dict[Source, tuple[str | Path, str | None, str | None]] = {
-        Source(Role.SILO, silo.name): (silo.data, silo.schema_name, silo.labels)
+def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, dict[str, Any], str | None]]:
+    """Every file of rows: where it lies, how it is read, and its column of labels, if any."""
+    found: dict[Source, tuple[str | Path, dict[str, Any], str | None]] = {
+        Source(Role.SILO, silo.name): (
+            silo.data,
+            {"schema": silo.schema_name, "columns": silo.read_columns},
+            silo.labels,
+        )
         for silo in config.silos
     }
+    files: dict[Source, RowsFile] = {}
     for domain, public in config.recipe.public.items():
         for name, file in public.validation.items():
-            found[Source(Role.VALIDATION, domain, name)] = (file.path, None, None)
-        found[Source(Role.ANCHORS, domain)] = (public.anchor.path, None, None)
+            files[Source(Role.VALIDATION, domain, name)] = file
+        files[Source(Role.ANCHORS, domain)] = public.anchor
     if config.evaluate.heldout:
-        found[Source(Role.HELD_OUT)] = (config.evaluate.heldout, None, None)
+        files[Source(Role.HELD_OUT)] = config.evaluate.heldout
+    for source, file in files.items():
+        found[source] = (file.path, {"schema": file.schema_name, "columns": file.columns}, None)
     return found
 
 
@@ -177,23 +196,30 @@ def _stop_tokens(encoder: RowEncoder, model: LoraModel) -> set[int]:
     return {i for i in (*found, encoder.tokenizer.eos_token_id) if i is not None}
 
 
-def _file_check(source: Source, rows: RowFile, encoded: EncodedRows) -> FileCheck:
+def _file_check(
+    source: Source, rows: RowFile, encoded: EncodedRows, labels: str | None
+) -> FileCheck:
     def spread(values: list[int]) -> tuple[int, ...]:
         return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
 
-    n_odd = sum(reason == ODD_TURNS for reason in encoded.dropped.values())
+    reasons = Counter(encoded.dropped.values())
+    own = {reason: reasons[reason] for reason in (UNTRAINED, UNWANTED) if reasons[reason]}
+    n_odd = reasons[ODD_TURNS]
     return FileCheck(
         name=str(source),
         role=source.role,
         description=rows.description,
         n_rows=rows.n_rows,
-        n_too_long=len(encoded.dropped) - n_odd,
+        n_too_long=len(encoded.dropped) - n_odd - sum(own.values()),
         n_truncated=sum(row.truncated for row in encoded.rows),
         n_duplicates=rows.n_rows - len({sample.id for sample in rows.samples}),
         tokens=spread([len(row.ids) for row in encoded.rows]),
         response_tokens=spread([row.n_response_tokens for row in encoded.rows]),
         n_odd_turns=n_odd,
         remarks=dict(Counter(str(remark) for row in encoded.rows for remark in row.remarks)),
+        as_marked=own,
+        n_pairs=sum(bool(sample.rejected) for sample in rows.samples),
+        unused={name: n for name, n in rows.unused.items() if name != labels},
     )
 
 

@@ -1,14 +1,18 @@
 """What a check found, what deserves a second look, and how it reads on a terminal. No torch."""
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clues.atomic import atomic_write_bytes
 from clues.config import BUILT_IN, RunConfig
 from clues.selection.threshold import fewest_anchors, tolerance_rank
 
@@ -70,6 +74,9 @@ class FileCheck:
         response_tokens: the same of what carries loss.
         n_odd_turns: rows that are left out because the chat template refuses their turns.
         remarks: what the chat template does to rows, and to how many.
+        as_marked: rows that are left out because they say so themselves, by reason.
+        n_pairs: rows that are preference pairs; the chosen answer is the row's.
+        unused: columns and keys of turns that are not read, and in how many rows they stand.
     """
 
     name: str
@@ -83,6 +90,9 @@ class FileCheck:
     response_tokens: tuple[int, ...]
     n_odd_turns: int = 0
     remarks: Mapping[str, int] = field(default_factory=dict)
+    as_marked: Mapping[str, int] = field(default_factory=dict)
+    n_pairs: int = 0
+    unused: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,7 @@ class Check:
         memory_gb: estimated peak of one process.
         tasks: one a multiple-choice task.
         shown: rows to look at, as ids and masks; not part of `to_json`.
+        bad: of every bad row what it is of, where it lies and why it is bad; likewise.
     """
 
     files: tuple[FileCheck, ...]
@@ -131,10 +142,11 @@ class Check:
     memory_gb: float
     tasks: tuple[TaskCheck, ...] = ()
     shown: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = field(default=(), repr=False)
+    bad: tuple[tuple[str, str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return figures only, no text."""
-        return {k: v for k, v in asdict(self).items() if k != "shown"}
+        return {k: v for k, v in asdict(self).items() if k not in ("shown", "bad")}
 
 
 def notes_on(config: RunConfig, files: Sequence[FileCheck]) -> tuple[str, ...]:
@@ -173,6 +185,15 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
             "recipe.tokens.odd_turns: fold keeps them."
         )
     notes += [f"{n} rows: {remark}." for remark, n in sorted(file.remarks.items())]
+    notes += [f"{n} rows are left out: {why}." for why, n in sorted(file.as_marked.items())]
+    if file.n_pairs:
+        notes.append(
+            f"{file.n_pairs} rows are pairs: the chosen answer is trained and scored, the rejected "
+            "one is not."
+        )
+    if file.unused:
+        listed = ", ".join(f"{name} ({n:,} rows)" for name, n in file.unused.items())
+        notes.append(f"not read: {listed}. The setting columns says what a column holds.")
     if file.n_duplicates:
         notes.append(f"{file.n_duplicates} rows repeat an earlier row.")
     if file.role in (Role.SILO, Role.HELD_OUT):
@@ -197,6 +218,17 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
             f"{fifth} the fifth."
         )
     return notes
+
+
+def write_bad_rows(bad: Sequence[tuple[str, str, str]], path: Path) -> None:
+    """Write where bad rows lie and why they are bad, for nobody else to read.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    text = io.StringIO()
+    csv.writer(text).writerows([("rows of", "place", "reason"), *bad])
+    atomic_write_bytes(path, text.getvalue().encode(), private=True)
 
 
 def print_check(check: Check, console: Console, *, command: str) -> None:
@@ -274,7 +306,7 @@ def _files_table(check: Check) -> Table:
             f"{file.tokens[1]} ({file.tokens[3]})",
             f"{file.response_tokens[1]} ({file.response_tokens[3]})",
             _or_dot(file.n_duplicates),
-            _or_dot(file.n_too_long + file.n_odd_turns),
+            _or_dot(file.n_too_long + file.n_odd_turns + sum(file.as_marked.values())),
             _or_dot(file.n_truncated),
         )
     return table

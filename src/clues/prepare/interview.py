@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from clues.config import BUILT_IN
+from clues.config import BUILT_IN, Columns
 from clues.errors import UsageError
 from clues.prepare.scaffold import (
     ONE_DOMAIN,
@@ -45,6 +45,7 @@ class Flags:
     heldout: Path | None
     model: str | None
     labels: str | None
+    columns: Columns | None = None
 
 
 def answers_of(flags: Flags, ask: Ask | None) -> Answers:
@@ -86,6 +87,7 @@ def answers_of(flags: Flags, ask: Ask | None) -> Answers:
         heldout=heldout,
         model=check_model(model or BUILT_IN),
         labels=flags.labels,
+        columns=flags.columns,
     )
 
 
@@ -105,16 +107,19 @@ def _silos(flags: Flags, ask: Ask | None) -> tuple[SiloAnswer, ...]:
             "--silo NAME:DOMAIN=FILE."
         )
     if flags.silos:
-        return tuple(silo_answer(text, domain=domain) for text in flags.silos)
+        return tuple(
+            silo_answer(text, domain=domain, columns=flags.columns) for text in flags.silos
+        )
     if ask is None:
         raise UsageError(f"no silo is named, and nobody can be asked here. Try: {EXAMPLE}")
-    return _asked_silos(ask, domain, one=flags.side == "silo")
+    return _asked_silos(ask, domain, flags)
 
 
-def _asked_silos(ask: Ask, domain: str, *, one: bool) -> tuple[SiloAnswer, ...]:
+def _asked_silos(ask: Ask, domain: str, flags: Flags) -> tuple[SiloAnswer, ...]:
     silos: list[SiloAnswer] = []
     question = "File with a silo's private rows (jsonl, json, csv, parquet, arrow)"
-    while found := ask(question, partial(_silo_or_none, domain=domain, needed=not silos)):
+    read = partial(_silo_or_none, columns=flags.columns)
+    while found := ask(question, partial(read, domain=domain, needed=not silos)):
         name = ask("Name of this silo", lambda text: _new_name(text, silos), default=found.name)
         domain = ask(
             "Domain of its rows: subject and language",
@@ -122,7 +127,7 @@ def _asked_silos(ask: Ask, domain: str, *, one: bool) -> tuple[SiloAnswer, ...]:
             default=found.domain,
         )
         silos.append(SiloAnswer(name, found.data, domain))
-        if one:
+        if flags.side == "silo":
             break
         question = "File of another silo, or Enter for no more"
     return tuple(silos)
@@ -135,26 +140,30 @@ def _public(flags: Flags, silos: Sequence[SiloAnswer], ask: Ask | None) -> tuple
         return ()
     domains = list(dict.fromkeys(silo.domain for silo in silos)) or [ONE_DOMAIN]
     if flags.public:
-        return tuple(public_answer(text, domain=domains[0]) for text in flags.public)
+        return tuple(
+            public_answer(text, domain=domains[0], columns=flags.columns) for text in flags.public
+        )
     if ask is None:
         raise UsageError(
             f"no public rows are named: rows of known quality, in one file or two. Try: {EXAMPLE}"
         )
     if not silos:
         domains = ask("Domains, separated by spaces", _domains, default=ONE_DOMAIN)
-    return tuple(_asked_public(ask, domain) for domain in domains)
+    return tuple(_asked_public(ask, domain, flags.columns) for domain in domains)
 
 
-def _asked_public(ask: Ask, domain: str) -> PublicAnswer:
+def _asked_public(ask: Ask, domain: str, columns: Columns | None) -> PublicAnswer:
     return ask(
         f"Public rows of known quality for {domain}: a file (it is split in two), or "
         "VALIDATION,ANCHOR",
-        lambda text: public_answer(text, domain=domain),
+        lambda text: public_answer(text, domain=domain, columns=columns),
     )
 
 
-def _silo_or_none(text: str, domain: str, *, needed: bool) -> SiloAnswer | None:
-    return silo_answer(text, domain=domain) if text or needed else None
+def _silo_or_none(
+    text: str, domain: str, *, needed: bool, columns: Columns | None
+) -> SiloAnswer | None:
+    return silo_answer(text, domain=domain, columns=columns) if text or needed else None
 
 
 def _new_name(text: str, silos: Sequence[SiloAnswer]) -> str:

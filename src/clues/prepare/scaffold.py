@@ -13,9 +13,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clues.atomic import atomic_write_bytes, make_folder
-from clues.config import BUILT_IN, derived_seed
+from clues.config import BUILT_IN, Columns, derived_seed
 from clues.config import check_name as checked_name
-from clues.data.formats import RowFile, read_rows, write_rows
+from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.errors import UsageError
 from clues.selection.threshold import MIN_ANCHORS
 
@@ -64,6 +64,7 @@ class Answers:
         labels: column that tells bad rows, in experiments.
         targets: layers of the model that get an adapter, or `all-linear`; not of `built-in`.
         max_length: the most tokens of a row; likewise.
+        columns: a mapping for those files that have the columns it names.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Answers:
     labels: str | None = None
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
     max_length: int = 2048
+    columns: Columns | None = None
 
     @property
     def alone(self) -> bool:
@@ -83,19 +85,20 @@ class Answers:
         return self.side == "all" and len(self.silos) == 1
 
 
-def silo_answer(text: str, *, domain: str) -> SiloAnswer:
+def silo_answer(text: str, *, domain: str, columns: Columns | None = None) -> SiloAnswer:
     """Read `FILE`, `NAME=FILE` or `NAME:DOMAIN=FILE`.
 
     Args:
         text: as typed.
         domain: where none is named.
+        columns: a mapping, for files that have its columns.
 
     Raises:
         UsageError: there is no such file, or a name cannot be one.
     """
     label, data = _split_label(text)
     data = str(Path(data).expanduser()) if data.startswith("~") else data
-    check_data(data)
+    check_data(data, columns)
     name, _, own_domain = label.partition(":")
     if not name:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(data).name.split(".")[0]).strip("-.")
@@ -104,7 +107,7 @@ def silo_answer(text: str, *, domain: str) -> SiloAnswer:
     return SiloAnswer(name, data, own_domain or domain)
 
 
-def public_answer(text: str, *, domain: str) -> PublicAnswer:
+def public_answer(text: str, *, domain: str, columns: Columns | None = None) -> PublicAnswer:
     """Read `FILE` or `VALIDATION,ANCHOR`, either with `DOMAIN=` in front.
 
     Raises:
@@ -118,7 +121,7 @@ def public_answer(text: str, *, domain: str) -> PublicAnswer:
         raise UsageError(f"{given}: give one file of public rows, or VALIDATION,ANCHOR.")
     files = [Path(_existing(part.strip())) for part in parts]
     for file in files:
-        read_rows(file)
+        read_rows(file, columns=fitting(file, columns))
     return PublicAnswer(label or domain, files[0], files[1] if len(files) == 2 else None)
 
 
@@ -139,7 +142,7 @@ def check_name(name: str, *, what: str) -> str:
         raise UsageError(f"{error}.") from None
 
 
-def check_data(data: str) -> RowFile | None:
+def check_data(data: str, columns: Columns | None = None) -> RowFile | None:
     """Read a silo's rows; None for the name of a hub data set, which a run reads.
 
     Raises:
@@ -147,7 +150,8 @@ def check_data(data: str) -> RowFile | None:
     """
     if not Path(data).exists() and _HUB_NAME.fullmatch(data) and not Path(data).suffix:
         return None
-    return read_rows(_existing(data))
+    path = _existing(data)
+    return read_rows(path, columns=fitting(path, columns))
 
 
 def check_model(name: str) -> str:
@@ -201,8 +205,12 @@ def _check_files(answers: Answers) -> None:
             raise UsageError(f"{file}: used as {before} and as {what}. They must share no row.")
     if answers.labels is not None:
         for silo in answers.silos:
-            if rows := check_data(silo.data):
+            if rows := check_data(silo.data, answers.columns):
                 rows.column(answers.labels)
+    used = [str(file) for _, file in _used_files(answers) if file.exists()]
+    if answers.columns and not any(fitting(file, answers.columns) for file in used):
+        named = ", ".join(str(column) for column in answers.columns.values() if column)
+        raise UsageError(f"--map: no file has all the columns {named}. Name columns of one file.")
     there = [str(path) for path in _written(answers) if path.exists()]
     if there:
         raise UsageError(
@@ -245,7 +253,9 @@ def write_scaffold(answers: Answers) -> list[Path]:
     written: dict[Path, str] = {}
     halves: list[Path] = []
     if answers.side != "silo":
-        public = [_halves(p, folder) if p.anchor is None else p for p in answers.public]
+        public = [
+            _halves(p, folder, answers.columns) if p.anchor is None else p for p in answers.public
+        ]
         halves = [
             file
             for before, after in zip(answers.public, public, strict=True)
@@ -261,9 +271,9 @@ def write_scaffold(answers: Answers) -> list[Path]:
     return [*written, *halves]
 
 
-def _halves(public: PublicAnswer, folder: Path) -> PublicAnswer:
+def _halves(public: PublicAnswer, folder: Path, columns: Columns | None) -> PublicAnswer:
     """Deal one file's rows at random: half give the direction, half the threshold."""
-    rows = read_rows(public.validation)
+    rows = read_rows(public.validation, columns=fitting(public.validation, columns))
     if rows.n_rows < 2 * MIN_ANCHORS:
         raise UsageError(
             f"{public.validation}: {rows.n_rows} rows, and {2 * MIN_ANCHORS} are needed to split it "
@@ -336,12 +346,19 @@ def _run_yaml(answers: Answers, public: Sequence[PublicAnswer]) -> str:
         answers,
         # A bare name is a hub's; a folder must look like one.
         model=model if model == BUILT_IN else _relative(model, folder),
-        heldout=_relative(heldout, folder) if heldout else None,
+        heldout=_entry(heldout, answers) if heldout else None,
         public=[
-            (p.domain, _relative(p.validation, folder), _relative(p.anchor or "", folder))
+            (p.domain, _entry(p.validation, answers), _entry(p.anchor or "", answers))
             for p in public
         ],
     )
+
+
+def _entry(file: str | Path, answers: Answers) -> Any:
+    """A file as the configuration names it: its path, and how its columns are mapped."""
+    path = _relative(file, answers.path.parent)
+    columns = fitting(file, answers.columns) if Path(file).is_file() else None
+    return {"path": path, "columns": dict(columns)} if columns else path
 
 
 def _silo_yaml(silo: SiloAnswer, answers: Answers) -> str:
@@ -351,5 +368,6 @@ def _silo_yaml(silo: SiloAnswer, answers: Answers) -> str:
         answers,
         silo=silo,
         data=_relative(silo.data, folder),
+        columns=fitting(silo.data, answers.columns) if Path(silo.data).exists() else None,
         model=model if model == BUILT_IN else _relative(model, folder),
     )

@@ -103,7 +103,7 @@ def review(space: Workspace) -> Review:
         unscored=space.unscored(),
         labels=labels,
         groupings=_groupings(space, table, labels, n),
-        texts=[[(m.role, m.content) for m in sample.messages] for sample in samples],
+        texts=[[(m.role, m.shown) for m in sample.messages] for sample in samples],
         rulings={id_: (r.keep, r.reason) for id_, r in rulings.items()},
         waiting={id_: (r.keep, r.reason) for id_, r in others.items()},
     )

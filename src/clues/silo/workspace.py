@@ -125,7 +125,11 @@ class Workspace:
     def rows(self) -> RowFile:
         """The private rows as the file has them."""
         if "rows" not in self.memory:
-            self.memory["rows"] = read_rows(self.settings.data, schema=self.settings.schema_name)
+            self.memory["rows"] = read_rows(
+                self.settings.data,
+                schema=self.settings.schema_name,
+                columns=self.settings.read_columns,
+            )
         return self.memory["rows"]
 
     def usable(self) -> EncodedRows:
@@ -202,7 +206,8 @@ class Workspace:
         path = next((self.private / "public").glob(f"{file.sha256}.*"), None)
         if path is None:
             raise DataError(f"silo {self.name}: {where} are missing. Start again with hello.")
-        return list(encode_rows(read_rows(path).samples, self.encoder(), where=where).rows)
+        rows = read_rows(path, schema=file.schema_name, columns=file.columns)
+        return list(encode_rows(rows.samples, self.encoder(), where=where).rows)
 
     def order_seed(self) -> int | None:
         """Number from which the order of rows in training follows; None where it is a secret."""
