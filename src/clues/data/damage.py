@@ -71,7 +71,7 @@ def damage_rows(
         [text for text in foreign if _PIECE.search(text)],
     )
     rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(records))[: round(share * len(records))].tolist()
+    rows: list[int] = rng.permutation(len(records))[: round(share * len(records))].tolist()
     kinds = rng.permutation(list(dict.fromkeys(kinds))).tolist()
     n_used = dict.fromkeys(kinds, 0)
     damaged = [dict(record) for record in records]
