@@ -1,6 +1,7 @@
 """Damage as it happens: each kind leaves what it says, and is no other kind by chance."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,9 @@ def test_all_kinds_share_the_rows_evenly():
     counts = [labels.count(kind) for kind in ALL_KINDS]
     assert max(counts) - min(counts) <= 2
     assert set(DAMAGE_KINDS) < set(ALL_KINDS)
+
+
+def test_the_page_lists_every_kind():
+    page = (Path(__file__).parent.parent / "docs/evaluation.md").read_text(encoding="utf-8")
+    table = page.partition("## Kinds of damage in experiments")[2]
+    assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == list(ALL_KINDS)
