@@ -35,6 +35,7 @@ from clues.scoring.trajectory import group_names
 from clues.selection.threshold import Threshold
 
 N_KEY_BYTES = 32
+EARLIER = "earlier"  # folder of the outbox: replies that left and answer no request any more
 log = logging.getLogger("clues")
 LEFT_OUT = "duplicates.json"
 ELSEWHERE = "the same question stands in another silo"
@@ -67,6 +68,18 @@ class Workspace:
     def name(self) -> str:
         """The silo's name, for messages."""
         return self.settings.name
+
+    def set_aside(self, kind: str) -> None:
+        """Answer no more with the stored replies of a kind; they have left, so they are kept."""
+        for old in sorted(self.outbox.glob(f"{kind}-*.clues")):
+            self.keep_earlier(read_bytes(old), old.name, kind=kind)
+            old.unlink()
+
+    def keep_earlier(self, reply: bytes, name: str, *, kind: str) -> None:
+        """Keep a reply that left and will answer nothing again; two of one name side by side."""
+        make_private_folder(self.outbox / EARLIER)
+        mark = f"{kind}-{name.partition('-')[2].removesuffix('.clues')}-{hash_of(reply.hex())[:8]}"
+        atomic_write_bytes(self.outbox / EARLIER / f"{mark}.clues", reply, private=True)
 
     def own_model(self, recipe: Recipe) -> Recipe:
         """The recipe with this silo's own base model; nothing that was sent says where it lies."""
