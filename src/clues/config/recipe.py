@@ -76,9 +76,11 @@ class TokenSettings(Settings):
     Attributes:
         template: how a row's messages become text. `chat` is the tokenizer's own template,
             `alpaca` is plain text with headings. `auto` takes the tokenizer's where it has one.
-        max_length: the most tokens of a row, prompt and response together.
-        overlong: what happens to a longer row. `drop` leaves it out and counts it, `truncate` cuts
-            its end, `error` stops.
+        max_length: the most tokens of a row, prompt and response together. Where the base model
+            reads fewer at once, that number counts.
+        overlong: what happens to a longer row. `drop` leaves it without a score and counts it;
+            `truncate` scores and trains a copy whose end is cut, and the row stays whole where it
+            is kept; `error` stops.
         loss_on: the tokens that are trained and scored: those of every turn of the `assistant`, or
             of the `last` turn alone. The prompt never counts.
         odd_turns: what happens to a row whose turns the chat template refuses. `error` stops.

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from clues.config.base import BUILT_IN, Count, Factor, Name, Settings, Share
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
+from clues.config.findings import FindingsSettings
 from clues.config.recipe import Recipe
 
 
@@ -65,6 +66,10 @@ class SiloSettings(Settings):
         schema_name: which columns hold prompt and response, where several schemas fit: alpaca,
             sharegpt, messages, prompt_completion, multiple_choice.
         labels: a column that is empty where a row is good; for experiments.
+        strict: refuse the file where a row cannot be used, for experiments: its answer is null or
+            empty, or no text. Else such rows are dropped with that reason.
+        findings: what happens to a row for what its text shows: `off`, `flag` or `set_aside`, for all
+            kinds or by kind. It stays in the silo; the selection follows it.
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
         min_kept: the fewest rows that an update may be made of. Every training sets as many aside,
             so a selection must keep twice as many; where no row is set aside (see `order_seed`),
@@ -96,6 +101,8 @@ class SiloSettings(Settings):
     domain: Name
     schema_name: str | None = Field(default=None, alias="schema")
     labels: str | None = None
+    strict: bool = False
+    findings: FindingsSettings = FindingsSettings()
     share_diagnostics: bool = False
     min_kept: Count = 5
     max_selections: Count = 20

@@ -10,8 +10,17 @@ from typing import Any
 
 from clues.atomic import write_atomically
 from clues.data.files import named_container, read_source, suffix_of
-from clues.data.samples import Sample
-from clues.data.schemas import KNOWN_COLUMNS, PAIRS, SCHEMAS, BadRow, Layout, layouts_of, parse_row
+from clues.data.samples import Message, Sample
+from clues.data.schemas import (
+    KNOWN_COLUMNS,
+    MAX_CHARACTERS,
+    PAIRS,
+    SCHEMAS,
+    BadRow,
+    Layout,
+    layouts_of,
+    parse_row,
+)
 from clues.data.tables import Table, bad_rows, write_table
 from clues.errors import ConfigError, DataError, UsageError
 
@@ -28,6 +37,7 @@ class RowFile:
         n_rows: how many rows.
         samples: the rows, parsed, in order.
         columns: the user's columns that are no part of the sample, for keys and labels.
+        unusable: by position, why a row cannot be used; its sample holds what could be read.
     """
 
     path: Path
@@ -38,6 +48,7 @@ class RowFile:
     samples: tuple[Sample, ...] = field(repr=False)
     columns: tuple[str, ...]
     table: Table = field(repr=False, compare=False)
+    unusable: dict[int, str] = field(default_factory=dict)
 
     @property
     def suffix(self) -> str:
@@ -55,7 +66,13 @@ class RowFile:
         return [record.get(name) for record in self.table.read([name])]
 
 
-def read_rows(source: str | Path, *, schema: str | None = None, skip_bad: bool = False) -> RowFile:
+def read_rows(
+    source: str | Path,
+    *,
+    schema: str | None = None,
+    skip_bad: bool = False,
+    lenient: bool = False,
+) -> RowFile:
     """Read and check every row of a file, a folder, a saved data set or a hub data set.
 
     Args:
@@ -63,6 +80,8 @@ def read_rows(source: str | Path, *, schema: str | None = None, skip_bad: bool =
         schema: a key of `SCHEMAS`; None finds it from the columns.
         skip_bad: leave bad rows out of the samples instead of raising. For public collections
             that nobody here can mend; never for a user's own rows.
+        lenient: name bad rows in `unusable` instead of raising, as long as they are fewer than
+            half: a column of the wrong kind is no bad row.
 
     Raises:
         ConfigError: there is no schema of this name.
@@ -76,12 +95,17 @@ def read_rows(source: str | Path, *, schema: str | None = None, skip_bad: bool =
     used = tuple(name for name in layout.columns if name in table.columns)
     samples: list[Sample] = []
     bad: list[tuple[str, str]] = []
+    bad_at: dict[int, str] = {}
     for row, record in enumerate(table.read(used)):
         try:
             samples.append(parse_row(layout, record, row))
         except BadRow as reason:
             bad.append((table.place(row), str(reason)))
-    if bad and not skip_bad:
+            bad_at[row] = str(reason)
+    unusable: dict[int, str] = {}
+    if lenient and 2 * len(bad) < table.n_rows:
+        samples, unusable = _with_placeholders(samples, bad_at, layout, table)
+    elif bad and not skip_bad:
         raise bad_rows(path, bad)
     columns = tuple(name for name in table.columns if name not in used)
     description = f"{layout.schema} rows in {said}"
@@ -94,6 +118,29 @@ def read_rows(source: str | Path, *, schema: str | None = None, skip_bad: bool =
         tuple(samples),
         columns,
         table,
+        unusable,
+    )
+
+
+def _with_placeholders(
+    samples: Sequence[Sample], bad: dict[int, str], layout: Layout, table: Table
+) -> tuple[list[Sample], dict[int, str]]:
+    """Samples of all rows, so that positions stay; those of bad rows hold the text that is there."""
+    if not bad:
+        return list(samples), {}
+    records = table.read([n for n in (layout.prompt, layout.response) if n in table.columns])
+    found = {sample.row: sample for sample in samples}
+    for row in bad:
+        texts = [_readable(records[row].get(name)) for name in (layout.prompt, layout.response)]
+        turns = (Message("user", texts[0]), Message("assistant", texts[1]))
+        found[row] = Sample(row, turns)
+    return [found[row] for row in sorted(found)], bad
+
+
+def _readable(value: Any) -> str:
+    """A text as it can be written anywhere; of anything else nothing."""
+    return (
+        value.encode(errors="replace").decode()[:MAX_CHARACTERS] if isinstance(value, str) else ""
     )
 
 

@@ -68,14 +68,28 @@ def as_encoded(row: EncodedRow | Mapping[str, Any], number: int) -> EncodedRow:
 class RowEncoder:
     """Turns samples into token ids and masks under one recipe."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TokenSettings) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        settings: TokenSettings,
+        *,
+        context: int | None = None,
+    ) -> None:
         """Choose the template.
+
+        Args:
+            tokenizer: of the base model.
+            settings: of the recipe.
+            context: how many tokens the base model has learned to read at once; no row is read
+                beyond it, whatever the recipe says. None where the model names no end.
 
         Raises:
             ConfigError: the recipe asks for a chat template and the tokenizer has none.
         """
         self.tokenizer: Any = tokenizer
-        self.settings = settings
+        # What lies further back has positions that the model never saw.
+        most = min(settings.max_length, context or settings.max_length)
+        self.settings = settings.model_copy(update={"max_length": most})
         wanted = settings.template != "alpaca"
         has_chat = wanted and template_of(tokenizer)
         day = settings.date.isoformat()
@@ -229,8 +243,8 @@ def encode_rows(
     """Encode all samples under the recipe's rule for rows that are too long.
 
     Raises:
-        DataError: a row loses its whole response and the rule is not `drop`, or the rule is
-            `error` and a row is too long, or nothing is left and that is not expected.
+        DataError: the rule is `error` and a row is too long, or nothing is left and that is not
+            expected.
     """
     kept: list[EncodedRow] = []
     dropped: dict[int, str] = {}
@@ -244,8 +258,9 @@ def encode_rows(
             dropped[sample.row] = ODD_TURNS
             continue
         except DataError as error:
-            if rule == "drop" and "after truncation" in str(error):
-                dropped[sample.row] = f"longer than {limit} tokens"
+            if rule != "error" and "after truncation" in str(error):
+                what = "longer" if rule == "drop" else "its question alone is longer"
+                dropped[sample.row] = f"{what} than {limit} tokens"
                 continue
             raise DataError(f"{where} {error}") from None
         if encoded.truncated and rule == "error":

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clues.config import ModelSettings, Recipe
+from clues.config.context import context_of
 from clues.data.tokens import RowEncoder
 from clues.errors import DataError, UsageError
 from clues.model.adapters import LoraModel
@@ -92,7 +93,9 @@ class BorrowedModel(ModelCache):
         if key not in self._loaded:
             base = shared_copy(self.model)
             model = LoraModel(base, recipe.lora, seed=recipe.seed, device=self.device)
-            self._loaded[key] = (model, RowEncoder(self.tokenizer, recipe.tokens))
+            context = context_of(base.config)
+            encoder = RowEncoder(self.tokenizer, recipe.tokens, context=context)
+            self._loaded[key] = (model, encoder)
         return self._loaded[key]
 
 

@@ -1,6 +1,7 @@
 """Base models in memory, for whoever in this process works under a recipe."""
 
 from clues.config import ModelSettings, Recipe
+from clues.config.context import context_of
 from clues.data.tokens import RowEncoder
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.place import fetch, identify
@@ -30,6 +31,7 @@ class ModelCache:
         key = f"{recipe.model!r}{recipe.lora!r}{recipe.tokens!r}{recipe.seed}"
         if key not in self._loaded:
             model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
-            encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
+            context = context_of(model.peft.get_base_model().config)
+            encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens, context=context)
             self._loaded[key] = (model, encoder)
         return self._loaded[key]

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,28 @@ import numpy as np
 import torch
 
 from clues.config import RunConfig
+from clues.config.context import context_of
 from clues.data.formats import RowFile, read_rows
+from clues.data.roundtrip import Lost, characters_lost
+from clues.data.samples import Sample
 from clues.data.tokens import ODD_TURNS, EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
+from clues.findings.base import SAYS
+from clues.findings.look import look
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.loss import make_batch, row_losses
 from clues.model.place import fetch
-from clues.prepare.checklist import Check, FileCheck, Role, Source, TaskCheck, notes_on
+from clues.prepare.checklist import (
+    Check,
+    FileCheck,
+    Role,
+    Source,
+    TaskCheck,
+    notes_on,
+    warnings_on,
+)
 from clues.scoring.direction import scored_weights
 from clues.scoring.trajectory import n_train_steps
 from clues.selection.units import MIN_ANCHORS
@@ -36,22 +50,29 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     """
     recipe = config.recipe
     fetch(recipe.model)
-    encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens)
     model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
+    context = context_of(model.peft.get_base_model().config)
+    encoder = RowEncoder(load_tokenizer(recipe.model), recipe.tokens, context=context)
     files: list[FileCheck] = []
     errors: list[str] = []
     ids: dict[Source, set[str]] = {}
+    texts: dict[Source, Sequence[Sample]] = {}
     encoded: dict[Source, Sequence[EncodedRow]] = {}
+    strict = {silo.name: silo.strict for silo in config.silos}
     for source, (path, schema, labels) in _sources(config).items():
+        lenient = source.role is Role.SILO and not strict[source.name]
         try:
-            rows = read_rows(path, schema=schema)
-            kept = encode_rows(rows.samples, encoder, where=str(source))
+            rows = read_rows(path, schema=schema, lenient=lenient)
+            samples = [sample for sample in rows.samples if sample.row not in rows.unusable]
+            kept = encode_rows(samples, encoder, where=str(source))
         except CluesError as error:
             errors.append(f"{source}: {error}")
             continue
         ids[source] = {sample.id for sample in rows.samples}
         encoded[source] = kept.rows
-        files.append(_file_check(source, rows, kept))
+        lost = characters_lost(encoder.tokenizer, samples)
+        texts[source] = samples
+        files.append(_file_check(source, rows, kept, lost))
         try:
             if labels:
                 rows.column(labels)
@@ -59,6 +80,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             errors.append(f"{source}, labels: {error}")
         if source.role is Role.ANCHORS and rows.n_rows < MIN_ANCHORS:
             errors.append(f"{source}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
+    files = _with_findings(config, files, texts)
     errors += _model_errors(config, model)
     tasks = _tasks(config, encoder, ids, errors)
     overlaps = _overlaps(ids)
@@ -75,7 +97,12 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         files=tuple(files),
         overlaps=tuple((str(a), str(b), n) for a, b, n in overlaps),
         errors=tuple(errors),
-        notes=(*notes_on(config, files), *_template_notes(encoder, model, encoded.values())),
+        warnings=warnings_on(config, files),
+        notes=(
+            *_context_notes(config, context),
+            *notes_on(config, files),
+            *_template_notes(encoder, model, encoded.values()),
+        ),
         template=encoder.template,
         n_parameters=sum(p.numel() for n, p in model.peft.named_parameters() if ".lora_" not in n),
         n_lora=sum(p.numel() for p in model.parameters().values()),
@@ -85,6 +112,28 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         tasks=tasks,
         shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
     )
+
+
+def _with_findings(
+    config: RunConfig, files: Sequence[FileCheck], texts: dict[Source, Sequence[Sample]]
+) -> list[FileCheck]:
+    """The files of silos with what a reader would see in their rows, beside the checked ones."""
+    domains = {silo.name: silo.domain for silo in config.silos}
+    found: list[FileCheck] = []
+    for source, file in zip(texts, files, strict=True):
+        if source.role is Role.SILO:
+            domain = domains[source.name]
+            checked = [
+                s for other, rows in texts.items() if _speaks_for(other, domain) for s in rows
+            ]
+            counts = look(texts[source], checked).counts()
+            file = replace(file, findings={SAYS[kind]: n for kind, n in counts.items()})
+        found.append(file)
+    return found
+
+
+def _speaks_for(source: Source, domain: str) -> bool:
+    return source.role in (Role.VALIDATION, Role.ANCHORS) and source.name == domain
 
 
 def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, str | None, str | None]]:
@@ -162,6 +211,16 @@ def _template_notes(
     return notes
 
 
+def _context_notes(config: RunConfig, context: int | None) -> list[str]:
+    wanted = config.recipe.tokens.max_length
+    if context is None or wanted <= context:
+        return []
+    return [
+        f"recipe.tokens.max_length is {wanted}, and the base model reads {context} tokens at once: "
+        f"{context} counts."
+    ]
+
+
 def _stop_tokens(encoder: RowEncoder, model: LoraModel) -> set[int]:
     """Ids at which the model stops as its files say."""
     settings: Any = getattr(model.peft.get_base_model(), "generation_config", None)
@@ -170,7 +229,7 @@ def _stop_tokens(encoder: RowEncoder, model: LoraModel) -> set[int]:
     return {i for i in (*found, encoder.tokenizer.eos_token_id) if i is not None}
 
 
-def _file_check(source: Source, rows: RowFile, encoded: EncodedRows) -> FileCheck:
+def _file_check(source: Source, rows: RowFile, encoded: EncodedRows, lost: Lost) -> FileCheck:
     def spread(values: list[int]) -> tuple[int, ...]:
         return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
 
@@ -186,6 +245,9 @@ def _file_check(source: Source, rows: RowFile, encoded: EncodedRows) -> FileChec
         tokens=spread([len(row.ids) for row in encoded.rows]),
         response_tokens=spread([row.n_response_tokens for row in encoded.rows]),
         n_odd_turns=n_odd,
+        n_unusable=len(rows.unusable),
+        lost=lost.share,
+        lost_signs=lost.signs,
         remarks=dict(Counter(str(remark) for row in encoded.rows for remark in row.remarks)),
     )
 

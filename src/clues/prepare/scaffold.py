@@ -263,7 +263,7 @@ def _halves(public: PublicAnswer, folder: Path) -> PublicAnswer:
     if rows.n_rows < 2 * MIN_ANCHORS:
         raise UsageError(
             f"{public.validation}: {rows.n_rows} rows, and {2 * MIN_ANCHORS} are needed to split it "
-            "into validation and anchor rows. 120 are a good start."
+            "into validation and anchor rows. 150 are a good number; clues sample helps to get them."
         )
     order = list(range(rows.n_rows))
     random.Random(derived_seed(42, "split", public.domain)).shuffle(order)
