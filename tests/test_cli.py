@@ -160,15 +160,6 @@ def test_a_bad_row_is_named_and_not_shown(inputs, tmp_path, capsys) -> None:
     assert "SECRET-41" not in message
 
 
-def test_rows_whose_question_alone_is_too_long_do_not_stop_a_run_that_cuts(
-    inputs, tmp_path, capsys
-) -> None:
-    edit(inputs, lambda c: c["recipe"].update(tokens={"max_length": 12, "overlong": "truncate"}))
-    code, message = fails(capsys, "train", inputs, "--out", tmp_path / "run", "-q")
-    assert code == 3
-    assert "no row fits into 12 tokens" in message
-
-
 def test_columns_that_are_nearly_a_schema_come_with_the_renaming(inputs, capsys) -> None:
     path = inputs.parent / "silos" / "harbor-bank.jsonl"
     path.write_text(path.read_text().replace('"instruction"', '"Instruction"'))

@@ -216,12 +216,20 @@ def test_truncate_cuts_the_end_and_marks_the_row(make_encoder):
     assert encoded.dropped == {}
 
 
-def test_truncate_leaves_a_row_that_loses_its_answer_without_a_score(make_encoder):
+def test_truncate_reads_some_of_the_answer_where_the_question_alone_is_too_long(make_encoder):
     limit = limit_between(lambda: make_encoder(max_length=10_000))
     encoder = make_encoder(max_length=limit, overlong="truncate")
     found = encode_rows(rows_of_three_lengths(), encoder, where="notes.jsonl")
-    assert found.dropped == {2: f"its question alone is longer than {limit} tokens"}
-    assert [row.truncated for row in found.rows] == [False, True]
+    assert found.dropped == {}, "a row has no score although a part of it can be read"
+    assert [row.truncated for row in found.rows] == [False, True, True]
+    whole = make_encoder(max_length=10_000).encode(rows_of_three_lengths()[2])
+    cut = found.rows[2]
+    assert len(cut.ids) <= limit
+    assert 0 < cut.n_response_tokens <= whole.n_response_tokens
+    first, n_asked = whole.mask.index(True), cut.mask.index(True)
+    head = (n_asked + 1) // 2
+    assert cut.ids[:head] == whole.ids[:head], "the instruction is lost"
+    assert cut.ids[n_asked - 3 : n_asked + 1] == whole.ids[first - 3 : first + 1]
 
 
 def test_no_row_is_read_beyond_the_context_of_the_model(tokenizer):

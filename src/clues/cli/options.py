@@ -24,4 +24,12 @@ SkipNonfinite = Annotated[
     bool,
     typer.Option("--skip-nonfinite", help="Drop rows whose score is NaN or infinite, and say so."),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings in place of the file's, such as recipe.seed=1 or silos.north.min_kept=9.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

@@ -11,7 +11,7 @@ import typer
 from clues.cli import network
 from clues.cli.calm import calm_libraries
 from clues.cli.opening import open_for_verb, run_stage, say_where, show, show_path
-from clues.cli.options import Config, Degenerate, Json, Out, Quiet, SkipNonfinite, err, out
+from clues.cli.options import Changes, Config, Degenerate, Json, Out, Quiet, SkipNonfinite, err, out
 from clues.config import load_config
 from clues.errors import CluesError, UsageError
 from clues.prepare.scaffold import Side
@@ -69,8 +69,8 @@ def init(
         typer.Option(
             "--public",
             metavar="[DOMAIN=]FILE",
-            help="Public rows of known quality, dealt at random into validation and anchor rows; "
-            "or VALIDATION,ANCHOR. Once for each domain.",
+            help="Checked rows, which somebody has found good (with several owners: public ones), dealt "
+            "at random into validation and anchor rows; or VALIDATION,ANCHOR. Once for each domain.",
         ),
     ] = None,
     heldout: Annotated[
@@ -133,6 +133,7 @@ def _ask(question: str, read: Callable[[str], Any], *, default: str = "") -> Any
 
 def run(
     config: Config,
+    changes: Changes = None,
     folder: Out = None,
     as_json: Json = False,
     degenerate: Degenerate = False,
@@ -141,12 +142,15 @@ def run(
 ) -> None:
     """Run everything; a run that was interrupted goes on where it stopped."""
     how = {"degenerate": degenerate, "skip_nonfinite": skip_nonfinite}
-    opened = open_for_verb(load_config(config), folder, quiet=quiet, **how)
+    settings = load_config(config, changes=changes or ())
+    opened = open_for_verb(settings, folder, quiet=quiet, **how)
     from clues.pipeline import run_until
 
     show(run_until(opened).results, as_json=as_json)
     if not as_json:
-        say_where(opened, config)
+        # What is typed next has to mean the settings that were changed, too.
+        resolved = opened.run_dir.root / "config.resolved.yaml"
+        say_where(opened, resolved if changes else config)
 
 
 def check(
@@ -154,6 +158,7 @@ def check(
         Path | None,
         typer.Argument(metavar="CLUES.YAML", help="The run's configuration.", show_default=False),
     ] = None,
+    changes: Changes = None,
     as_json: Json = False,
     rows: Annotated[int, typer.Option(help="Rows to show with their loss mask.", min=0)] = 2,
     federation: Annotated[
@@ -181,7 +186,7 @@ def check(
         return
     if config is None:
         raise UsageError("name the run's configuration: clues check CLUES.YAML")
-    settings = load_config(config)
+    settings = load_config(config, changes=changes or ())
     calm_libraries()
     from clues.prepare.check import check_run
     from clues.prepare.checklist import print_check

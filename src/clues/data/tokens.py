@@ -132,6 +132,8 @@ class RowEncoder:
         ids, owners = self._pieces.of(segments)
         mask = [owner >= 0 and segments[owner].is_response for owner in owners]
         truncated = len(ids) > self.settings.max_length
+        if truncated and self.settings.overlong == "truncate":
+            ids, mask = _with_room(ids, mask, self.settings.max_length)
         ids, mask = ids[: self.settings.max_length], mask[: self.settings.max_length]
         # The first token of a text has nothing before it that could predict it.
         if mask:
@@ -199,6 +201,18 @@ class RowEncoder:
         return self.chat.render(plain, header=header)
 
 
+def _with_room(ids: list[int], mask: list[bool], limit: int) -> tuple[list[int], list[bool]]:
+    """Where the question alone fills the limit, its middle goes, so that some of the answer is read."""
+    first = mask.index(True) if True in mask else 0
+    if first < limit:
+        return ids, mask
+    room = min(sum(mask[first:]), limit // 2)
+    # What is asked stands at either end: the instruction first, the turn's end last.
+    head, tail = (limit - room + 1) // 2, (limit - room) // 2
+    places = [*range(head), *range(first - tail, len(ids))]
+    return [ids[i] for i in places], [mask[i] for i in places]
+
+
 def _split(found: Found) -> list[Segment]:
     """The text in pieces; white space after an answer is a piece of its own."""
     segments: list[Segment] = []
@@ -259,8 +273,7 @@ def encode_rows(
             continue
         except DataError as error:
             if rule != "error" and "after truncation" in str(error):
-                what = "longer" if rule == "drop" else "its question alone is longer"
-                dropped[sample.row] = f"{what} than {limit} tokens"
+                dropped[sample.row] = f"longer than {limit} tokens"
                 continue
             raise DataError(f"{where} {error}") from None
         if encoded.truncated and rule == "error":

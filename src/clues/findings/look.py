@@ -50,7 +50,7 @@ def look(
     """
     if not kinds:
         return Findings({})
-    profile = profile_of(checked or samples, samples)
+    profile = profile_of(checked, samples)
     endings = Endings(samples, checked, profile) if "cut" in kinds else None
     found: dict[int, list[Finding]] = {}
     for sample in samples:

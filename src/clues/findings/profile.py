@@ -15,6 +15,7 @@ _ENDS = re.compile(
 )
 N_TRIED = 300  # rows whose language is looked at before all are
 COMMON = 0.1
+MANY = 0.2
 MIN_SHARE = 0.02  # of the checked rows, for a language to be one of theirs
 
 
@@ -40,12 +41,17 @@ class Profile:
 
 
 def profile_of(checked: Sequence[Sample], samples: Sequence[Sample]) -> Profile:
-    """Look at the answers of checked rows, and at the languages of some of the others."""
+    """Look at the answers of checked rows, and at the languages of some of the others.
+
+    Without checked rows the others say what is usual, and only what many of them have is.
+    """
+    usual_share, known = (MIN_SHARE, checked) if checked else (MANY, ())
+    checked = checked or samples
     step = max(1, len(samples) // N_TRIED)
     answers = [sample.response.rstrip() for sample in checked]
     long = [answer for answer in answers if n_words(answer) >= LONG]
     lengths = sorted(len(squeezed(answer)) for answer in answers)
-    usual = _spoken(answers, share=MIN_SHARE)
+    usual = _spoken(answers, share=usual_share)
     common = _spoken([sample.response for sample in samples[::step]], share=COMMON)
     return Profile(
         n_long=len(long),
@@ -53,7 +59,7 @@ def profile_of(checked: Sequence[Sample], samples: Sequence[Sample]) -> Profile:
         shortest=lengths[len(lengths) // 100] if lengths else 0,
         languages=usual,
         common=common,
-        answers=frozenset(said for a in answers if len(said := squeezed(a)) <= 40),
+        answers=frozenset(w for s in known if len(w := squeezed(s.response)) <= 40),
     )
 
 

@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clues.atomic import atomic_write_bytes, make_folder
-from clues.config import BUILT_IN, derived_seed
+from clues.config import BUILT_IN, context_in, derived_seed
 from clues.config import check_name as checked_name
 from clues.data.formats import RowFile, read_rows, write_rows
 from clues.errors import UsageError
@@ -22,6 +22,7 @@ from clues.selection.threshold import MIN_ANCHORS
 Side = Literal["all", "coordinator", "silo"]
 ONE_DOMAIN = "general"
 HALVES = ("validation", "anchor")
+USUAL_LENGTH = 2048
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.+%:\[\]-]+)?", re.ASCII)
 
 
@@ -143,7 +144,8 @@ def check_data(data: str) -> RowFile | None:
     """
     if not Path(data).exists() and _HUB_NAME.fullmatch(data) and not Path(data).suffix:
         return None
-    return read_rows(_existing(data))
+    # A bad row is dropped by name; a run that must not have one says strict in the silo's file.
+    return read_rows(_existing(data), lenient=True)
 
 
 def check_model(name: str) -> str:
@@ -241,7 +243,7 @@ def write_scaffold(answers: Answers) -> list[Path]:
     written: dict[Path, str] = {}
     halves: list[Path] = []
     if answers.side != "silo":
-        public = [_halves(p, folder) if p.anchor is None else p for p in answers.public]
+        public = [halves_of(p, folder) if p.anchor is None else p for p in answers.public]
         halves = [
             file
             for before, after in zip(answers.public, public, strict=True)
@@ -257,7 +259,7 @@ def write_scaffold(answers: Answers) -> list[Path]:
     return [*written, *halves]
 
 
-def _halves(public: PublicAnswer, folder: Path) -> PublicAnswer:
+def halves_of(public: PublicAnswer, folder: Path) -> PublicAnswer:
     """Deal one file's rows at random: half give the direction, half the threshold."""
     rows = read_rows(public.validation)
     if rows.n_rows < 2 * MIN_ANCHORS:
@@ -331,12 +333,19 @@ def _run_yaml(answers: Answers, public: Sequence[PublicAnswer]) -> str:
         answers,
         # A bare name is a hub's; a folder must look like one.
         model=model if model == BUILT_IN else _relative(model, folder),
+        max_length=_max_length(model),
         heldout=_relative(heldout, folder) if heldout else None,
         public=[
             (p.domain, _relative(p.validation, folder), _relative(p.anchor or "", folder))
             for p in public
         ],
     )
+
+
+def _max_length(model: str) -> int:
+    """Rows as long as the model reads, where that is known here and not more than rows need."""
+    known = context_in(model) if model == BUILT_IN or Path(model).exists() else None
+    return min(known or USUAL_LENGTH, USUAL_LENGTH)
 
 
 def _silo_yaml(silo: SiloAnswer, answers: Answers) -> str:
