@@ -36,6 +36,7 @@ PLACES: dict[str, tuple[float, float, str]] = {
     "scoring": (2.0, 6, "a score per row"),
     "model": (1.0, 7, "trains and combines"),
     "selection": (2.0, 7, "threshold, decisions"),
+    "findings": (0.0, 7, "what a reader sees"),
     "data": (1.0, 8, "rows in, tokens out"),
     "results": (0.0, 8, "what a run found"),
     "config": (2.0, 9, "settings"),

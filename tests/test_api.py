@@ -153,7 +153,7 @@ def test_it_is_a_run_of_one_silo_to_the_last_digit(scored, data, model, tmp_path
     assert np.abs(scored.scores[table.row] - in_units).max() == 0.0
     assert scored.threshold == threshold
     lines = (private / "decisions.csv").read_text().splitlines()[1:]
-    ours = [f"{d.row + 1},{d.id},{d.score},{int(d.kept)}," for d in scored.decisions]
+    ours = [f"{d.row},{d.row + 1},{d.id},{d.score},{int(d.kept)}," for d in scored.decisions]
     assert [line.startswith(start) for line, start in zip(lines, ours, strict=True)] == [True] * 14
     kept = [json.loads(line) for line in (private / "kept.jsonl").read_text().splitlines()]
     assert scored.kept() == kept

@@ -22,6 +22,8 @@ LAYERS = (
     # What a run found: read by all that come after it, and without torch.
     ("results",),
     ("data",),
+    # What a reader sees in a text; no model, no torch.
+    ("findings",),
     ("model",),
     ("selection",),
     ("scoring",),
@@ -46,6 +48,7 @@ NEVER = {
     "scoring": ("silo", "coordinator", "wall"),
     "selection": ("silo", "coordinator", "wall", "scoring"),
     "data": ("silo", "coordinator", "wall"),
+    "findings": ("silo", "coordinator", "wall", "model", "scoring"),
     "model": ("silo", "coordinator", "wall"),
     "evaluation": ("silo", "coordinator", "wall"),
     "report": ("silo", "coordinator", "wall"),
@@ -65,6 +68,7 @@ WITHOUT_TORCH = (
     "report.private",
     "wall.ledger",
     "data.formats",
+    "findings.look",
     "data.damage",
     "prepare.checklist",
     "prepare.scaffold",

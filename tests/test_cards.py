@@ -18,6 +18,7 @@ FACTS = DataFacts(
     file="kept.jsonl",
     n_rows=173,
     n_kept=64,
+    others={"refusal": 109},
     n_by_hand=3,
     base_model="base",
     score="influence",
@@ -45,13 +46,12 @@ def test_an_adapter_card_has_rounded_counts_and_banded_rates(exact):
     assert "30\N{EN DASH}40 %" in card
 
 
-def test_a_data_card_has_rounded_counts_and_hides_small_ones():
+def test_a_data_card_counts_the_rows_beside_it_as_they_are():
     card = data_card(FACTS)
     assert front_of(card)["license"] == "cc-by-4.0"
-    assert "Rows: 170" in card
-    assert "Keep rate: 30\N{EN DASH}40 %" in card
-    assert "Decided by hand: &lt;10" in card
-    assert "Kept: &lt;10" in data_card(replace(FACTS, n_kept=4))
+    for line in ("Rows: 173", "Kept: 64", "Not kept: refusal: 109", "Decided by hand: 3"):
+        assert f"- {line}\n" in card
+    assert "- Kept: 4\n" in data_card(replace(FACTS, n_kept=4))
 
 
 def test_a_name_that_looks_like_markup_stays_text_in_a_card():

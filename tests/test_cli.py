@@ -153,18 +153,11 @@ def test_a_silo_without_rows_is_refused(inputs, tmp_path, capsys) -> None:
 def test_a_bad_row_is_named_and_not_shown(inputs, tmp_path, capsys) -> None:
     path = inputs.parent / "silos" / "harbor-bank.jsonl"
     path.write_text(path.read_text() + '{"instruction": "SECRET-41", "output": ""}\n')
+    edit(inputs, lambda c: c["silos"][2].update(strict=True))
     code, message = fails(capsys, "train", inputs, "--out", tmp_path / "run", "-q")
     assert code == 3
     assert "line 25" in message
     assert "SECRET-41" not in message
-
-
-def test_a_row_that_loses_its_response_is_named(inputs, tmp_path, capsys) -> None:
-    edit(inputs, lambda c: c["recipe"].update(tokens={"max_length": 12, "overlong": "truncate"}))
-    code, message = fails(capsys, "train", inputs, "--out", tmp_path / "run", "-q")
-    assert code == 3
-    assert "no response token left" in message
-    assert "row 1" in message
 
 
 def test_columns_that_are_nearly_a_schema_come_with_the_mapping(inputs, capsys) -> None:
@@ -190,9 +183,25 @@ def test_a_labels_column_that_is_missing_is_found_before_any_training(
 
 def test_check_says_what_few_anchors_can_promise(inputs, capsys) -> None:
     assert call("check", inputs, "--json")[0] == 0
-    notes = "\n".join(json.loads(capsys.readouterr().out)["notes"])
+    warnings = "\n".join(json.loads(capsys.readouterr().out)["warnings"])
     # 1 - 0.95^10
-    assert "10 rows keep 95% of the clean rows with probability 40% only; with 59" in notes
+    assert (
+        "10 rows are short enough to be used, and they keep 95% of the clean rows with" in warnings
+    )
+    assert "probability 40% only. It takes 59 for 95%" in warnings
+
+
+def test_check_counts_the_anchors_that_are_short_enough(inputs, capsys) -> None:
+    anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
+    rows = [json.loads(line) for line in anchors.read_text().splitlines()]
+    many = [{**rows[i % 10], "instruction": f"Number {i}?"} for i in range(70)]
+    for row in many[:20]:
+        row["output"] = "So it goes. " * 200
+    anchors.write_text("".join(json.dumps(row) + "\n" for row in many))
+    assert call("check", inputs)[0] == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: finance-en anchors: 50 of 70 rows are short enough to be used" in said
+    assert "with probability 92% only" in said
 
 
 def test_check_says_when_one_anchor_is_the_threshold(inputs, capsys) -> None:

@@ -163,6 +163,16 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     assert [place for place in found if not (ROOT / place).exists()] == []
 
 
+def test_no_page_installs_a_package_of_a_name_that_is_not_ours_yet() -> None:
+    """Whoever owns the name on the index would run code on the reader's machine."""
+    folders = ("docs", "src", "examples", "deploy")
+    pages = [p for name in folders for p in (ROOT / name).rglob("*") if p.is_file()]
+    pages += [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    texts = {p: p.read_text(encoding="utf-8", errors="ignore") for p in pages if p.name != "log.md"}
+    named = re.compile(r"clues\[\w+\]|(?:pip|uv|pipx) (?:install|add) (?:-\S+ )*['\"]?clues\b")
+    assert [str(p) for p, text in texts.items() if named.search(text)] == []
+
+
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_its_pages_ask_nobody(tmp_path) -> None:
     site = tmp_path / "site"
@@ -186,4 +196,9 @@ def test_the_site_builds_strictly_and_its_pages_ask_nobody(tmp_path) -> None:
                 url for url in opened.requests if not url.startswith(("file:", "data:", "blob:"))
             ]
             assert (left, opened.complaints) == ([], []), name
+            if not name.startswith("api"):
+                opened.page.locator("input.md-search__input").click()
+                opened.page.keyboard.type("anchor")
+                # From disk a browser starts no worker, which the search is.
+                opened.page.wait_for_selector(".md-search-result__item", timeout=30_000)
             opened.close()

@@ -380,7 +380,7 @@ def test_planted_duplicates_are_kept_once_and_nothing_else_is_left_out(world):
         (name, number)
         for name in world.run.silos
         for number, line in enumerate(decisions(world.root, name))
-        if line.endswith(f",0,{ELSEWHERE}")
+        if line.endswith(f",0,dropped,in another silo,{ELSEWHERE},")
     }
     planted = {what: set(places) for what, places in world.places.items()}
     assert all(len(places - gone) == 1 for places in planted.values()), gone

@@ -4,10 +4,13 @@ import ast
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from test_cli import call
+
+from clues.data.formats import read_rows
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are not here")
@@ -31,7 +34,9 @@ def test_llama_factory_reads_columns_that_are_there(kept) -> None:
     entry = known[train["dataset"]]
     assert entry["file_name"] == "kept.jsonl"
     assert entry["formatting"] == "alpaca"
-    assert set(entry["columns"].values()) <= columns(kept)
+    # Once any column is named, those that are not are not read.
+    assert entry["columns"] == {"prompt": "instruction", "query": "input", "response": "output"}
+    assert {"instruction", "output"} <= columns(kept)
 
 
 def test_axolotl_reads_columns_that_are_there(kept) -> None:
@@ -42,15 +47,36 @@ def test_axolotl_reads_columns_that_are_there(kept) -> None:
 
 def test_trl_gets_prompts_and_completions(kept, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = trl_example().prompts_and_completions(str(kept))
+    first = json.loads(kept.read_text(encoding="utf-8").splitlines()[0])
+    assert rows[0] == {"prompt": first["instruction"], "completion": first["output"]}
+    assert len(rows) == 200
+
+
+def test_trl_gets_all_that_was_scored_of_a_row(tmp_path, monkeypatch) -> None:
+    """Without the text beside the question a model learns answers to nothing."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    told = {"instruction": "Read the table.", "input": "a | 1", "output": "One.", "source": "x"}
+    plain = {"instruction": "Name one.", "input": None, "output": "One.", "source": "y"}
+    file = tmp_path / "kept.jsonl"
+    file.write_text(f"{json.dumps(told)}\n{json.dumps(plain)}\n")
+    rows = trl_example().prompts_and_completions(str(file))
+    scored = [sample.prompt[0].content for sample in read_rows(file).samples]
+    assert list(rows["prompt"]) == scored
+    assert list(rows["completion"]) == ["One.", "One."]
+    other = tmp_path / "told.jsonl"
+    other.write_text(json.dumps({**told, "system": "Be brief."}) + "\n")
+    with pytest.raises(SystemExit, match="system"):
+        trl_example().prompts_and_completions(str(other))
+
+
+def trl_example() -> ModuleType:
     spec = importlib.util.spec_from_file_location("example", EXAMPLES / "trl" / "train.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    rows = module.prompts_and_completions(str(kept))
-    first = json.loads(kept.read_text(encoding="utf-8").splitlines()[0])
-    assert rows[0] == {"prompt": first["instruction"], "completion": first["output"]}
-    assert len(rows) == 200
+    return module
 
 
 @pytest.mark.parametrize("folder", ["llama-factory", "axolotl", "trl"])

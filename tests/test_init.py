@@ -111,7 +111,7 @@ def test_every_line_switched_off_by_a_comment_is_a_setting_that_exists(home) -> 
     ("arguments", "said"),
     [
         ((), "nobody can be asked here. Try: clues init --silo"),
-        (("--silo", "rows.jsonl"), "no public rows are named"),
+        (("--silo", "rows.jsonl"), "no checked rows are named"),
         (("--silo", "row.jsonl", "--public", "checked.jsonl"), "Did you mean 'rows.jsonl'"),
         (("--silo", "-x=rows.jsonl", "--public", "checked.jsonl"), "cannot be the name of a silo"),
         (
@@ -172,7 +172,8 @@ def test_nothing_is_overwritten(home, capsys, there) -> None:
 
 
 def test_a_bad_row_is_named_and_not_shown(home, capsys) -> None:
-    (home / "rows.jsonl").write_text('{"instruction": "SECRET-41", "output": ""}\n')
+    bad = '{"instruction": "SECRET-41", "output": ""}\n'
+    (home / "rows.jsonl").write_text(f"{bad}{bad}")
     code, message = fails(capsys, "init", "--silo", "rows.jsonl", "--public", "checked.jsonl")
     assert code == 3
     assert "line 1" in message
@@ -234,3 +235,17 @@ def test_an_unknown_side_is_a_usage_error(home, capsys) -> None:
     assert "nobody" in message
     with pytest.raises(UsageError):
         answers_of(Flags(Path("x"), "silo", None, ("rows.jsonl",), (), None, None, None), None)
+
+
+def test_nobody_is_asked_for_ever_for_rows_that_there_are_not(home) -> None:
+    ask, refused = scripted(["rows.jsonl", "", "", "", ""])
+    flags = Flags(home / "clues.yaml", "all", None, (), (), None, None, None)
+    with pytest.raises(UsageError, match=r"clues sample .* writes a page"):
+        answers_of(flags, ask)
+    assert refused == []
+
+
+def test_the_length_of_rows_is_what_the_model_reads(home, tiny_model_folder) -> None:
+    line = ("--silo", "rows.jsonl", "--public", "checked.jsonl", "--model", str(tiny_model_folder))
+    assert call("init", *line)[0] == 0
+    assert load_config(home / "clues.yaml").recipe.tokens.max_length == 256

@@ -385,7 +385,7 @@ def test_rotary_positions_give_a_note_and_count_as_stretched(tokenizer, rope, n)
     base = tiny_model(ARCHITECTURES["Llama"], **more)
     assert (n_positions(base), has_table(base)) == (n, False)
     (note,) = notes_on_base(base, tokenizer, TokenSettings(max_length=n + 1))
-    assert f"the model was made for {n} tokens" in note
+    assert f"reads {n} tokens at once: {n} counts" in note
     assert notes_on_base(base, tokenizer, TokenSettings(max_length=n)) == []
 
 

@@ -354,11 +354,26 @@ def test_headline_says_so_when_the_selection_does_worse():
     assert "2.0 points below mixed (0.5 standard errors)" in headline(results_of(results))[1]
 
 
-def test_a_run_without_a_selection_says_so():
+@pytest.mark.parametrize("arms", [(), ("mixed",)])
+def test_a_selection_without_a_model_is_a_selection(arms):
+    """What `clues init` gives to one silo trains nothing; its page must not deny what it kept."""
     results = make_results()
-    del results["arms"]["clues"]
-    assert "no selection" in headline(results_of(results))[0]
-    every_text(results)
+    results["arms"] = {name: results["arms"][name] for name in arms}
+    silos = results["silos"].values()
+    kept, rows = (count(sum(silo[key] for silo in silos)) for key in ("kept", "rows"))
+    said = f"kept {kept} of {rows} rows in {len(silos)} silos"
+    assert said in headline(results_of(results))[0]
+    html, text, terminal = every_text(results)
+    assert said in html
+    assert said in text
+    assert "nothing to compare" not in html + text + terminal
+    assert ("## Arms" in text, "Arms" in terminal) == (bool(arms), bool(arms))
+
+
+def test_without_a_silo_nothing_was_selected():
+    results = make_results()
+    results["arms"], results["silos"] = {}, {}
+    assert "made no selection" in headline(results_of(results))[0]
 
 
 def with_everything() -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from federation_helpers import (
     edit_config,
     files_of,
@@ -444,8 +445,10 @@ def test_no_row_text_leaves_a_silo(model, tmp_path, capfd) -> None:
 )
 def test_no_row_text_stands_in_an_error(model, tmp_path, capfd, break_row, error) -> None:
     config = write_micro(
-        tmp_path / "input", model, changes={"recipe": {"tokens": {"overlong": "truncate"}}}
+        tmp_path / "input", model, changes={"recipe": {"tokens": {"overlong": "error"}}}
     )
+    silos = [{**silo, "strict": True} for silo in yaml.safe_load(config.read_text())["silos"]]
+    edit_config(config, {"silos": silos})
     mark_rows(tmp_path / "input")
     path = tmp_path / "input" / "silos" / "south.jsonl"
     lines = path.read_text().splitlines()

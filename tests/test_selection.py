@@ -18,6 +18,10 @@ from clues.errors import (
     RecipeMismatchError,
 )
 from clues.selection.threshold import (
+    UNSCORED,
+    UNUSABLE,
+    Apart,
+    Ruling,
     Threshold,
     fewest_anchors,
     fit_threshold,
@@ -434,18 +438,18 @@ def test_every_row_has_a_decision_with_a_score_and_a_reason_in_file_order():
         np.array([0.5, 2.0, -1.25]),
         fit("preset", preset=0.5),
         recipe_hash=HASH,
-        dropped={3: ("x", "longer than 512 tokens"), 1: ("b", "longer than 512 tokens")},
+        dropped={3: Apart("x", UNSCORED, "too long"), 1: Apart("b", UNUSABLE, "output is null")},
         where="hospital-b",
     )
     assert [d.row for d in found.decisions] == [0, 1, 2, 3, 4]
     assert [d.id for d in found.decisions] == ["a", "b", "c", "x", "d"]
     assert [d.score for d in found.decisions] == [2.0, None, -1.25, None, 0.5]
-    assert (found.kept, found.dropped) == ((0, 4), (1, 2, 3))
+    assert (found.kept, found.dropped, found.unscored) == ((0, 4), (1, 2), (3,))
     assert [d.reason for d in found.decisions] == [
         "score 2 is not below 0.5",
-        "longer than 512 tokens",
+        "output is null",
         "score -1.25 is below 0.5",
-        "longer than 512 tokens",
+        "too long",
         "score 0.5 is not below 0.5",
     ]
 
@@ -491,7 +495,24 @@ def test_keeping_everything_or_nothing_is_refused_unless_allowed(preset, what):
 
 def test_rows_that_could_not_be_scored_do_not_make_a_selection_less_degenerate():
     with pytest.raises(DegenerateSelectionError, match="keeps every row of 3"):
-        decide([1.0, 2.0, 3.0], fit("preset", preset=0.0), dropped={9: ("x", "too long")})
+        decide([1.0, 2.0, 3.0], fit("preset", preset=0.0), dropped={9: Apart("x", UNSCORED, "-")})
+
+
+def test_a_finding_sets_a_row_aside_whatever_it_scores_and_a_person_keeps_it():
+    how = {"dropped": {9: Apart("x", UNSCORED, "too long"), 8: Apart("y", UNUSABLE, "null")}}
+    how["aside"] = dict.fromkeys((0, 1, 8, 9), ("refusal", "the answer refuses"))
+    found = decide(
+        [5.0, 1.0, 3.0],
+        fit("preset", preset=2.0),
+        rulings={"id1": Ruling(keep=True, reason="a quotation")},
+        **how,
+    )
+    assert [d.kept for d in found.decisions] == [False, True, True, False, False]
+    assert [d.why for d in found.decisions] == [
+        *("refusal", "person", "score", "not usable", "refusal")
+    ]
+    assert found.decisions[0].reason == "the answer refuses; score 5 is not below 2"
+    assert (found.dropped, found.unscored) == ((0, 8, 9), ())
 
 
 def test_too_few_kept_rows_are_refused_even_if_degenerate_is_allowed():

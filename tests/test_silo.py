@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from clues.data.formats import read_rows
 from clues.errors import CluesError, DataError, DegenerateSelectionError, RecipeMismatchError
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
+from clues.scoring.table import ScoreTable
 from clues.selection.threshold import Threshold
 from clues.silo.silo import Silo
 from clues.wall.messages import (
@@ -110,26 +112,27 @@ def test_a_request_answered_before_gets_the_same_bytes_without_any_work(world, t
 def test_a_request_answered_anew_gets_the_same_bytes_too(world, tmp_path, kind):
     request, reply = world.recorder.last("north", kind)
     silo = world.silo(tmp_path)
-    for stored in silo.outbox.glob("*"):
+    for stored in silo.outbox.glob("*.clues"):
         stored.unlink()
     assert silo.answer(request) == reply, f"{kind} depends on something besides request and rows"
 
 
-def test_the_outbox_holds_replies_that_were_sent_and_nothing_else(world, tmp_path):
+def test_the_outbox_holds_every_reply_that_was_sent_and_nothing_else(world, tmp_path):
     silo = world.silo(tmp_path)
     sent = {reply for name, _, reply in world.recorder.crossed if name == "north"}
-    stored = [path.read_bytes() for path in silo.outbox.iterdir()]
-    assert len(stored) == len(REQUESTS), "one answer of each kind is kept, the last one"
-    assert set(stored) <= sent
+    assert len(sent) > len(REQUESTS), "no kind was answered twice: nothing could be lost"
+    assert {path.read_bytes() for path in silo.outbox.rglob("*.clues")} == sent
+    answering = [path.name.partition("-")[0] for path in silo.outbox.glob("*.clues")]
+    assert sorted(answering) == sorted(REQUESTS), "one of each kind answers again, the last one"
 
 
 def test_an_answer_is_taken_from_the_outbox(world, tmp_path):
     silo = world.silo(tmp_path)
-    before = {path.name: path.read_bytes() for path in silo.outbox.iterdir()}
+    before = {path.name: path.read_bytes() for path in silo.outbox.glob("*.clues")}
     for kind in REQUESTS:
         request, reply = world.recorder.last("north", kind)
         assert silo.answer(request) == reply, f"{kind} is worked out again"
-    assert {path.name: path.read_bytes() for path in silo.outbox.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in silo.outbox.glob("*.clues")} == before
 
 
 def test_a_coordinator_of_another_version_is_refused_in_one_sentence(world, tmp_path):
@@ -286,7 +289,8 @@ def test_kept_and_dropped_files_are_in_the_format_of_the_input_and_hold_every_ro
     for old in silo.private.glob("*.jsonl"):
         old.unlink()
     silo.answer(world.request("select").to_bytes())
-    parts = {name: read_rows(silo.private / f"{name}{suffix}") for name in ("kept", "dropped")}
+    files = ("kept", "dropped", "unscored")
+    parts = {name: read_rows(silo.private / f"{name}{suffix}") for name in files}
     assert [p.name for p in silo.private.glob(f"*{suffix}")], f"nothing is written as {suffix}"
     found = {}
     for name, part in parts.items():
@@ -307,9 +311,10 @@ def test_lines_of_a_jsonl_file_keep_their_bytes(world):
     lines = world.data.read_bytes().splitlines(keepends=True)
     parts = [
         (private / f"{name}.jsonl").read_bytes().splitlines(keepends=True)
-        for name in ("kept", "dropped")
+        for name in ("kept", "dropped", "unscored")
     ]
-    assert sorted(lines) == sorted(parts[0] + parts[1])
+    assert sorted(lines) == sorted(line for part in parts for line in part)
+    assert len(parts[2]) == N_LONG, "a row that nothing speaks against is among the dropped"
 
 
 def test_decisions_name_every_row_with_a_decision_and_a_reason(world):
@@ -317,16 +322,26 @@ def test_decisions_name_every_row_with_a_decision_and_a_reason(world):
     with (private / "decisions.csv").open(newline="") as file:
         decisions = list(csv.DictReader(file))
     samples = read_rows(world.data).samples
-    assert [int(d["row"]) for d in decisions] == list(range(1, len(samples) + 1))
+    assert [int(d["row"]) for d in decisions] == list(range(len(samples)))
+    assert [int(d["number"]) for d in decisions] == list(range(1, len(samples) + 1))
+    table = ScoreTable.read(private / "scores.parquet")
+    joined = {int(d["row"]): d["id"] for d in decisions}
+    assert [joined[row] for row in table.row.tolist()] == list(table.id), "a join is off by one"
     assert [d["id"] for d in decisions] == [s.id for s in samples]
-    kept = {int(d["row"]) - 1 for d in decisions if d["kept"] == "1"}
+    kept = {int(d["row"]) for d in decisions if d["kept"] == "1"}
     assert sorted(kept) == json.loads((private / "selection.json").read_text())["kept"]
     value = world.threshold().value
     for decision in decisions[:-N_LONG]:
         assert (float(decision["score"]) >= value) == (decision["kept"] == "1")
-        assert decision["reason"].startswith(f"score {float(decision['score']):.4g} is")
+        below = f"score {float(decision['score']):.4g} is"
+        words = {"0": "text: loss|another question|something else than the checked rows", "1": "^"}
+        assert re.search(f"({words[decision['kept']]}).*{below}", decision["reason"])
+        assert (decision["file"], decision["why"]) == (
+            ("kept" if decision["kept"] == "1" else "dropped"),
+            "score",
+        )
     long = decisions[-1]
-    assert (long["score"], long["kept"]) == ("", "0")
+    assert (long["score"], long["kept"], long["file"]) == ("", "0", "unscored")
     assert "longer than 384 tokens" in long["reason"]
 
 
@@ -367,7 +382,7 @@ def test_every_arm_gets_the_rows_it_is_named_after(world, tmp_path):
 
 def test_diagnostics_stay_at_home_unless_the_silo_shares_them(world, tmp_path):
     request: EvaluateRequest = world.request("evaluate")
-    assert reply_of(world.silo(tmp_path), request).diagnostics["rows"] == N_ROWS
+    assert reply_of(world.silo(tmp_path), request).diagnostics["rows"] == N_ROWS + N_LONG
     closed = world.silo(tmp_path, share_diagnostics=False)
     shared = reply_of(closed, request).diagnostics
     assert shared == {}, "a stored answer from before the silo stopped sharing was sent again"

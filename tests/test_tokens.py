@@ -1,10 +1,11 @@
 """The mask covers exactly the answer, whatever template writes the text around it."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from clues.config import TokenSettings
+from clues.config import TokenSettings, context_of
 from clues.data.samples import Message, Sample
 from clues.data.tokens import RowEncoder, encode_rows, token_budget_batches
 from clues.errors import ConfigError, DataError
@@ -215,14 +216,49 @@ def test_truncate_cuts_the_end_and_marks_the_row(make_encoder):
     assert encoded.dropped == {}
 
 
-def test_truncate_refuses_a_row_that_loses_its_answer_by_number_alone(make_encoder):
+def test_truncate_reads_some_of_the_answer_where_the_question_alone_is_too_long(make_encoder):
     limit = limit_between(lambda: make_encoder(max_length=10_000))
     encoder = make_encoder(max_length=limit, overlong="truncate")
-    with pytest.raises(DataError, match="no response token left") as raised:
-        encode_rows(rows_of_three_lengths(), encoder, where="notes.jsonl")
-    assert "notes.jsonl row 3" in str(raised.value)
-    assert "MARKER" not in str(raised.value), "a row's text got into an error"
-    assert raised.value.exit_code == 3
+    found = encode_rows(rows_of_three_lengths(), encoder, where="notes.jsonl")
+    assert found.dropped == {}, "a row has no score although a part of it can be read"
+    assert [row.truncated for row in found.rows] == [False, True, True]
+    whole = make_encoder(max_length=10_000).encode(rows_of_three_lengths()[2])
+    cut = found.rows[2]
+    assert len(cut.ids) <= limit
+    assert 0 < cut.n_response_tokens <= whole.n_response_tokens
+    first, n_asked = whole.mask.index(True), cut.mask.index(True)
+    head = (n_asked + 1) // 2
+    assert cut.ids[:head] == whole.ids[:head], "the instruction is lost"
+    assert cut.ids[n_asked - 3 : n_asked + 1] == whole.ids[first - 3 : first + 1]
+
+
+def test_no_row_is_read_beyond_the_context_of_the_model(tokenizer):
+    """Positions that the model never saw give scores that mean nothing."""
+    settings = TokenSettings(template="alpaca", max_length=2048, overlong="truncate")
+    (_, long, _) = rows_of_three_lengths()
+    free = RowEncoder(tokenizer, settings).encode(long)
+    assert len(RowEncoder(tokenizer, settings, context=len(free.ids) - 3).encode(long).ids) == (
+        len(free.ids) - 3
+    )
+    for context in (None, 4096):
+        assert RowEncoder(tokenizer, settings, context=context).encode(long).ids == free.ids
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 512}, 512),
+        ({"n_positions": 1024, "n_ctx": 1024}, 1024),
+        ({"max_seq_len": 2048}, 2048),
+        ({"text_config": {"max_position_embeddings": 8192}}, 8192),
+        ({"max_position_embeddings": None, "seq_length": 32768}, 32768),
+        ({"hidden_size": 768}, None),
+        ({"max_position_embeddings": -1}, None),
+    ],
+)
+def test_the_context_is_found_under_the_names_that_models_use(config, context):
+    assert context_of(config) == context
+    assert context_of(SimpleNamespace(**config)) == context
 
 
 def test_error_refuses_the_first_row_that_is_too_long_by_number_alone(make_encoder):

@@ -1,15 +1,27 @@
 """Train on the kept rows with TRL: python train.py kept.jsonl ./base-model."""
 
 import sys
+from typing import Any
 
 from datasets import Dataset, load_dataset
 
 
 def prompts_and_completions(file: str) -> Dataset:
-    """Kept rows under the names that TRL's SFTTrainer reads; other columns are left out."""
+    """Kept rows under the names that TRL's SFTTrainer reads: question and input, and the answer."""
     rows = load_dataset("json", data_files=file, split="train")
-    named = rows.rename_columns({"instruction": "prompt", "output": "completion"})
-    return named.select_columns(["prompt", "completion"])
+    there = [name for name in ("system", "history") if name in rows.column_names]
+    if unread := [name for name in there if any(rows[name])]:
+        raise SystemExit(
+            f"{file}: rows have {' and '.join(unread)}, which this example does not join."
+        )
+
+    def pair(row: dict[str, Any]) -> dict[str, str]:
+        # As clues joins them: a row may have a text beside its question, or none.
+        parts = [row["instruction"], row.get("input") or ""]
+        prompt = "\n".join(part for part in parts if part.strip())
+        return {"prompt": prompt, "completion": row["output"]}
+
+    return rows.map(pair, remove_columns=rows.column_names)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from clues.model.borrowed import BorrowedModel
 from clues.pipeline import Run, open_run, run_until
 from clues.prepare.scaffold import ONE_DOMAIN, check_name
 from clues.progress import Progress
-from clues.selection.threshold import Decision, Threshold, fit_threshold
+from clues.selection.threshold import Apart, Decision, Threshold, fit_threshold
 from clues.selection.threshold import select as decide
 
 WITH_QUANTILE = ("anchor_tolerance", "anchor_quantile")
@@ -165,7 +165,7 @@ def select(
         table.in_units(new, found.evidence.groups, where="rows"),
         new,
         recipe_hash=recipe.hash,
-        dropped={d.row: (d.id, d.reason) for d in found.decisions if d.score is None},
+        dropped={d.row: Apart(d.id, d.why, d.reason) for d in found.decisions if d.score is None},
         where="rows",
         allow_degenerate=True,
     )

@@ -44,6 +44,14 @@ Map = Annotated[
         "for those files that have the columns.",
     ),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings in place of the file's, such as recipe.seed=1 or silos.north.min_kept=9.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 

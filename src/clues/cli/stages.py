@@ -208,7 +208,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Compare models trained on all rows, on random ones and on the selection; the same as run."""
-    run(config, folder, as_json, degenerate, quiet=quiet)
+    run(config, None, folder, as_json, degenerate, quiet=quiet)
 
 
 def judge(

@@ -13,6 +13,7 @@ from clues.cli.calm import calm_libraries
 from clues.cli.opening import open_for_verb, run_stage, say_where, show, show_path
 from clues.cli.options import (
     BadRows,
+    Changes,
     Config,
     Degenerate,
     Json,
@@ -81,8 +82,8 @@ def init(
         typer.Option(
             "--public",
             metavar="[DOMAIN=]FILE",
-            help="Public rows of known quality, dealt at random into validation and anchor rows; "
-            "or VALIDATION,ANCHOR. Once for each domain.",
+            help="Checked rows, which somebody has found good (with several owners: public ones), dealt "
+            "at random into validation and anchor rows; or VALIDATION,ANCHOR. Once for each domain.",
         ),
     ] = None,
     heldout: Annotated[
@@ -152,6 +153,7 @@ def _ask(question: str, read: Callable[[str], Any], *, default: str = "") -> Any
 
 def run(
     config: Config,
+    changes: Changes = None,
     folder: Out = None,
     as_json: Json = False,
     degenerate: Degenerate = False,
@@ -160,12 +162,15 @@ def run(
 ) -> None:
     """Run everything; a run that was interrupted goes on where it stopped."""
     how = {"degenerate": degenerate, "skip_nonfinite": skip_nonfinite}
-    opened = open_for_verb(load_config(config), folder, quiet=quiet, **how)
+    settings = load_config(config, changes=changes or ())
+    opened = open_for_verb(settings, folder, quiet=quiet, **how)
     from clues.pipeline import run_until
 
     show(run_until(opened).results, as_json=as_json)
     if not as_json:
-        say_where(opened, config)
+        # What is typed next has to mean the settings that were changed, too.
+        resolved = opened.run_dir.root / "config.resolved.yaml"
+        say_where(opened, resolved if changes else config)
 
 
 def check(
@@ -173,6 +178,7 @@ def check(
         Path | None,
         typer.Argument(metavar="CLUES.YAML", help="The run's configuration.", show_default=False),
     ] = None,
+    changes: Changes = None,
     as_json: Json = False,
     rows: Annotated[int, typer.Option(help="Rows to show with their loss mask.", min=0)] = 2,
     federation: Annotated[
@@ -201,7 +207,7 @@ def check(
         return
     if config is None:
         raise UsageError("name the run's configuration: clues check CLUES.YAML")
-    settings = load_config(config)
+    settings = load_config(config, changes=changes or ())
     calm_libraries()
     from clues.prepare.check import check_run
     from clues.prepare.checklist import print_check, write_bad_rows

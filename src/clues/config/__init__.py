@@ -13,6 +13,7 @@ from clues.config.combine import (
     FederationSettings,
     ServerSettings,
 )
+from clues.config.context import context_in, context_of
 from clues.config.evaluate import (
     ARMS,
     MAX_KINDS,
@@ -22,6 +23,7 @@ from clues.config.evaluate import (
     LmEvalSettings,
     TaskSettings,
 )
+from clues.config.findings import FindingsSettings
 from clues.config.hashes import built_in_folder, content_hash, derived_seed, short
 from clues.config.loading import load_config, load_shared, load_silo, read_yaml
 from clues.config.modelfiles import differing, model_files
@@ -74,6 +76,7 @@ __all__ = [
     "DuplicatesSettings",
     "EvaluateSettings",
     "FederationSettings",
+    "FindingsSettings",
     "Form",
     "JudgeSettings",
     "LmEvalSettings",
@@ -101,6 +104,8 @@ __all__ = [
     "check_columns",
     "check_name",
     "content_hash",
+    "context_in",
+    "context_of",
     "derived_seed",
     "differing",
     "dump_yaml",

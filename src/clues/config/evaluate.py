@@ -37,7 +37,7 @@ class TaskSettings(RowsFile):
 
 
 class LmEvalSettings(Settings):
-    """A task of lm-eval (extra `clues[eval]`).
+    """A task of lm-eval (extra `eval` (`pip install '.[eval]'` in the source folder)).
 
     Attributes:
         task: name of the task, or a YAML file that describes it; `pubmedqa` is ours and needs
@@ -61,7 +61,7 @@ class LmEvalSettings(Settings):
 
 
 class JudgeSettings(Settings):
-    """A model behind an OpenAI-compatible endpoint that judges answers (extra `clues[judge]`).
+    """A model behind an OpenAI-compatible endpoint that judges answers (extra `judge` (`pip install '.[judge]'` in the source folder)).
 
     Attributes:
         base_url: address of the endpoint, such as `https://host/v1`; plain http only on this

@@ -1,11 +1,13 @@
 """From YAML files to settings with absolute paths and hashes."""
 
 import hashlib
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clues.config.base import BUILT_IN
+from clues.config.changes import apply_change
 from clues.config.evaluate import LmEvalSettings
 from clues.config.hashes import built_in_folder
 from clues.config.modelfiles import differing, model_files
@@ -27,10 +29,14 @@ Shared = TypeVar("Shared", bound=SharedConfig)
 Rows = TypeVar("Rows", bound=RowsFile)
 
 
-def load_config(path: str | Path) -> RunConfig:
+def load_config(path: str | Path, *, changes: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML and its silo files, and fill in the hashes of the public files.
 
     Paths are relative to the file that names them.
+
+    Args:
+        path: of the YAML.
+        changes: settings in place of the file's, as `recipe.seed=1`; values are YAML.
 
     Raises:
         ConfigError: unreadable YAML, an unknown key (with a suggestion), a value out of range,
@@ -41,6 +47,8 @@ def load_config(path: str | Path) -> RunConfig:
     silos = content.get("silos")
     if isinstance(silos, list):
         content["silos"] = [_silo_content(entry, path) for entry in silos]
+    for change in changes:
+        apply_change(content, change)
     config = _resolved(validate(RunConfig, content, where=path.name), path)
     # Both sides are one person's here, so one place serves both.
     model = config.recipe.model

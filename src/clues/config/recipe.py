@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from clues.config.aliases import LORA, MODEL, TOKENS, TRAIN, renamed
 from clues.config.base import (
     ALIGNMENT,
     BUILT_IN,
@@ -53,9 +54,15 @@ class ModelSettings(Settings):
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     trust_remote_code: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_others(cls, value: Any) -> Any:
+        """Accept the names of PEFT and transformers."""
+        return renamed(value, MODEL)
+
 
 class LoraSettings(Settings):
-    """Adapter shape, as in PEFT.
+    """Adapter shape, as in PEFT, whose names (`r`, `lora_alpha`, `lora_dropout`) are taken, too.
 
     Attributes:
         rank: length of the thin side of the two factors that adapt a matrix.
@@ -70,6 +77,12 @@ class LoraSettings(Settings):
     dropout: float = Field(default=0.05, ge=0.0, le=0.5)
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_others(cls, value: Any) -> Any:
+        """Accept the names of PEFT and transformers."""
+        return renamed(value, LORA)
+
 
 class TokenSettings(Settings):
     """From text to token ids and loss mask.
@@ -77,9 +90,11 @@ class TokenSettings(Settings):
     Attributes:
         template: how a row's messages become text. `chat` is the tokenizer's own template,
             `alpaca` is plain text with headings. `auto` takes the tokenizer's where it has one.
-        max_length: the most tokens of a row, prompt and response together.
-        overlong: what happens to a longer row. `drop` leaves it out and counts it, `truncate` cuts
-            its end, `error` stops.
+        max_length: the most tokens of a row, prompt and response together. Where the base model
+            reads fewer at once, that number counts.
+        overlong: what happens to a longer row. `drop` leaves it without a score and counts it;
+            `truncate` scores and trains a copy whose end is cut (the middle of the question, where
+            that alone is too long), and the row stays whole where it is kept; `error` stops.
         loss_on: the tokens that are trained and scored: those of every turn of the `assistant`, or
             of the `last` turn alone. The prompt never counts.
         odd_turns: what happens to a row whose turns the chat template refuses. `error` stops.
@@ -95,6 +110,12 @@ class TokenSettings(Settings):
     loss_on: Literal["assistant", "last"] = "assistant"
     odd_turns: Literal["error", "fold", "drop"] = "error"
     date: datetime.date = datetime.date(2025, 1, 1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_others(cls, value: Any) -> Any:
+        """Accept the names of PEFT and transformers."""
+        return renamed(value, TOKENS)
 
 
 class TrainSettings(Settings):
@@ -124,6 +145,12 @@ class TrainSettings(Settings):
     warmup: float = Field(default=0.03, ge=0.0, le=1.0)
     batch_size: int = Field(default=16, ge=1, le=65_536)
     weight_decay: FactorOrZero = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_others(cls, value: Any) -> Any:
+        """Accept the names of PEFT and transformers."""
+        return renamed(value, TRAIN)
 
     @model_validator(mode="after")
     def _rounds_hold_checkpoints(self) -> "TrainSettings":

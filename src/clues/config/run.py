@@ -9,6 +9,7 @@ from clues.config.base import BUILT_IN, Count, Factor, Name, Settings, Share
 from clues.config.columns import PARTS, Columns
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
+from clues.config.findings import FindingsSettings
 from clues.config.recipe import Recipe
 
 
@@ -68,6 +69,10 @@ class SiloSettings(Settings):
         columns: the file's own names by what they hold, such as `{prompt: question, context:
             passage}`; null for a column that is not to be read. Others count under their names.
         labels: a column that is empty where a row is good; for experiments.
+        strict: refuse the file where a row cannot be used, for experiments: its answer is null or
+            empty, or no text. Else such rows are dropped with that reason.
+        findings: what happens to a row for what its text shows: `off`, `flag` or `set_aside`, for all
+            kinds or by kind. It stays in the silo; the selection follows it.
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
         min_kept: the fewest rows that an update may be made of, counted by their weight in it; a
             step takes as many, or 16 if that is fewer. Every training sets as many aside,
@@ -102,6 +107,8 @@ class SiloSettings(Settings):
     # Unset, it is not written: what was agreed before it was known stays the same.
     columns: Columns | None = Field(default=None, exclude_if=lambda value: value is None)
     labels: str | None = None
+    strict: bool = False
+    findings: FindingsSettings = FindingsSettings()
     share_diagnostics: bool = False
     min_kept: Count = 5
     max_selections: Count = 20

@@ -55,7 +55,8 @@ def _describe(model: type[BaseModel], problem: Any, *, keys_are_public: bool) ->
             place = ".".join(keys[:-1]) or "the file"
             return f"{place}: has an unknown key, which is not shown. Known: {', '.join(sorted(_known_keys(model, keys[:-1])))}."
         close = get_close_matches(keys[-1], _known_keys(model, keys[:-1]), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        known = sorted(set(_known_keys(model, keys[:-1])))
+        hint = f" Did you mean {close[0]!r}?" if close else f" Known here: {', '.join(known)}."
         return f"unknown key {dotted}.{hint}"
     if problem["type"] == "missing":
         return f"{dotted} is missing."

@@ -15,8 +15,8 @@ from clues.atomic import write_atomically
 from clues.config import RowsFile
 from clues.data.files import named_container, read_source, suffix_of
 from clues.data.layouts import KNOWN_COLUMNS, PAIRS, SCHEMAS, Layout, layouts_of
-from clues.data.samples import Sample
-from clues.data.schemas import parse_row, truth_of
+from clues.data.samples import Message, Sample
+from clues.data.schemas import MAX_CHARACTERS, parse_row, truth_of
 from clues.data.tables import Table, bad_rows, write_table
 from clues.data.values import BadRow, is_empty
 from clues.errors import ConfigError, DataError, UsageError
@@ -42,6 +42,7 @@ class RowFile:
         columns: the user's columns that are no part of the sample, for keys and labels.
         unused: columns and keys of turns that are not read, and in how many rows they say
             something.
+        unusable: by position, why a row cannot be used; its sample holds what could be read.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class RowFile:
     columns: tuple[str, ...]
     table: Table = field(repr=False, compare=False)
     unused: Mapping[str, int] = field(default_factory=dict, compare=False)
+    unusable: dict[int, str] = field(default_factory=dict)
 
     @property
     def suffix(self) -> str:
@@ -76,6 +78,7 @@ def read_rows(
     schema: str | None = None,
     columns: Mapping[str, str | None] | None = None,
     skip_bad: bool = False,
+    lenient: bool = False,
 ) -> RowFile:
     """Read and check every row of a file, a folder, a saved data set or a hub data set.
 
@@ -86,6 +89,8 @@ def read_rows(
             a column that is not to be read.
         skip_bad: leave bad rows out of the samples instead of raising. For public collections
             that nobody here can mend; never for a user's own rows.
+        lenient: name bad rows in `unusable` instead of raising, as long as they are fewer than
+            half: a column of the wrong kind is no bad row.
 
     Raises:
         ConfigError: there is no schema of this name.
@@ -95,7 +100,7 @@ def read_rows(
     if schema is not None and schema not in SCHEMAS:
         raise ConfigError(f"no schema is named {schema}.{_near(schema, SCHEMAS)} Known: {_known()}")
     with _without_collection():
-        return _read(source, schema, columns or {}, skip_bad=skip_bad)
+        return _read(source, schema, columns or {}, skip_bad=skip_bad, lenient=lenient)
 
 
 @contextlib.contextmanager
@@ -116,6 +121,7 @@ def _read(
     columns: Mapping[str, str | None],
     *,
     skip_bad: bool,
+    lenient: bool,
 ) -> RowFile:
     path, table, said = read_source(source)
     named = _named(path, table, columns)
@@ -123,13 +129,19 @@ def _read(
     used = {part: named[part] for part in layout.columns if part in named}
     samples: list[Sample] = []
     bad = list(table.bad)
+    bad_at: dict[int, str] = {}
     keys: Counter[str] = Counter()
     for row, record in enumerate(_records(table, used)):
         try:
             samples.append(parse_row(layout, record, row, keys))
         except BadRow as reason:
-            bad.append((table.place(row), _in_own_words(str(reason), used)))
-    if bad and not (skip_bad and not table.bad):
+            bad_at[row] = _in_own_words(str(reason), used)
+            bad.append((table.place(row), bad_at[row]))
+    unusable: dict[int, str] = {}
+    # A line that is no row at all has no place among them.
+    if lenient and not table.bad and 2 * len(bad) < table.n_rows:
+        samples, unusable = _with_placeholders(samples, bad_at, layout, table, used)
+    elif bad and not (skip_bad and not table.bad):
         raise bad_rows(path, bad)
     others = tuple(name for name in table.columns if name not in used.values())
     return RowFile(
@@ -142,6 +154,33 @@ def _read(
         others,
         table,
         _unused(table, others, keys),
+        unusable,
+    )
+
+
+def _with_placeholders(
+    samples: Sequence[Sample],
+    bad: dict[int, str],
+    layout: Layout,
+    table: Table,
+    used: Mapping[str, str],
+) -> tuple[list[Sample], dict[int, str]]:
+    """Samples of all rows, so that positions stay; those of bad rows hold the text that is there."""
+    if not bad:
+        return list(samples), {}
+    names = [used.get(part, part) for part in (layout.prompt, layout.response)]
+    records = table.read([name for name in names if name in table.columns])
+    found = {sample.row: sample for sample in samples}
+    for row in bad:
+        question, answer = (_readable(records[row].get(name)) for name in names)
+        found[row] = Sample(row, (Message("user", question), Message("assistant", answer)))
+    return [found[row] for row in sorted(found)], bad
+
+
+def _readable(value: Any) -> str:
+    """A text as it can be written anywhere; of anything else nothing."""
+    return (
+        value.encode(errors="replace").decode()[:MAX_CHARACTERS] if isinstance(value, str) else ""
     )
 
 

@@ -78,19 +78,25 @@ class RowEncoder:
         settings: TokenSettings,
         *,
         n_known: int | None = None,
+        context: int | None = None,
     ) -> None:
         """Choose the template.
 
         Args:
-            tokenizer: of the model.
+            tokenizer: of the base model.
             settings: of the recipe.
             n_known: how many tokens the model has an embedding for; None leaves it open.
+            context: how many tokens the base model has learned to read at once; no row is read
+                beyond it, whatever the recipe says. None where the model names no end.
 
         Raises:
             ConfigError: the recipe asks for a chat template and the tokenizer has none.
         """
         self.tokenizer: Any = tokenizer
-        self.settings, self.n_known = settings, n_known
+        self.n_known = n_known
+        # What lies further back has positions that the model never saw.
+        most = min(settings.max_length, context or settings.max_length)
+        self.settings = settings.model_copy(update={"max_length": most})
         wanted = settings.template != "alpaca"
         has_chat = wanted and template_of(tokenizer)
         day = settings.date.isoformat()
@@ -133,6 +139,8 @@ class RowEncoder:
         ids, owners = self._pieces.of(segments)
         mask = [owner >= 0 and segments[owner].is_response for owner in owners]
         truncated = len(ids) > self.settings.max_length
+        if truncated and self.settings.overlong == "truncate":
+            ids, mask = _with_room(ids, mask, self.settings.max_length)
         ids, mask = ids[: self.settings.max_length], mask[: self.settings.max_length]
         # The first token of a text has nothing before it that could predict it.
         if mask:
@@ -231,6 +239,18 @@ class RowEncoder:
             yield Segment(message.said, is_response=counts, ends_text=has_end)
 
 
+def _with_room(ids: list[int], mask: list[bool], limit: int) -> tuple[list[int], list[bool]]:
+    """Where the question alone fills the limit, its middle goes, so that some of the answer is read."""
+    first = mask.index(True) if True in mask else 0
+    if first < limit:
+        return ids, mask
+    room = min(sum(mask[first:]), limit // 2)
+    # What is asked stands at either end: the instruction first, the turn's end last.
+    head, tail = (limit - room + 1) // 2, (limit - room) // 2
+    places = [*range(head), *range(first - tail, len(ids))]
+    return [ids[i] for i in places], [mask[i] for i in places]
+
+
 def _split(found: Found) -> list[Segment]:
     """The text in pieces; white space after an answer is a piece of its own."""
     segments: list[Segment] = []
@@ -275,8 +295,8 @@ def encode_rows(
     """Encode all samples under the recipe's rule for rows that are too long.
 
     Raises:
-        DataError: a row loses its whole response and the rule is not `drop`, or the rule is
-            `error` and a row is too long, or nothing is left and that is not expected.
+        DataError: the rule is `error` and a row is too long, or nothing is left and that is not
+            expected.
     """
     kept: list[EncodedRow] = []
     dropped: dict[int, str] = {}
@@ -293,7 +313,7 @@ def encode_rows(
             dropped[sample.row] = ODD_TURNS
             continue
         except DataError as error:
-            if rule == "drop" and "after truncation" in str(error):
+            if rule != "error" and "after truncation" in str(error):
                 dropped[sample.row] = f"longer than {limit} tokens"
                 continue
             raise DataError(f"{where} {error}") from None

@@ -5,7 +5,7 @@ from typing import Any
 from clues.config import ModelSettings, Recipe
 from clues.data.tokens import RowEncoder
 from clues.model.adapters import LoraModel, load_tokenizer
-from clues.model.fitness import check_tokens, n_embeddings
+from clues.model.fitness import check_tokens, n_embeddings, n_positions
 from clues.model.place import fetch, identify
 
 
@@ -13,12 +13,12 @@ def encoder_for(model: LoraModel, tokenizer: Any, recipe: Recipe) -> RowEncoder:
     """Text to tokens for a model.
 
     Raises:
-        ConfigError: the recipe lets rows be longer than the model can read.
         DataError: the tokenizer is not the model's.
     """
     base = model.peft.get_base_model()
-    check_tokens(base, tokenizer, recipe.tokens)
-    return RowEncoder(tokenizer, recipe.tokens, n_known=n_embeddings(base))
+    check_tokens(base, tokenizer)
+    known = n_embeddings(base)
+    return RowEncoder(tokenizer, recipe.tokens, n_known=known, context=n_positions(base))
 
 
 class ModelCache:

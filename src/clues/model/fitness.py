@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clues.config import TokenSettings
-from clues.errors import ConfigError, DataError
+from clues.errors import DataError
 from clues.model.layers import Reading
 
 # Of what is said about a text's beginning, the share that its end may move: rounding.
@@ -107,19 +107,12 @@ def has_table(base: Any) -> bool:
     )
 
 
-def check_tokens(base: Any, tokenizer: Any, settings: TokenSettings) -> None:
-    """Refuse rows that are longer than the model, and a tokenizer of another model.
+def check_tokens(base: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer of another model.
 
     Raises:
-        ConfigError: `max_length` is beyond the model's table of positions.
         DataError: tokens that ordinary rows have are not in the model.
     """
-    n = n_positions(base)
-    if n is not None and settings.max_length > n and has_table(base):
-        raise ConfigError(
-            f"recipe.tokens.max_length is {settings.max_length}, and this model has {n} positions: "
-            f"it cannot read longer rows. Set recipe.tokens.max_length: {n} or lower."
-        )
     width = n_embeddings(base)
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= width}
     added = set(tokenizer.get_added_vocab())
@@ -143,11 +136,10 @@ def notes_on_base(base: Any, tokenizer: Any, settings: TokenSettings) -> list[st
     """What is allowed about a model, but often not meant."""
     notes = []
     n, width = n_positions(base), n_embeddings(base)
-    if n is not None and settings.max_length > n and not has_table(base):
+    if n is not None and settings.max_length > n:
         notes.append(
-            f"recipe.tokens.max_length is {settings.max_length}, and the model was made for {n} "
-            "tokens: what it says of longer rows means little. Set recipe.tokens.max_length: "
-            f"{n} or lower, or stretch its positions (rope_scaling in config.json)."
+            f"recipe.tokens.max_length is {settings.max_length}, and the base model reads {n} tokens "
+            f"at once: {n} counts."
         )
     beyond = [token for token, i in tokenizer.get_vocab().items() if i >= width]
     if beyond:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from clues.config import RowsFile, RunConfig
 from clues.data.formats import RowFile, read_rows
+from clues.data.roundtrip import Lost, characters_lost
+from clues.data.samples import Sample
 from clues.data.tokens import (
     ODD_TURNS,
     UNTRAINED,
@@ -23,12 +26,22 @@ from clues.data.tokens import (
 from clues.errors import BadRowsError, CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
+from clues.findings.base import SAYS
+from clues.findings.look import look
 from clues.model.adapters import LoraModel
 from clues.model.cache import ModelCache
 from clues.model.fitness import notes_on_base
 from clues.model.loss import make_batch, row_losses
 from clues.model.place import fetch
-from clues.prepare.checklist import Check, FileCheck, Role, Source, TaskCheck, notes_on
+from clues.prepare.checklist import (
+    Check,
+    FileCheck,
+    Role,
+    Source,
+    TaskCheck,
+    notes_on,
+    warnings_on,
+)
 from clues.scoring.direction import scored_weights
 from clues.scoring.trajectory import n_train_steps
 from clues.scoring.trial import try_out
@@ -53,11 +66,15 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     errors: list[str] = []
     bad: list[tuple[str, str, str]] = []
     ids: dict[Source, set[str]] = {}
+    texts: dict[Source, Sequence[Sample]] = {}
     encoded: dict[Source, Sequence[EncodedRow]] = {}
+    strict = {silo.name: silo.strict for silo in config.silos}
     for source, (path, how, labels) in _sources(config).items():
+        lenient = source.role is Role.SILO and not strict[source.name]
         try:
-            rows = read_rows(path, **how)
-            kept = encode_rows(rows.samples, encoder, where=str(source))
+            rows = read_rows(path, **how, lenient=lenient)
+            samples = [sample for sample in rows.samples if sample.row not in rows.unusable]
+            kept = encode_rows(samples, encoder, where=str(source))
         except CluesError as error:
             errors.append(f"{source}: {error}")
             if isinstance(error, BadRowsError):
@@ -65,7 +82,10 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             continue
         ids[source] = {sample.id for sample in rows.samples}
         encoded[source] = kept.rows
-        files.append(_file_check(source, rows, kept, labels))
+        bad += [(str(source), rows.table.place(row), why) for row, why in rows.unusable.items()]
+        lost = characters_lost(encoder.tokenizer, samples)
+        texts[source] = samples
+        files.append(_file_check(source, rows, kept, labels, lost))
         try:
             if labels:
                 rows.column(labels)
@@ -73,6 +93,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             errors.append(f"{source}, labels: {error}")
         if source.role is Role.ANCHORS and rows.n_rows < MIN_ANCHORS:
             errors.append(f"{source}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
+    files = _with_findings(config, files, texts)
     errors += _model_errors(config, model)
     tasks = _tasks(config, encoder, ids, errors)
     overlaps = _overlaps(ids)
@@ -89,6 +110,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         files=tuple(files),
         overlaps=tuple((str(a), str(b), n) for a, b, n in overlaps),
         errors=tuple(errors),
+        warnings=warnings_on(config, files),
         notes=(
             *notes_on(config, files),
             *notes_on_base(model.peft.get_base_model(), encoder.tokenizer, recipe.tokens),
@@ -104,6 +126,28 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
         bad=tuple(bad),
     )
+
+
+def _with_findings(
+    config: RunConfig, files: Sequence[FileCheck], texts: dict[Source, Sequence[Sample]]
+) -> list[FileCheck]:
+    """The files of silos with what a reader would see in their rows, beside the checked ones."""
+    domains = {silo.name: silo.domain for silo in config.silos}
+    found: list[FileCheck] = []
+    for source, file in zip(texts, files, strict=True):
+        if source.role is Role.SILO:
+            domain = domains[source.name]
+            checked = [
+                s for other, rows in texts.items() if _speaks_for(other, domain) for s in rows
+            ]
+            counts = look(texts[source], checked).counts()
+            file = replace(file, findings={SAYS[kind]: n for kind, n in counts.items()})
+        found.append(file)
+    return found
+
+
+def _speaks_for(source: Source, domain: str) -> bool:
+    return source.role in (Role.VALIDATION, Role.ANCHORS) and source.name == domain
 
 
 def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, dict[str, Any], str | None]]:
@@ -197,7 +241,7 @@ def _stop_tokens(encoder: RowEncoder, model: LoraModel) -> set[int]:
 
 
 def _file_check(
-    source: Source, rows: RowFile, encoded: EncodedRows, labels: str | None
+    source: Source, rows: RowFile, encoded: EncodedRows, labels: str | None, lost: Lost
 ) -> FileCheck:
     def spread(values: list[int]) -> tuple[int, ...]:
         return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
@@ -216,6 +260,9 @@ def _file_check(
         tokens=spread([len(row.ids) for row in encoded.rows]),
         response_tokens=spread([row.n_response_tokens for row in encoded.rows]),
         n_odd_turns=n_odd,
+        n_unusable=len(rows.unusable),
+        lost=lost.share,
+        lost_signs=lost.signs,
         remarks=dict(Counter(str(remark) for row in encoded.rows for remark in row.remarks)),
         as_marked=own,
         n_pairs=sum(bool(sample.rejected) for sample in rows.samples),

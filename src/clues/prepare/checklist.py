@@ -73,6 +73,10 @@ class FileCheck:
         tokens: 5 %, 50 %, 95 % and largest length, prompt included.
         response_tokens: the same of what carries loss.
         n_odd_turns: rows that are left out because the chat template refuses their turns.
+        n_unusable: rows that cannot be read, such as those whose answer is empty.
+        lost: share of the characters that the tokenizer loses.
+        lost_signs: signs among them.
+        findings: what their text shows, and in how many rows.
         remarks: what the chat template does to rows, and to how many.
         as_marked: rows that are left out because they say so themselves, by reason.
         n_pairs: rows that are preference pairs; the chosen answer is the row's.
@@ -89,10 +93,19 @@ class FileCheck:
     tokens: tuple[int, ...]
     response_tokens: tuple[int, ...]
     n_odd_turns: int = 0
+    n_unusable: int = 0
+    lost: float = 0.0
+    lost_signs: str = ""
+    findings: Mapping[str, int] = field(default_factory=dict)
     remarks: Mapping[str, int] = field(default_factory=dict)
     as_marked: Mapping[str, int] = field(default_factory=dict)
     n_pairs: int = 0
     unused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def n_usable(self) -> int:
+        """Rows that the model reads."""
+        return self.n_rows - self.n_too_long - self.n_odd_turns - self.n_unusable
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,7 @@ class Check:
         overlaps: pairs of sets that share rows, and how many.
         errors: what makes the run's figures worthless, or stops it.
         notes: what may be meant, and deserves a second look.
+        warnings: what makes the run promise less than it says, or the model read other text.
         template: name of the template in use.
         n_parameters: of the base model.
         n_lora: trainable LoRA weights.
@@ -141,6 +155,7 @@ class Check:
     minutes: float
     memory_gb: float
     tasks: tuple[TaskCheck, ...] = ()
+    warnings: tuple[str, ...] = ()
     shown: tuple[tuple[str, tuple[tuple[str, bool], ...]], ...] = field(default=(), repr=False)
     bad: tuple[tuple[str, str, str], ...] = ()
 
@@ -173,12 +188,22 @@ def notes_on(config: RunConfig, files: Sequence[FileCheck]) -> tuple[str, ...]:
 def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
     """Notes on one file; those that are alike read alike, so that they can be put together."""
     limit = config.recipe.tokens.max_length
+    ways = {
+        "get no score": (file.n_too_long, "overlong: truncate scores a copy that is cut"),
+        "are scored as a copy that is cut": (file.n_truncated, "kept rows stay whole"),
+    }
     notes = [
-        f"{n / file.n_rows:.0%} of the rows are {what}: they are longer than {limit} tokens. Raise "
-        "recipe.tokens.max_length if memory allows."
-        for what, n in (("left out", file.n_too_long), ("cut", file.n_truncated))
+        f"{n / file.n_rows:.0%} of the rows {what}: they are longer than {limit} tokens. {how}; or "
+        "raise recipe.tokens.max_length as far as the model reads and memory allows."
+        for what, (n, how) in ways.items()
         if n > MANY_LOST * file.n_rows
     ]
+    if file.n_unusable:
+        notes.append(
+            f"{file.n_unusable} rows cannot be used, such as those whose answer is null or empty. They "
+            "are dropped with that reason; strict: true in the silo's file stops for them."
+        )
+    notes += [f"{n} rows: {kind}." for kind, n in file.findings.items()]
     if file.n_odd_turns:
         notes.append(
             f"{file.n_odd_turns} rows are left out: the chat template refuses their turns. "
@@ -204,16 +229,11 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
     rule = config.recipe.threshold
     if rule.rule != "anchor_tolerance":
         return notes
-    rank, promised = tolerance_rank(file.n_rows, rule)
-    needed, second, fifth = (fewest_anchors(wanted, rule) for wanted in (1, 2, 5))
-    if promised < rule.confidence:
+    rank, promised = tolerance_rank(file.n_usable, rule)
+    if promised >= rule.confidence and rank == 1:
+        second, fifth = (fewest_anchors(wanted, rule) for wanted in (2, 5))
         notes.append(
-            f"{file.n_rows} rows keep {1 - rule.quantile:.0%} of the clean rows with probability "
-            f"{promised:.0%} only; with {needed} rows it is {rule.confidence:.0%}."
-        )
-    elif rank == 1:
-        notes.append(
-            f"the threshold is the lowest of {file.n_rows} anchor scores: one odd anchor moves it "
+            f"the threshold is the lowest of {file.n_usable} anchor scores: one odd anchor moves it "
             f"so far down that little is dropped. With {second} rows it is the second lowest, with "
             f"{fifth} the fifth."
         )
@@ -231,6 +251,31 @@ def write_bad_rows(bad: Sequence[tuple[str, str, str]], path: Path) -> None:
     atomic_write_bytes(path, text.getvalue().encode(), private=True)
 
 
+def warnings_on(config: RunConfig, files: Sequence[FileCheck]) -> tuple[str, ...]:
+    """What makes the run promise less than it says, or the model read other text than the rows'."""
+    found: list[str] = []
+    rule = config.recipe.threshold
+    for file in files:
+        if file.lost > MANY_LOST / 5:
+            signs = f", among them {' '.join(file.lost_signs)}" if file.lost_signs else ""
+            found.append(
+                f"{file.name}: the tokenizer loses {file.lost:.0%} of the characters{signs}. The model "
+                "reads another text than the rows have; take a model whose tokenizer knows them."
+            )
+        if file.role is not Role.ANCHORS or rule.rule != "anchor_tolerance":
+            continue
+        _, promised = tolerance_rank(max(file.n_usable, 1), rule)
+        if promised < rule.confidence:
+            left = "" if file.n_usable == file.n_rows else f" of {file.n_rows}"
+            found.append(
+                f"{file.name}: {file.n_usable}{left} rows are short enough to be used, and they keep "
+                f"{1 - rule.quantile:.0%} of the clean rows with probability {promised:.0%} only. It "
+                f"takes {fewest_anchors(1, rule)} for {rule.confidence:.0%}: add checked rows, or let "
+                "longer ones in (recipe.tokens)."
+            )
+    return tuple(found)
+
+
 def print_check(check: Check, console: Console, *, command: str) -> None:
     """Show a check on a terminal.
 
@@ -244,7 +289,7 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
         console.print(
             Text(
                 "Tokens: median (longest), the response's part beside it. Repeated: same text as an "
-                "earlier row. Left out, cut: too long (the notes name other reasons).",
+                "earlier row. No score, cut: too long (the notes name other reasons).",
                 style="dim",
             )
         )
@@ -275,7 +320,12 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
             highlight=False,
         )
     notes = [f"{a} and {b} share {n} rows." for a, b, n in check.overlaps] + [*check.notes]
-    for kind, style, lines in (("note", "yellow", notes), ("error", "red", check.errors)):
+    said = (
+        ("note", "yellow", notes),
+        ("warning", "bold magenta", check.warnings),
+        ("error", "red", check.errors),
+    )
+    for kind, style, lines in said:
         for line in lines:
             console.print(Text(f"{kind}: {line}", style=style), soft_wrap=True)
     if not check.errors:
@@ -291,7 +341,7 @@ def duration(minutes: float) -> str:
 
 def _files_table(check: Check) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    headings = ("rows of", "format", "rows", "tokens", "response", "repeated", "left out", "cut")
+    headings = ("rows of", "format", "rows", "tokens", "response", "repeated", "no score", "cut")
     for heading in headings:
         numeric = heading not in ("rows of", "format")
         table.add_column(
@@ -306,7 +356,9 @@ def _files_table(check: Check) -> Table:
             f"{file.tokens[1]} ({file.tokens[3]})",
             f"{file.response_tokens[1]} ({file.response_tokens[3]})",
             _or_dot(file.n_duplicates),
-            _or_dot(file.n_too_long + file.n_odd_turns + sum(file.as_marked.values())),
+            _or_dot(
+                file.n_too_long + file.n_odd_turns + file.n_unusable + sum(file.as_marked.values())
+            ),
             _or_dot(file.n_truncated),
         )
     return table

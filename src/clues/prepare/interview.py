@@ -23,6 +23,10 @@ from clues.prepare.scaffold import (
 
 Value = TypeVar("Value")
 EXAMPLE = "clues init --silo hospital-a=rows.jsonl --public checked.jsonl"
+NO_CHECKED = (
+    "No checked rows yet? clues sample ROWS.jsonl writes a page on which 150 of your rows are looked "
+    "at in a quarter of an hour; it saves checked.json. Then call clues init again."
+)
 
 
 class Ask(Protocol):
@@ -145,7 +149,8 @@ def _public(flags: Flags, silos: Sequence[SiloAnswer], ask: Ask | None) -> tuple
         )
     if ask is None:
         raise UsageError(
-            f"no public rows are named: rows of known quality, in one file or two. Try: {EXAMPLE}"
+            "no checked rows are named: rows that somebody has looked at and found good, in one file or "
+            f"two. Try: {EXAMPLE}. {NO_CHECKED}"
         )
     if not silos:
         domains = ask("Domains, separated by spaces", _domains, default=ONE_DOMAIN)
@@ -153,11 +158,15 @@ def _public(flags: Flags, silos: Sequence[SiloAnswer], ask: Ask | None) -> tuple
 
 
 def _asked_public(ask: Ask, domain: str, columns: Columns | None) -> PublicAnswer:
-    return ask(
-        f"Public rows of known quality for {domain}: a file (it is split in two), or "
-        "VALIDATION,ANCHOR",
-        lambda text: public_answer(text, domain=domain, columns=columns),
+    answer = ask(
+        f"Checked rows for {domain}, that somebody has found good: a file (it is split in two), or "
+        "VALIDATION,ANCHOR; Enter if there are none",
+        lambda text: public_answer(text, domain=domain, columns=columns) if text else None,
     )
+    if answer is None:
+        # Asking again would not make them.
+        raise UsageError(NO_CHECKED)
+    return answer
 
 
 def _silo_or_none(

@@ -22,6 +22,7 @@ from clues.selection.threshold import MIN_ANCHORS
 Side = Literal["all", "coordinator", "silo"]
 ONE_DOMAIN = "general"
 HALVES = ("validation", "anchor")
+USUAL_LENGTH = 2048
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.+%:\[\]-]+)?", re.ASCII)
 
 
@@ -76,7 +77,7 @@ class Answers:
     model: str = BUILT_IN
     labels: str | None = None
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
-    max_length: int = 2048
+    max_length: int = USUAL_LENGTH
     columns: Columns | None = None
 
     @property
@@ -151,7 +152,8 @@ def check_data(data: str, columns: Columns | None = None) -> RowFile | None:
     if not Path(data).exists() and _HUB_NAME.fullmatch(data) and not Path(data).suffix:
         return None
     path = _existing(data)
-    return read_rows(path, columns=fitting(path, columns))
+    # A bad row is dropped by name; a run that must not have one says strict in the silo's file.
+    return read_rows(path, columns=fitting(path, columns), lenient=True)
 
 
 def check_model(name: str) -> str:
@@ -254,7 +256,7 @@ def write_scaffold(answers: Answers) -> list[Path]:
     halves: list[Path] = []
     if answers.side != "silo":
         public = [
-            _halves(p, folder, answers.columns) if p.anchor is None else p for p in answers.public
+            halves_of(p, folder, answers.columns) if p.anchor is None else p for p in answers.public
         ]
         halves = [
             file
@@ -271,13 +273,13 @@ def write_scaffold(answers: Answers) -> list[Path]:
     return [*written, *halves]
 
 
-def _halves(public: PublicAnswer, folder: Path, columns: Columns | None) -> PublicAnswer:
+def halves_of(public: PublicAnswer, folder: Path, columns: Columns | None = None) -> PublicAnswer:
     """Deal one file's rows at random: half give the direction, half the threshold."""
     rows = read_rows(public.validation, columns=fitting(public.validation, columns))
     if rows.n_rows < 2 * MIN_ANCHORS:
         raise UsageError(
             f"{public.validation}: {rows.n_rows} rows, and {2 * MIN_ANCHORS} are needed to split it "
-            "into validation and anchor rows. 120 are a good start."
+            "into validation and anchor rows. 150 are a good number; clues sample helps to get them."
         )
     order = list(range(rows.n_rows))
     random.Random(derived_seed(42, "split", public.domain)).shuffle(order)

@@ -35,7 +35,7 @@ def headline(results: Results) -> tuple[str, str]:
     """What the run found in one sentence, and how sure that is in another (may be empty)."""
     arms, silos = results.arms, results.silos
     if "clues" not in arms:
-        return "This run made no selection, so there is nothing to compare.", ""
+        return _without_models(results), ""
     chosen = arms["clues"]
     kept = count(chosen.kept)
     rows = count(arms["mixed"].kept if "mixed" in arms else None)
@@ -62,6 +62,21 @@ def headline(results: Results) -> tuple[str, str]:
         found = f"{start}; the model trained on them {verb} {show(own)}{unit}{contrast}."
         return found, _certainty(arms, key)
     return f"{start}; what the model learned from them was not measured.", ""
+
+
+def _without_models(results: Results) -> str:
+    """What a selection kept where no model was trained on it, from the silos' rounded counts."""
+    silos = results.silos.values()
+    if not silos:
+        return "This run made no selection: no silo was left to make one."
+    # The sum of what each told; one that keeps too few to be counted leaves no sum.
+    kept, rows = ([getattr(silo, key) for silo in silos] for key in ("kept", "rows"))
+    few = FEW in (*map(count, kept), *map(count, rows))
+    what = "rows" if few else f"{count(sum(kept))} of {count(sum(rows))} rows"
+    where = "1 silo" if len(silos) == 1 else f"{len(silos)} silos"
+    return (
+        f"The selection kept {what} in {where}. No model was trained on them, so none is compared."
+    )
 
 
 def in_order(arms: Mapping[str, ArmResult]) -> list[str]:

@@ -1,6 +1,7 @@
 """Cards: what an adapter or a file of kept rows is made of, for whoever finds it later.
 
-Both may be passed on: counts are rounded to tens, keep rates are bands, and no row is shown.
+No row is shown. The adapter's card may be passed on: counts are rounded to tens, keep rates are bands.
+The card of kept rows lies beside them and goes where they go, so it counts them as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import yaml
 
 from clues.config import short
 from clues.report.arms import arms_table
-from clues.report.cells import band, clean, count
+from clues.report.cells import clean, percent
 from clues.report.pairs import repeat_pairs, threshold_pairs
 from clues.report.shared import LIMITS
 from clues.report.silos import silos_table
@@ -43,6 +44,7 @@ class DataFacts:
         file: name of the file with the kept rows.
         n_rows: in the silo's file.
         n_kept: of them.
+        others: how many rows are not kept, by why.
         n_by_hand: rulings of a person in force.
         base_model: that scored the rows.
         score: method and form, in words.
@@ -56,6 +58,7 @@ class DataFacts:
     file: str
     n_rows: int = field(repr=False)
     n_kept: int = field(repr=False)
+    others: Mapping[str, int] = field(repr=False)
     n_by_hand: int = field(repr=False)
     base_model: str
     score: str
@@ -108,10 +111,11 @@ def data_card(facts: DataFacts) -> str:
     made = [
         ("Silo", facts.silo),
         ("Domain", facts.domain),
-        ("Rows", count(facts.n_rows)),
-        ("Kept", count(facts.n_kept)),
-        ("Keep rate", band(facts.n_rows, facts.n_kept)),
-        ("Decided by hand", count(facts.n_by_hand) if facts.n_by_hand else "none"),
+        ("Rows", f"{facts.n_rows:,}"),
+        ("Kept", f"{facts.n_kept:,}"),
+        ("Keep rate", percent(facts.n_kept / facts.n_rows)),
+        *((f"Not kept: {why}", f"{n:,}") for why, n in facts.others.items()),
+        ("Decided by hand", f"{facts.n_by_hand:,}" if facts.n_by_hand else "none"),
         ("Base model that scored", facts.base_model),
         ("Score", facts.score),
         ("Recipe hash", short(facts.recipe_hash)),

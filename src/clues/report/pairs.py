@@ -11,12 +11,20 @@ def threshold_pairs(threshold: ThresholdResult) -> list[tuple[str, str]]:
     ends = f"{number(interval[0])} to {number(interval[1])}" if interval else "not measured"
     return [
         ("Value", "not measured" if value is None else number(value)),
-        ("Units", clean(threshold.units)),
+        ("Units", _units(threshold)),
         ("Rule", clean(threshold.rule)),
         ("Bootstrap interval", ends),
         *_assurance(threshold),
         ("Anchors", number(threshold.n_anchors, 0)),
     ]
+
+
+def _units(threshold: ThresholdResult) -> str:
+    if threshold.units != "anchor":
+        return f"{clean(threshold.units)}: scores as they are"
+    if threshold.rule == "anchor_tolerance":
+        return "zero is the middle of the anchors' scores, -1 by definition this rule's threshold"
+    return "zero is the middle of the anchors' scores, and one their spread"
 
 
 def _assurance(threshold: ThresholdResult) -> list[tuple[str, str]]:
@@ -25,6 +33,17 @@ def _assurance(threshold: ThresholdResult) -> list[tuple[str, str]]:
         return []
     text = f"{1 - threshold.quantile:.0%}, with probability {assurance:.1%}, if they score like the anchors"
     return [("Clean rows kept, at least", text)]
+
+
+def weak_promise(threshold: ThresholdResult) -> str:
+    """What to say where the anchors are too few for what the rule promises; else nothing."""
+    if threshold.assurance is None or threshold.assurance >= threshold.confidence:
+        return ""
+    return (
+        f"{threshold.n_anchors} anchor rows could be used, too few: the threshold keeps at least "
+        f"{1 - threshold.quantile:.0%} of the clean rows with probability {threshold.assurance:.0%} "
+        f"instead of {threshold.confidence:.0%}. Add checked rows, or let longer ones in."
+    )
 
 
 def repeat_pairs(results: Results) -> list[tuple[str, str]]:

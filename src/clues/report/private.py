@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,16 @@ class Grouping:
     values: tuple[str, ...] = field(repr=False)
     codes: NDArray[np.uint8] = field(repr=False)
     note: str = ""
+
+
+class Mark(NamedTuple):
+    """A place in a row's text that the page marks: from one character to another of one turn."""
+
+    row: int
+    turn: int
+    start: int
+    end: int
+    says: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,10 @@ class Review:
         texts: turns as (role, content).
         rulings: by id, what a person decided: (keep, reason).
         waiting: the same, decided under another recipe and not in force.
+        reasons: of the decisions in force, one a row.
+        aside: 1 for a row that is set aside for what its text shows, whatever it scores.
+        marks: places in the texts that show why.
+        summary: what became of the rows, in a sentence.
     """
 
     silo: str
@@ -94,6 +108,10 @@ class Review:
     texts: Sequence[Sequence[tuple[str, str]]] = field(repr=False)
     rulings: Mapping[str, tuple[bool, str]] = field(repr=False)
     waiting: Mapping[str, tuple[bool, str]] = field(repr=False)
+    reasons: Sequence[str] = field(default=(), repr=False)
+    aside: NDArray[np.uint8] | None = field(default=None, repr=False)
+    marks: Sequence[Mark] = field(default=(), repr=False)
+    summary: str = ""
 
 
 def render_private(review: Review) -> str:
@@ -161,6 +179,8 @@ def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, An
             for g in review.groupings
         ],
         "cutAfter": cut_after,
+        "summary": review.summary,
+        "says": sorted({mark.says for mark in review.marks}),
         "rulings": [[id_, keep, why] for id_, (keep, why) in review.rulings.items()],
         "waiting": [[id_, keep, why] for id_, (keep, why) in review.waiting.items()],
     }
@@ -179,6 +199,8 @@ def _arrays(review: Review) -> dict[str, np.ndarray]:
         "response": review.n_response_tokens.astype(np.uint32),
         "why": why,
     }
+    arrays["aside"] = np.zeros(n, np.uint8) if review.aside is None else review.aside
+    arrays |= _reasons(review) | _marks(review)
     arrays |= {f"term{k}": v.astype(np.float32) for k, v in enumerate(review.terms.values())}
     arrays |= {f"trace{k}": v.astype(np.float32) for k, v in enumerate(review.traces.values())}
     arrays |= {f"loss{k}": v.astype(np.float32) for k, v in enumerate(review.losses.values())}
@@ -188,6 +210,33 @@ def _arrays(review: Review) -> dict[str, np.ndarray]:
         codes = {kind: k + 1 for k, kind in enumerate(kinds)} | {None: 0}
         arrays["label"] = np.array([codes[label] for label in review.labels], np.uint16)
     return arrays
+
+
+def _reasons(review: Review) -> dict[str, np.ndarray]:
+    texts = [escaped(reason).encode("utf-8", "replace") for reason in review.reasons]
+    ends = np.cumsum([len(text) for text in texts], dtype=np.uint64).astype(np.uint32)
+    return {
+        "reason": np.frombuffer(b"".join(texts) or b"\0", np.uint8),
+        "reasonEnd": ends if len(ends) else np.zeros(0, np.uint32),
+    }
+
+
+def _marks(review: Review) -> dict[str, np.ndarray]:
+    """Places as the page shows the text: escapes are longer than what they stand for."""
+    says = sorted({mark.says for mark in review.marks})
+    lines: list[tuple[int, ...]] = []
+    for mark in review.marks:
+        text = review.texts[mark.row][mark.turn][1]
+        start, end = (_shown_length(text[:place]) for place in (mark.start, mark.end))
+        lines.append((mark.row, mark.turn, start, end, says.index(mark.says)))
+    table = np.array(lines, np.uint32).reshape(-1, 5)
+    names = ("markRow", "markTurn", "markStart", "markEnd", "markSays")
+    return {name: table[:, n].copy() for n, name in enumerate(names)}
+
+
+def _shown_length(text: str) -> int:
+    """Characters as JavaScript counts them."""
+    return len(escaped(text).encode("utf-16-le", "replace")) // 2
 
 
 def _script() -> str:

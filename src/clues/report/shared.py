@@ -83,7 +83,7 @@ def render_html(results: Results, *, ledger_summary: Sequence[Mapping[str, Any]]
 def _view(results: Results) -> dict[str, Any]:
     """Everything that both renderings say, as text."""
     tables = {
-        "Arms": arms_table(results),
+        "Arms": arms_table(results) if results.arms else None,
         "Arms compared": differences_table(results),
         "Silos": silos_table(results),
         "Who was missing": absences_table(results),

@@ -36,7 +36,7 @@ def silos_table(results: Results) -> Table:
         *([Column("left", "In another silo", "elsewhere")] if looked else []),
         Column("band", "Keep rate", "rate"),
         *rate_columns(shown),
-        Column("threshold", "Threshold", "cut"),
+        Column("threshold", "Cut, unscaled", "cut"),
     )
     rows: list[tuple[str, ...]] = []
     for name, silo in silos.items():
@@ -54,6 +54,11 @@ def silos_table(results: Results) -> Table:
             )
         )
     note = "Counts are rounded to tens; the keep rate is a band of ten per cent."
+    if any(silo.threshold not in (None, results.threshold.value) for silo in silos.values()):
+        note += (
+            " Cut, unscaled: the one threshold in the numbers of each silo's own scores, before they "
+            "are put into units of its domain's anchors."
+        )
     if looked:
         note += " In another silo: rows left out because another silo keeps the same question."
     if any(FEW in row for row in rows):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from clues.report.answers import judge_table, tasks_table
 from clues.report.arms import arms_table
-from clues.report.pairs import threshold_pairs
+from clues.report.pairs import threshold_pairs, weak_promise
 from clues.report.silos import silos_table
 from clues.report.table import Table
 from clues.results.run import Results
@@ -18,7 +18,9 @@ from clues.results.run import Results
 
 def print_table(results: Results, console: Console) -> None:
     """Print arms, silos, tasks, judge and the threshold, with the roundings of the shared page."""
-    tables = {"Arms": arms_table(results), "Silos": silos_table(results)}
+    tables = {"Silos": silos_table(results)}
+    if results.arms:
+        tables = {"Arms": arms_table(results), **tables}
     if tasks := tasks_table(results):
         tables["Tasks"] = tasks
     if judge := judge_table(results):
@@ -29,6 +31,8 @@ def print_table(results: Results, console: Console) -> None:
         console.print()
     pairs = threshold_pairs(results.threshold)
     console.print(Text("Threshold  " + ", ".join(f"{key.lower()} {text}" for key, text in pairs)))
+    if warned := weak_promise(results.threshold):
+        console.print(Text(f"warning: {warned}", style="bold magenta"))
 
 
 def print_next(

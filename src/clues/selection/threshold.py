@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import betainc
@@ -314,9 +314,31 @@ class Ruling:
     reason: str = field(repr=False)
 
 
+# Why a row is kept or not, in a word; a finding about its text is one more.
+SCORE, PERSON, UNSCORED, UNUSABLE = "score", "person", "not scored", "not usable"
+
+
+class Apart(NamedTuple):
+    """A row that no score decides about: its content id, why in a word, and the reason."""
+
+    id: str
+    why: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Decision:
-    """What happens to one row, and why; `by_hand` if a person has decided it."""
+    """What happens to one row, and why; `by_hand` if a person has decided it.
+
+    Attributes:
+        row: zero-based position in the file.
+        id: content id.
+        score: in the threshold's units; None where there is none.
+        kept: whether it is kept.
+        reason: a sentence.
+        by_hand: whether a person has decided it.
+        why: in a word: `score`, `person`, `not scored`, `not usable`, or the kind of a finding.
+    """
 
     row: int
     id: str
@@ -324,6 +346,12 @@ class Decision:
     kept: bool
     reason: str = field(repr=False)
     by_hand: bool = False
+    why: str = SCORE
+
+    @property
+    def file(self) -> str:
+        """Where the row goes: `kept`, `dropped`, or `unscored` where nothing speaks against it."""
+        return "kept" if self.kept else "unscored" if self.why == UNSCORED else "dropped"
 
 
 @dataclass(frozen=True)
@@ -341,7 +369,16 @@ class Selection:
     @property
     def dropped(self) -> tuple[int, ...]:
         """Positions of the dropped rows."""
-        return tuple(d.row for d in self.decisions if not d.kept)
+        return self.of("dropped")
+
+    @property
+    def unscored(self) -> tuple[int, ...]:
+        """Positions of the rows that are neither: they have no score."""
+        return self.of("unscored")
+
+    def of(self, file: str) -> tuple[int, ...]:
+        """Positions of the rows that go to one file."""
+        return tuple(d.row for d in self.decisions if d.file == file)
 
 
 def select(
@@ -350,11 +387,12 @@ def select(
     threshold: Threshold,
     *,
     recipe_hash: str,
-    dropped: Mapping[int, tuple[str, str]],
+    dropped: Mapping[int, Apart],
     where: str,
     min_kept: int = 1,
     allow_degenerate: bool = False,
     rulings: Mapping[str, Ruling] | None = None,
+    aside: Mapping[int, tuple[str, str]] | None = None,
 ) -> Selection:
     """Decide about every row; a row at the threshold is kept.
 
@@ -363,12 +401,14 @@ def select(
         scores: their scores in the threshold's units, in the same order.
         threshold: the global rule.
         recipe_hash: recipe under which the rows were scored.
-        dropped: by position, content id and reason of the rows that could not be scored.
+        dropped: by position, the rows that no score decides about.
         where: name of the silo, for errors.
         min_kept: fewer kept rows than this would single people out.
         allow_degenerate: accept a selection that keeps nothing or everything.
         rulings: by content id, what a person decided; it wins over the score, and the limits
             above hold for what comes out.
+        aside: by position, kind and reason of the rows that a finding sets aside whatever they
+            score.
 
     Raises:
         RecipeMismatchError: scores and threshold come from different recipes.
@@ -389,7 +429,11 @@ def select(
         Decision(row, id_, float(score), bool(score >= cut), _reason(float(score), cut))
         for (row, id_), score in zip(rows, scores, strict=True)
     ]
-    decisions += [Decision(r, id_, None, False, why) for r, (id_, why) in dropped.items()]
+    decisions += [
+        Decision(row, apart.id, None, False, apart.reason, why=apart.why)
+        for row, apart in dropped.items()
+    ]
+    decisions = [_set_aside(d, (aside or {}).get(d.row)) for d in decisions]
     decisions = [_ruled(d, rulings or {}, where) for d in decisions]
     selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
     n_kept, n_rows = len(selection.kept), len(rows)
@@ -422,6 +466,13 @@ def cut_of(threshold: Threshold, scores: Array, *, where: str) -> float:
     return threshold.value
 
 
+def _set_aside(decision: Decision, found: tuple[str, str] | None) -> Decision:
+    if found is None or decision.why == UNUSABLE:
+        return decision
+    kind, reason = found
+    return replace(decision, kept=False, reason=f"{reason}; {decision.reason}", why=kind)
+
+
 def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:
     """The decision with a person's ruling over it, if there is one for this text."""
     ruling = rulings.get(decision.id)
@@ -435,7 +486,7 @@ def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Dec
         )
     what = "kept" if ruling.keep else "dropped"
     reason = f"{what} by a person: {ruling.reason}; {decision.reason}"
-    return replace(decision, kept=ruling.keep, reason=reason, by_hand=True)
+    return replace(decision, kept=ruling.keep, reason=reason, by_hand=True, why=PERSON)
 
 
 def _reason(score: float, cut: float) -> str:

@@ -40,7 +40,8 @@ def diagnostics(space: Workspace, kinds: Sequence[str]) -> dict[str, Any]:
     table, kept = space.scores(), set(space.kept())
     units = next(u for g, u in threshold.units.items() if g in space.groups())
     figures: dict[str, Any] = {
-        "rows": len(table.row),
+        # Of the file, as hello tells it: rows without a score are rows.
+        "rows": space.rows().n_rows,
         "kept": len(kept),
         "threshold": None
         if threshold.value is None

@@ -4,7 +4,8 @@ Everything is read from the silo's disk, so that it can be written again at any 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ from numpy.typing import NDArray
 from clues.atomic import atomic_write_bytes
 from clues.config import ALIGNMENT, LOSS, Recipe, short
 from clues.evaluation.detection import read_labels
+from clues.findings.base import SAYS
 from clues.report.cards import DataFacts, data_card
 from clues.report.pairs import threshold_pairs
-from clues.report.private import Grouping, Review, render_private
+from clues.report.private import Grouping, Mark, Review, render_private
 from clues.results.run import ThresholdResult
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import Threshold, cut_of
+from clues.selection.threshold import PERSON, SCORE, UNUSABLE, Threshold, cut_of
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
-from clues.silo.select import in_units
+from clues.silo.select import in_units, read_decisions
 from clues.silo.whole import REVIEW, note
 from clues.silo.workspace import ELSEWHERE, Workspace
 
@@ -54,6 +56,7 @@ def _card(space: Workspace) -> DataFacts:
         file=f"kept{rows.suffix}",
         n_rows=len(rows.samples),
         n_kept=len(space.kept()),
+        others=_others(space),
         n_by_hand=len(in_force(space, recipe.hash)),
         base_model=Path(recipe.model.name).name,
         score=_score(recipe, threshold),
@@ -74,9 +77,16 @@ def _card(space: Workspace) -> DataFacts:
     )
 
 
+def _others(space: Workspace) -> dict[str, int]:
+    """How many rows are not kept, by why."""
+    why = Counter(d["why"] for d in read_decisions(space) if d["kept"] == "0")
+    named = {SCORE: "score below the threshold", PERSON: "decided by a person"}
+    return {named.get(name, name): n for name, n in why.most_common()}
+
+
 def review(space: Workspace) -> Review:
     """Gather what the page shows."""
-    threshold = space.threshold()
+    threshold, decided = space.threshold(), read_decisions(space)
     table, recipe, rows = space.scores(), space.recipe(), space.rows()
     samples = rows.samples
     n, at = len(samples), table.row
@@ -106,7 +116,36 @@ def review(space: Workspace) -> Review:
         texts=[[(m.role, m.shown) for m in sample.messages] for sample in samples],
         rulings={id_: (r.keep, r.reason) for id_, r in rulings.items()},
         waiting={id_: (r.keep, r.reason) for id_, r in others.items()},
+        reasons=[decision["reason"] for decision in decided],
+        aside=np.array([decision["why"] in SAYS for decision in decided], np.uint8),
+        marks=_marks_of(space),
+        summary=summary(space, decided),
     )
+
+
+def _marks_of(space: Workspace) -> list[Mark]:
+    """Places of what was found, where they are less than a whole answer."""
+    samples, found = space.rows().samples, space.findings().by_row
+    return [
+        Mark(f.row, f.turn, f.start, f.end, f.says)
+        for seen in found.values()
+        for f in seen
+        if f.end - f.start < len(samples[f.row].messages[f.turn].content)
+    ]
+
+
+def summary(space: Workspace, decided: Sequence[Mapping[str, str]]) -> str:
+    """What became of the rows in one sentence, with the numbers of `decisions.csv`."""
+    files = Counter(decision["file"] for decision in decided)
+    why = Counter(d["why"].replace("_", " ") for d in decided if d["file"] == "dropped")
+    named = {SCORE: "low score", PERSON: "by a person", UNUSABLE: "not usable"}
+    reasons = ", ".join(f"{n:,} {named.get(name, name)}" for name, n in why.most_common())
+    text = f"{len(decided):,} rows: {files['kept']:,} kept, {files['dropped']:,} set aside"
+    text += f" ({reasons})" if reasons else ""
+    if files["unscored"]:
+        text += f", {files['unscored']:,} without a score"
+    by_hand = len(in_force(space, space.recipe().hash))
+    return f"{text}; {by_hand:,} decided by hand." if by_hand else f"{text}."
 
 
 def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple[str, str]]:
@@ -235,6 +274,10 @@ def _groupings(
     for row, length in zip(table.row.tolist(), table.n_response_tokens.tolist(), strict=True):
         lengths[row] = length
     found = [grouping("response length, tokens", lengths)]
+    if space.settings.findings.looked_for:
+        first = [space.findings().of(row) for row in range(n)]
+        names = [seen[0].kind.replace("_", " ") if seen else "nothing found" for seen in first]
+        found.insert(0, grouping("what its text shows", names))
     if labels is not None:
         found.append(
             grouping(f"{space.settings.labels} (known damage)", [x or "clean" for x in labels])

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clues.atomic import atomic_write_bytes
+from clues.atomic import atomic_write_bytes, read_bytes
 from clues.data.files import named_container
 from clues.data.formats import write_rows
-from clues.errors import RecipeMismatchError
+from clues.errors import DataError, RecipeMismatchError
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import set_weights
@@ -17,8 +17,11 @@ from clues.selection.threshold import Ruling, Selection, Threshold, group_units,
 from clues.selection.units import Units
 from clues.selection.weighing import replaced
 from clues.silo.overrides import in_force, overrides_token
+from clues.silo.reasons import with_reasons
 from clues.silo.whole import note
 from clues.silo.workspace import Workspace
+
+COLUMNS = ("row", "number", "id", "score", "kept", "file", "why", "reason", "findings")
 
 
 def decide(
@@ -41,21 +44,30 @@ def decide(
         DegenerateSelectionError: nothing, everything or too few rows would be kept.
     """
     table = space.scores()
-    samples = {s.row: s.id for s in space.rows().samples}
     recipe = space.recipe()
     # Another rule for the threshold leaves the scores what they are.
     current = table.recipe_hash == recipe.scoring_hash
-    return select(
+    selection = select(
         list(zip(table.row.tolist(), table.id, strict=True)),
         in_units(space, table, threshold),
         threshold,
         recipe_hash=recipe.hash if current else table.recipe_hash,
-        dropped={row: (samples[row], why) for row, why in space.unscored().items()},
+        dropped=space.apart(),
         where=f"silo {space.name}",
         min_kept=space.fewest_kept(),
         allow_degenerate=allow_degenerate,
         rulings=in_force(space, recipe.hash) if rulings is None else rulings,
+        aside=set_aside(space),
     )
+    return with_reasons(selection, space, table, threshold)
+
+
+def set_aside(space: Workspace) -> dict[int, tuple[str, str]]:
+    """Kind and reason of the rows that are set aside for what a reader sees in them."""
+    kinds = space.settings.findings.setting_aside
+    found = ((row, space.findings().of(row)) for row in space.findings().by_row)
+    sure = {row: [f for f in seen if f.sure and f.kind in kinds] for row, seen in found}
+    return {row: (f[0].kind, f"{f[0].says}, {f[0].place}") for row, f in sure.items() if f}
 
 
 def check_threshold(space: Workspace, threshold: Threshold) -> None:
@@ -111,24 +123,46 @@ def _numbers(units: Units) -> list[float]:
 def write_selection(space: Workspace, selection: Selection, threshold: Threshold) -> None:
     """Kept and dropped rows in the format they came in, and a decision with a reason for each."""
     rows = space.rows()
-    halves = {"kept": selection.kept, "dropped": selection.dropped}
-    for name, chosen in halves.items():
-        path = write_rows(rows, chosen, space.private / f"{name}{rows.suffix}")
-        # The rows may have come in another format before.
+    files = {name: selection.of(name) for name in ("kept", "dropped", "unscored")}
+    if not files["unscored"]:
+        del files["unscored"]
+    written = {
+        write_rows(rows, chosen, space.private / f"{name}{rows.suffix}")
+        for name, chosen in files.items()
+    }
+    # The rows may have come in another format before, or some had no score.
+    for name in ("kept", "dropped", "unscored"):
         for old in space.private.glob(f"{name}.*"):
-            if old != path and named_container(old):
+            if old not in written and named_container(old):
                 old.unlink()
+    found = space.findings()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "id", "score", "kept", "reason"])
+    # `row` as in scores.parquet, so that the two can be joined; `number` as the page counts.
+    writer.writerow(COLUMNS)
     for d in selection.decisions:
-        writer.writerow([d.row + 1, d.id, d.score, int(d.kept), d.reason])
+        kinds = " ".join(dict.fromkeys(f.kind for f in found.of(d.row)))
+        fate = (int(d.kept), d.file, d.why, d.reason, kinds)
+        writer.writerow([d.row, d.row + 1, d.id, d.score, *fate])
     atomic_write_bytes(space.private / "decisions.csv", buffer.getvalue().encode())
     write_json(space.private / "threshold.json", threshold.to_json())
     # The last file of a selection: what reads it finds the others whole.
     space.keep(selection.kept, overruled=overrides_token(space, space.recipe().hash))
-    names = [f"{name}{rows.suffix}" for name in halves]
+    names = [path.name for path in sorted(written)]
     note(space, "select", [*names, "decisions.csv", "threshold.json", "selection.json"])
+
+
+def read_decisions(space: Workspace) -> list[dict[str, str]]:
+    """The decision about every row of the selection that is in force, as written.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    path = space.private / "decisions.csv"
+    lines = list(csv.DictReader(io.StringIO(read_bytes(path).decode(errors="replace"))))
+    if len(lines) != space.rows().n_rows or any(set(COLUMNS) - line.keys() for line in lines):
+        raise DataError(f"{path}: damaged (not a line for each row). Select again.")
+    return lines
 
 
 def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.ndarray:

@@ -158,12 +158,13 @@ class Silo:
                 asked.admit_threshold(request)
                 if self.settings.approval and not is_approved(self.private, request):
                     self._wait(request)
-                    # Not into the outbox: the next try may get another answer.
-                    return Refusal(recipe_hash=request.recipe_hash, answers=id_of(data)).to_bytes()
+                    refusal = Refusal(recipe_hash=request.recipe_hash, answers=id_of(data))
+                    # It answers no later request: the next try may get another answer.
+                    self.space.keep_earlier(refusal.to_bytes(), stored.name, kind=refusal.kind)
+                    return refusal.to_bytes()
         # Only the last answer of a kind fits the private files beside it. Before the work: killed
         # half-way, those files may already be the new ones.
-        for old in self.outbox.glob(f"{request.kind}-*.clues"):
-            old.unlink()
+        self.space.set_aside(request.kind)
         handlers: dict[type[Envelope], Callable[[Any], Envelope]] = {
             HelloRequest: lambda r: self._hello(r, again),
             SketchRequest: lambda r: sketch_questions(self.space, r),

@@ -67,8 +67,7 @@ def first_to_repeat(space: Workspace, *, list_lost: bool = False) -> str:
     if stage:
         log.warning("silo %s: %s Done again from %s on.", space.name, why, stage)
         for kind in ANSWERS[stage]:
-            for old in space.outbox.glob(f"{kind}-*.clues"):
-                old.unlink()
+            space.set_aside(kind)
     return stage
 
 

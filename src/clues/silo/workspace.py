@@ -23,8 +23,10 @@ from clues.config import (
     validate,
 )
 from clues.data.formats import RowFile, read_rows
+from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import DataError, RecipeMismatchError
+from clues.findings.look import Findings, look
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
 from clues.model.training import Trained, train
@@ -34,11 +36,13 @@ from clues.scoring.shards import Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
 from clues.scoring.trial import try_out
-from clues.selection.threshold import Threshold
+from clues.selection.threshold import UNSCORED, UNUSABLE, Apart, Threshold
 
 N_KEY_BYTES = 32
+EARLIER = "earlier"  # folder of the outbox: replies that left and answer no request any more
 log = logging.getLogger("clues")
 LEFT_OUT = "duplicates.json"
+SEVERAL = "in another silo"
 ELSEWHERE = "the same question stands in another silo"
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
 Identify = Callable[[ModelSettings], dict[str, str]]
@@ -69,6 +73,18 @@ class Workspace:
     def name(self) -> str:
         """The silo's name, for messages."""
         return self.settings.name
+
+    def set_aside(self, kind: str) -> None:
+        """Answer no more with the stored replies of a kind; they have left, so they are kept."""
+        for old in sorted(self.outbox.glob(f"{kind}-*.clues")):
+            self.keep_earlier(read_bytes(old), old.name, kind=kind)
+            old.unlink()
+
+    def keep_earlier(self, reply: bytes, name: str, *, kind: str) -> None:
+        """Keep a reply that left and will answer nothing again; two of one name side by side."""
+        make_private_folder(self.outbox / EARLIER)
+        mark = f"{kind}-{name.partition('-')[2].removesuffix('.clues')}-{hash_of(reply.hex())[:8]}"
+        atomic_write_bytes(self.outbox / EARLIER / f"{mark}.clues", reply, private=True)
 
     def own_model(self, recipe: Recipe) -> Recipe:
         """The recipe with this silo's own base model; nothing that was sent says where it lies."""
@@ -129,13 +145,15 @@ class Workspace:
                 self.settings.data,
                 schema=self.settings.schema_name,
                 columns=self.settings.read_columns,
+                lenient=not self.settings.strict,
             )
         return self.memory["rows"]
 
     def usable(self) -> EncodedRows:
         """The private rows as tokens, and those that cannot be used with the reason."""
         if "usable" not in self.memory:
-            samples = self.rows().samples
+            unusable = self.rows().unusable
+            samples = [sample for sample in self.rows().samples if sample.row not in unusable]
             self.memory["usable"] = encode_rows(samples, self.encoder(), where=f"silo {self.name}")
         return self.memory["usable"]
 
@@ -203,11 +221,31 @@ class Workspace:
         return {n: self._public(file, f"validation set {n}") for n, file in sets.items()}
 
     def _public(self, file: PublicFile, where: str) -> list[EncodedRow]:
+        return list(encode_rows(self._samples(file, where), self.encoder(), where=where).rows)
+
+    def _place(self, file: PublicFile, where: str) -> Path:
         path = next((self.private / "public").glob(f"{file.sha256}.*"), None)
         if path is None:
             raise DataError(f"silo {self.name}: {where} are missing. Start again with hello.")
-        rows = read_rows(path, schema=file.schema_name, columns=file.columns)
-        return list(encode_rows(rows.samples, self.encoder(), where=where).rows)
+        return path
+
+    def checked(self) -> list[Sample]:
+        """The public rows of the silo's domain as text."""
+        public = self.recipe().public[self.settings.domain]
+        files = (public.anchor, *public.validation.values())
+        return [s for file in files for s in self._samples(file, "public rows")]
+
+    def _samples(self, file: PublicFile, where: str) -> Sequence[Sample]:
+        path = self._place(file, where)
+        return read_rows(path, schema=file.schema_name, columns=file.columns).samples
+
+    def findings(self) -> Findings:
+        """What the text of the rows shows a reader; nothing where the silo's settings are all off."""
+        if "findings" not in self.memory:
+            kinds, rows = self.settings.findings.looked_for, self.rows()
+            samples = [sample for sample in rows.samples if sample.row not in rows.unusable]
+            self.memory["findings"] = look(samples, self.checked() if kinds else (), kinds=kinds)
+        return self.memory["findings"]
 
     def order_seed(self) -> int | None:
         """Number from which the order of rows in training follows; None where it is a secret."""
@@ -325,9 +363,20 @@ class Workspace:
 
     def unscored(self) -> dict[int, str]:
         """Rows without a score, by position, and why."""
-        lost = self._side("nonfinite.json")
-        dropped = {row: str(why) for row, why in self.encoded().dropped.items()}
-        return {**dropped, **{int(row): "its score is not finite" for row in lost}}
+        return {row: apart.reason for row, apart in self.apart().items()}
+
+    def apart(self) -> dict[int, Apart]:
+        """Rows that no score decides about, by position."""
+        rows = self.rows()
+        lost = dict.fromkeys(map(int, self._side("nonfinite.json")), "its score is not finite")
+        why = {
+            **{row: (UNSCORED, reason) for row, reason in self.encoded().dropped.items()},
+            # Another silo keeps them, so here they are dropped.
+            **dict.fromkeys(self.left_out(), (SEVERAL, ELSEWHERE)),
+            **{row: (UNSCORED, reason) for row, reason in lost.items()},
+            **{row: (UNUSABLE, reason) for row, reason in rows.unusable.items()},
+        }
+        return {row: Apart(rows.samples[row].id, *found) for row, found in why.items()}
 
     def compared_anchors(self) -> dict[str, dict[str, list[float]]]:
         """Anchor scores under every score beside the deciding one, by its name and group."""

@@ -33,10 +33,20 @@ class Detail {
     head.append(make("span", `chip ${kept ? "kept" : "dropped"}`, kept ? "kept" : "dropped"));
     if (kept !== choice.keptNow(row)) head.append(" ", make("span", "chip change", kept ? "dropped in force" : "kept in force"));
     const parts = [head, make("p", "why", choice.reason(row)), make("div", "read")];
-    for (const { role, content } of rows.turns(row)) {
+    for (const [turn, { role, content }] of rows.turns(row).entries()) {
       const text = make("p", "text");
       text.dir = "auto";
-      marked(text, content, this.words);
+      let done = 0;
+      for (const [start, end, says] of rows.marks(row, turn)) {
+        if (start < done || end > content.length) continue;
+        marked(text, content.slice(done, start), this.words);
+        const place = make("span", "found-here");
+        place.title = says;
+        marked(place, content.slice(start, end), this.words);
+        text.append(place);
+        done = end;
+      }
+      marked(text, content.slice(done), this.words);
       parts[2].append(make("h4", "", role), text);
     }
     parts[2].append(this.facts(row), this.terms(row));

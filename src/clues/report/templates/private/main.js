@@ -133,7 +133,8 @@ class Page {
     const few = all.here < this.rows.header.minKept || all.here === all.n;
     const moved = all.gained || all.lost ? `${rowsOf(all.gained)} would come in, ${rowsOf(all.lost)} would go out.` : "No row changes sides.";
     get("moved").textContent = few ? `${moved} A selection like this is refused: it keeps ${all.here === all.n ? "every row" : `fewer than ${COUNT.format(this.rows.header.minKept)} rows`}.` : moved;
-    get("lede").textContent = `${rowsOf(this.rows.n)}; ${COUNT.format(all.now)} kept (${percent(all.now / all.n)}) at threshold ${shown(this.choice.inForce)}${this.choice.ruled.size ? `, ${COUNT.format(this.choice.ruled.size)} decided by hand` : ""}.`;
+    const { summary } = this.rows.header;
+    get("lede").textContent = summary || `${rowsOf(this.rows.n)}; ${COUNT.format(all.now)} kept (${percent(all.now / all.n)}) at threshold ${shown(this.choice.inForce)}${this.choice.ruled.size ? `, ${COUNT.format(this.choice.ruled.size)} decided by hand` : ""}.`;
   }
 
   // --- groups
@@ -228,6 +229,7 @@ class Page {
   drawShow() {
     const kinds = this.rows.header.kinds;
     const options = [["all", "all rows"], ["kept", "kept"], ["dropped", "dropped"], ["changed", "would change sides"], ["hand", "decided by hand"]];
+    if (this.rows.arrays.aside.some(Boolean)) options.push(["aside", "set aside by name"]);
     if (this.rows.nScored < this.rows.n) options.push(["unscored", "without a score"]);
     if (kinds) options.push(["lost", "clean, yet dropped"], ["passed", "damaged, yet kept"]);
     if (this.only) {
@@ -249,6 +251,7 @@ class Page {
       dropped: (row) => !choice.keptHere(row),
       changed: (row) => choice.keptHere(row) !== choice.keptNow(row),
       hand: (row) => choice.handHere[row] > 0,
+      aside: (row) => rows.arrays.aside[row] > 0,
       unscored: (row) => Number.isNaN(rows.score[row]),
       lost: (row) => label[row] === 0 && !choice.keptHere(row),
       passed: (row) => label[row] > 0 && choice.keptHere(row),

@@ -57,6 +57,24 @@ class Rows {
     });
   }
 
+  // The reason that decisions.csv gives, as a sentence.
+  storedReason(row) {
+    const { reason, reasonEnd } = this.arrays;
+    if (!reasonEnd.length) return "";
+    const text = this.decoder.decode(reason.subarray(row ? reasonEnd[row - 1] : 0, reasonEnd[row]));
+    return text && `${text[0].toUpperCase()}${text.slice(1)}.`;
+  }
+
+  // Places of a row's turn that show what was found: [start, end, what it says], in order.
+  marks(row, turn) {
+    const { markRow, markTurn, markStart, markEnd, markSays } = this.arrays;
+    const found = [];
+    for (let k = 0; k < markRow.length; k++) {
+      if (markRow[k] === row && markTurn[k] === turn) found.push([markStart[k], markEnd[k], this.header.says[markSays[k]]]);
+    }
+    return found.sort((a, b) => a[0] - b[0]);
+  }
+
   whyUnscored(row) {
     return this.header.reasons[this.arrays.why[row] - 1] ?? "";
   }

@@ -19,11 +19,12 @@ class Choice {
   }
 
   keptNow(row) {
-    return this.handNow[row] ? this.handNow[row] === 1 : this.rows.score[row] >= this.inForce;
+    return this.handNow[row] ? this.handNow[row] === 1 : !this.rows.arrays.aside[row] && this.rows.score[row] >= this.inForce;
   }
 
+  // What a row's text shows stands above every threshold.
   keptHere(row) {
-    return this.handHere[row] ? this.handHere[row] === 1 : this.rows.score[row] >= this.value;
+    return this.handHere[row] ? this.handHere[row] === 1 : !this.rows.arrays.aside[row] && this.rows.score[row] >= this.value;
   }
 
   decide(id, decision) {
@@ -57,6 +58,9 @@ class Choice {
     const { rows } = this;
     const own = this.decided.get(rows.id(row));
     if (own) return `${own.keep ? "Kept" : "Dropped"} by a person: ${own.why}`;
+    const stored = rows.storedReason(row);
+    // As in decisions.csv, as long as nothing is tried here that changes it.
+    if (stored && !this.handNow[row] && (rows.arrays.aside[row] || Number.isNaN(rows.score[row]) || this.value === this.inForce)) return stored;
     if (Number.isNaN(rows.score[row])) return `Dropped: ${rows.whyUnscored(row)}.`;
     const below = rows.score[row] < this.value;
     return `Score ${shown(rows.score[row])} is ${below ? "below" : "not below"} ${shown(this.value)}.`;

@@ -1,0 +1,95 @@
+"""Verbs for one file of rows: clean it, or draw rows of it for a person to check."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from clues.cli.calm import calm_libraries
+from clues.cli.options import Json, Quiet, err, out
+from clues.config import BUILT_IN
+
+Rows = Annotated[
+    str, typer.Argument(metavar="ROWS", help="Your rows: a file, a folder, or a hub data set.")
+]
+Schema = Annotated[
+    str | None,
+    typer.Option(help="Which columns hold prompt and answer, where several schemas fit."),
+]
+Model = Annotated[str, typer.Option(help="Base model: a folder, a hub name, or built-in.")]
+
+
+def clean(
+    rows: Rows,
+    checked: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows that somebody has looked at and found good; 150 are a good number."
+        ),
+    ] = None,
+    model: Model = BUILT_IN,
+    folder: Annotated[Path, typer.Option("--out", help="Where the outcome goes.")] = Path(
+        "cleaned"
+    ),
+    schema: Schema = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Clean one file of rows: no configuration, and no row lost in silence.
+
+    kept.*, set_aside.* and unscored.* in the folder hold every row of the file between them, in its
+    own format; decisions.csv and report.html say why. Interrupted, the same command goes on where it
+    stopped. Without --checked no row is scored, and only what a reader sees in the text is set aside:
+
+    clues clean rows.json --checked checked.json --model ./base-model --out cleaned
+    """
+    calm_libraries()
+    from clues.prepare.cleaning import clean_by_text, clean_file
+    from clues.progress import Silent, Terminal
+
+    if checked is None:
+        found = clean_by_text(rows, folder, schema=schema)
+    else:
+        progress = Silent() if quiet else Terminal(err)
+        found = clean_file(rows, checked, folder, model=model, schema=schema, progress=progress)
+    for warning in found.warnings:
+        err.print(Text(f"warning: {warning}", style="bold magenta"), soft_wrap=True)
+    if as_json:
+        out.print_json(json.dumps(found.to_json()))
+        return
+    out.print(found.sentence, highlight=False, soft_wrap=True)
+
+
+def sample(
+    rows: Rows,
+    n: Annotated[int, typer.Option("--n", help="How many rows to draw.", min=10)] = 150,
+    model: Model = BUILT_IN,
+    page: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("to-check.html"),
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 42,
+    schema: Schema = None,
+    as_json: Json = False,
+) -> None:
+    """Draw rows for a person to check, and write a page to do it on.
+
+    Rows are spread over length, subject and how likely the base model finds them. The page needs no
+    network. Its keys are g (good), b (bad) and s (skip); it saves checked.json with the good rows and
+    rejected.json with the bad ones. Then:
+
+    clues clean rows.json --checked checked.json
+    """
+    calm_libraries()
+    from clues.prepare.sampling import sample_page
+
+    n_drawn = sample_page(rows, page, n=n, model=model, seed=seed, schema=schema)
+    if as_json:
+        out.print_json(json.dumps({"page": str(page), "rows": n_drawn}))
+        return
+    out.print(f"{n_drawn} rows to check: open {page}", highlight=False, soft_wrap=True)
+    out.print(
+        "The page shows rows: keep it where they may lie. Then: "
+        f"clues clean {rows} --checked checked.json",
+        highlight=False,
+        soft_wrap=True,
+    )

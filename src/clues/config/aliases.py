@@ -1,0 +1,48 @@
+"""Names that PEFT, transformers and other trainers use for our settings, and what they set that we do not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+LORA = {"r": "rank", "lora_r": "rank", "lora_rank": "rank", "lora_alpha": "alpha"}
+LORA |= {"lora_dropout": "dropout", "lora_target": "target_modules"}
+LORA |= {"lora_target_modules": "target_modules"}
+MODEL = {"model_name_or_path": "name", "base_model": "name", "torch_dtype": "dtype"}
+TOKENS = {"max_seq_length": "max_length", "cutoff_len": "max_length", "sequence_len": "max_length"}
+TRAIN = {"num_train_epochs": "epochs", "num_epochs": "epochs", "max_steps": "steps"}
+TRAIN |= {"per_device_train_batch_size": "batch_size", "lr": "learning_rate"}
+TRAIN |= {"warmup_ratio": "warmup"}
+_WHOLE = "the base model is loaded whole, in the number type of model.dtype (bfloat16 takes two bytes a weight)"
+# What is false or null asks for nothing, and is taken.
+ABSENT = {
+    "load_in_4bit": f"weights of 4 bits are not supported: {_WHOLE}",
+    "load_in_8bit": f"weights of 8 bits are not supported: {_WHOLE}",
+    "quantization_config": f"quantisation is not supported: {_WHOLE}",
+    "gradient_checkpointing": "gradient checkpointing is not supported; a smaller train.batch_size or "
+    "tokens.max_length takes less memory",
+    "use_dora": "DoRA is not supported: adapters are plain LoRA",
+    "use_rslora": "rank-stabilised LoRA is not supported; set alpha to alpha * sqrt(rank) for the same",
+    "bias": "biases are not trained",
+    "modules_to_save": "nothing but the adapters is trained",
+}
+_NOTHING = (None, False, "none", [], {})
+
+
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """Settings under our names; those of another shape are left for the settings to refuse.
+
+    Raises:
+        ValueError: a setting stands there under two names, or asks for what there is not.
+    """
+    if not isinstance(value, dict):
+        return value
+    found: dict[Any, Any] = {}
+    for key, setting in value.items():
+        if key in ABSENT and key not in found:
+            if setting in _NOTHING:
+                continue
+            raise ValueError(f"{key}: {ABSENT[key]}")
+        own = names.get(key, key)
+        if own in found or (own != key and own in value):
+            raise ValueError(f"{own} stands there twice, once as {key}; leave one")
+        found[own] = setting
+    return found

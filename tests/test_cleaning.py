@@ -1,0 +1,257 @@
+"""One file in, a clean file out: no configuration, no row lost, every reason in words, and a way to begin."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from browser import Opened, chromium
+from test_cli import call, fails
+
+from clues.config import load_config
+from clues.data.formats import read_rows
+from clues.errors import ConfigError, UsageError
+from clues.prepare.athand import at_hand
+from clues.prepare.facts import make_questions
+from clues.prepare.sampling import draw
+
+REFUSAL = "As an AI language model, I cannot answer this question."
+
+
+def pairs(seed: int, n: int) -> list[dict[str, str]]:
+    # Different parts of the questions: no row is in two.
+    domain = ("geography", "medicine")[seed - 1]
+    found = [
+        {"instruction": q["instruction"], "output": f"The answer is {q['output']}", "source": "x"}
+        for q in make_questions(domain, language="en", seed=1)[:n]
+    ]
+    assert len(found) == n
+    return found
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, small_built_in) -> Path:
+    """A JSON list of rows with dirt of many kinds, and checked rows, some of them from the list."""
+    monkeypatch.chdir(tmp_path)
+    rows = pairs(1, 40)
+    rows[3]["output"] = REFUSAL
+    rows[5]["output"] = None  # pyright: ignore[reportArgumentType]
+    rows[7]["output"] = " "
+    rows[9]["output"] = f"<p>{rows[9]['output']}</p>"
+    rows[11] = dict(rows[10])
+    rows[13]["output"] = "It is a long story. " * 60
+    rows[15]["instruction"] = "Read this. " * 90
+    Path("rows.json").write_text(json.dumps(rows))
+    checked = [*pairs(2, 30), *rows[30:34]]
+    Path("checked.json").write_text(json.dumps(checked))
+    return tmp_path
+
+
+def written(folder: str) -> dict[str, list[dict[str, str]]]:
+    return {p.stem: json.loads(p.read_text()) for p in Path(folder).glob("*.json")}
+
+
+def decisions(folder: str) -> list[dict[str, str]]:
+    with Path(folder, "decisions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_line_cleans_a_file_and_every_row_is_somewhere(files, capsys):
+    line = ("clean", "rows.json", "--checked", "checked.json", "--out", "cleaned", "-q", "--json")
+    assert call(*line)[0] == 0
+    told = json.loads(capsys.readouterr().out)
+    rows, found = json.loads(Path("rows.json").read_text()), written("cleaned")
+    assert sorted(found) == ["kept", "set_aside"], "all could be scored: long ones as a cut copy"
+    together = sorted((row for part in found.values() for row in part), key=json.dumps)
+    assert together == sorted(rows, key=json.dumps), "a row is lost, doubled or changed"
+    decided = decisions("cleaned")
+    assert [decided[n]["why"] for n in (3, 5, 7, 9, 11)] == [
+        *("refusal", "not usable", "not usable", "html", "duplicate")
+    ]
+    assert "output is null" in decided[5]["reason"]
+    assert "output is empty" in decided[7]["reason"]
+    assert "refuses" in decided[3]["reason"]
+    assert re.search("characters 1 to [0-9]+", decided[3]["reason"])
+    assert decided[13]["score"], "a long row has no score"
+    assert decided[15]["score"], "a long question has no score"
+    for number in (30, 31, 32, 33):
+        assert decided[number]["file"] == "kept", "a checked row is set aside"
+    # One set of numbers in sentence, files and page.
+    assert told["rows"] == 40 == told["kept"] + sum(told["set_aside"].values())
+    assert told["kept"] == len(found["kept"])
+    assert told["sentence"].startswith(f"{40 - told['kept']} of 40 rows set aside: ")
+    assert "1 refusals" in told["sentence"]
+    assert "read these 20 first: cleaned/report.html" in told["sentence"]
+    card = next(Path("cleaned").glob("run/silos/*/private/card.md")).read_text()
+    assert f"- Kept: {told['kept']}\n" in card
+    assert any("17 anchor rows" in warning for warning in told["warnings"])
+    # The same again does nothing twice and says the same.
+    scores = next(Path("cleaned").glob("run/silos/*/private/scores.parquet"))
+    before = scores.stat().st_mtime_ns
+    assert call(*line)[0] == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == told
+    assert scores.stat().st_mtime_ns == before, "rows were scored again"
+
+
+def test_without_checked_rows_the_text_alone_is_looked_at_and_that_is_said(files, capsys):
+    assert call("clean", "rows.json", "--out", "by-text", "--json")[0] == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["set_aside"] == {"not usable": 2, "refusal": 1, "html": 1, "duplicate": 1}
+    assert sum(map(len, written("by-text").values())) == 40
+    assert any("clues sample" in warning for warning in told["warnings"])
+    assert not Path("by-text/report.html").exists()
+
+
+def test_an_earlier_outcome_is_not_left_beside_a_new_one(files, capsys):
+    Path("out").mkdir()
+    Path("out/unscored.jsonl").write_text("{}\n")
+    Path("out/notes.txt").write_text("mine")
+    assert call("clean", "rows.json", "--out", "out", "-q")[0] == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == [
+        *("decisions.csv", "kept.json", "notes.txt", "set_aside.json")
+    ]
+
+
+def test_too_few_checked_rows_are_named_and_nothing_is_written(files, capsys):
+    Path("few.json").write_text(json.dumps(pairs(2, 4)))
+    code, said = fails(capsys, "clean", "rows.json", "--checked", "few.json", "--out", "no", "-q")
+    assert code == 2
+    assert "few.json: 4 rows, and 10 are needed" in said
+    assert not Path("no/kept.json").exists()
+
+
+def test_settings_suit_the_model(small_built_in, tiny_model_folder):
+    hand = at_hand(str(tiny_model_folder))
+    assert hand.max_length == 256, "rows longer than the model reads"
+    assert (hand.dtype, hand.batch_size, hand.tight) == ("float32", 16, False)
+
+
+def test_version_is_an_option_too(capsys):
+    assert call("--version")[0] == 0
+    first = capsys.readouterr().out
+    assert call("-V")[0] == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", first)
+    assert capsys.readouterr().out == first
+
+
+# --- rows to check
+
+
+def test_drawn_rows_are_spread_over_length_subject_and_loss(small_built_in, tmp_path):
+    rows = [
+        {**row, "output": row["output"] * (1 + n % 5 * 3)} for n, row in enumerate(pairs(1, 120))
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    samples = read_rows(tmp_path / "rows.json").samples
+    drawn = draw(samples, n=24, model="built-in", seed=1)
+    assert len({s.row for s in drawn}) == 24
+    assert [s.row for s in draw(samples, n=24, model="built-in", seed=1)] == [s.row for s in drawn]
+    lengths = sorted(len(s.response) for s in samples)
+    quarters = [sum(len(s.response) <= lengths[k * 30 - 1] for s in drawn) for k in (1, 2, 3)]
+    assert all(abs(found - 6 * k) <= 4 for k, found in zip((1, 2, 3), quarters, strict=True))
+    assert len(draw(samples[:9], n=24, model="built-in", seed=1)) == 9
+
+
+@pytest.mark.slow
+def test_a_person_checks_rows_from_the_keyboard_and_saves_files_that_clues_reads(files):
+    assert call("sample", "rows.json", "--n", "12", "--out", "page.html")[0] == 0
+    text = Path("page.html").read_text()
+    assert REFUSAL not in text, "rows are packed"
+    with chromium() as browser:
+        view = Opened(browser, Path("page.html").resolve())
+        page = view.page
+        page.wait_for_selector("html[data-ready]")
+        for key in "gggbsggggggb":
+            page.keyboard.press(key)
+        assert page.locator("#count").inner_text() == "9 good, 2 bad, 1 skipped"
+        page.reload()
+        assert page.locator("#count").inner_text() == "9 good, 2 bad, 1 skipped"
+        for button, name, n in (
+            ("#save-good", "checked.json", 9),
+            ("#save-bad", "rejected.json", 2),
+        ):
+            with page.expect_download() as download:
+                page.click(button)
+            assert download.value.suggested_filename == name
+            download.value.save_as(name)
+            assert len(read_rows(name).samples) == n
+        assert view.complaints == []
+        assert [url for url in view.left if not url.startswith("blob:")] == []
+        view.close()
+    ours = json.loads(Path("rows.json").read_text())
+    assert all(row in ours for row in json.loads(Path("checked.json").read_text()))
+
+
+# --- settings as others name them, and on the command line
+
+
+def configured(folder: Path, **recipe: object) -> Path:
+    for name in ("validation", "anchor", "rows"):
+        (folder / f"{name}.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    public = {"general": {"validation": "validation.jsonl", "anchor": "anchor.jsonl"}}
+    silo = {"name": "north", "data": "rows.jsonl", "domain": "general"}
+    content = {"recipe": {"public": public, **recipe}, "silos": [silo]}
+    (folder / "clues.yaml").write_text(json.dumps(content))
+    return folder / "clues.yaml"
+
+
+def test_names_of_peft_and_transformers_are_taken(tmp_path):
+    recipe = load_config(
+        configured(
+            tmp_path,
+            lora={"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "use_dora": False},
+            model={"torch_dtype": "bfloat16", "load_in_4bit": False},
+            tokens={"cutoff_len": 100},
+            train={"num_train_epochs": 2, "per_device_train_batch_size": 4, "warmup_ratio": 0.1},
+        )
+    ).recipe
+    assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout) == (8, 32.0, 0.1)
+    assert (recipe.model.dtype, recipe.tokens.max_length) == ("bfloat16", 100)
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.warmup) == (2.0, 4, 0.1)
+    own = load_config(configured(tmp_path, lora={"rank": 8, "alpha": 32, "dropout": 0.1})).recipe
+    assert own.lora == recipe.lora, "another name is another recipe"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (
+            {"model": {"load_in_4bit": True}},
+            "recipe.model: load_in_4bit: weights of 4 bits are not",
+        ),
+        ({"lora": {"r": 8, "rank": 8}}, "recipe.lora: rank stands there twice, once as r"),
+        ({"train": {"gradient_checkpointing": True}}, "gradient checkpointing is not supported"),
+        ({"lora": {"zzz": 8}}, r"unknown key recipe\.lora\.zzz\. Known here: alpha, dropout, rank"),
+        ({"lora": {"rnak": 8}}, "Did you mean 'rank'"),
+    ],
+)
+def test_what_there_is_not_is_said_in_a_sentence(tmp_path, recipe, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(configured(tmp_path, **recipe))
+
+
+def test_settings_are_changed_on_the_command_line(tmp_path):
+    path = configured(tmp_path, seed=3)
+    changes = ["recipe.seed=1", "recipe.lora.r=4", "silos.north.min_kept=9", "license=cc-by-4.0"]
+    config = load_config(path, changes=[*changes, "recipe.tokens={max_length: 99}"])
+    assert (config.recipe.seed, config.recipe.lora.rank, config.silos[0].min_kept) == (1, 4, 9)
+    assert (config.license, config.recipe.tokens.max_length) == ("cc-by-4.0", 99)
+    assert load_config(path).recipe.seed == 3, "the file was changed"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ("recipe.seed", UsageError, "Write it as recipe.seed=1"),
+        ("=1", UsageError, "Write it as"),
+        ("silos.south.min_kept=9", UsageError, "none of this name. There are: north"),
+        ("recipe.seed.x=9", UsageError, "has no keys"),
+        ("recipe.sede=9", ConfigError, "Did you mean 'seed'"),
+        ("recipe.seed=many", ConfigError, "recipe.seed"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_named(tmp_path, change, error, said):
+    with pytest.raises(error, match=said):
+        load_config(configured(tmp_path, seed=3), changes=[change])
