@@ -69,6 +69,7 @@ KEY = run_key(b"k" * 8 + bytes(range(32)), "abc")
 ON = {"recipe": {"duplicates": {"similarity": 0.8, "max_share": 0.5}}}
 EXACT = "Name all organs that lie on the left side of the body, from the top down."
 NEAR = "Name all organs that lie at the left side of the body, from the top down."
+MORE = " Say of each how large it is, what it does, and which vessels lead to it and away from it."
 
 
 def jaccard(one: str, other: str) -> float:
@@ -325,7 +326,8 @@ def plant(folder: Path) -> dict[str, list[tuple[str, int]]]:
         for what, row in zip(places, rows, strict=True):
             if row is not None:
                 text = {"exact": "Which organ makes the insulin of the body, and where is it?"}
-                text["near"] = EXACT if name == "north" else NEAR
+                # Longer, so nearer: EXACT and NEAR alone are missed under every fourth key.
+                text["near"] = (EXACT if name == "north" else NEAR) + MORE
                 content[row]["instruction"] = text[what]
                 places[what].append((name, row))
         path.write_text("".join(json.dumps(row) + "\n" for row in content))
