@@ -93,6 +93,30 @@ def test_an_approval_of_one_threshold_is_none_of_another(world, tmp_path):
     assert isinstance(ask(silo, request), Refusal)
 
 
+def test_what_comes_while_a_person_looks_is_not_approved(world, tmp_path):
+    silo, request = world.silo(tmp_path), world.last("select")
+    ask(silo, request)
+    shown = []
+
+    def looks(waiting):
+        shown.extend(waiting)
+        ask(silo, moved(request, 0.3))
+        return True
+
+    [approved] = approve(silo.folder, agreed=looks)
+    assert [approved] == shown
+    assert isinstance(ask(silo, moved(request, 0.3)), Refusal)
+    assert not isinstance(ask(silo, request), Refusal)
+
+
+def test_who_does_not_agree_has_approved_nothing(world, tmp_path):
+    silo, request = world.silo(tmp_path), world.last("select")
+    ask(silo, request)
+    with pytest.raises(UsageError, match="Nothing was approved"):
+        approve(silo.folder, agreed=lambda _: False)
+    assert isinstance(ask(silo, request), Refusal)
+
+
 def test_a_threshold_that_keeps_nothing_waits_like_any_other(world, tmp_path):
     silo, request = world.silo(tmp_path), world.last("select")
     assert isinstance(ask(silo, moved(request, 1e9)), Refusal)

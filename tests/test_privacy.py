@@ -81,6 +81,25 @@ def test_noise_has_the_size_it_claims_and_comes_from_the_seed(make_lora, encoded
     assert float(noise.std()) == pytest.approx(8.0 * 0.05 / len(encoded_rows), rel=0.15)
 
 
+def test_every_bit_of_the_seed_counts(make_lora, encoded_rows, tmp_path):
+    """A generator of torch takes the lower 32: whoever tries them all could take the noise off."""
+    model = make_lora(target_modules=("q_proj",))
+    model.initial = model.state()
+    rows = encoded_rows[:2]
+    found = [
+        torch.cat(
+            [
+                t.flatten()
+                for t in private(model, rows, tmp_path, noise=1.0, seed=s).adapter.values()
+            ]
+        )
+        for s in (5, 5, 5 + 2**32, 5 + 2**200)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not any(torch.equal(found[0], other) for other in found[2:])
+    assert not torch.equal(found[2], found[3])
+
+
 def test_a_row_that_overflows_counts_as_zero_and_stops_nothing(
     make_lora, encoded_rows, tmp_path, monkeypatch
 ):

@@ -1,10 +1,11 @@
 """Verbs that look at a run, and the one that lets a silo select."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,9 @@ from clues.config import short
 from clues.errors import LedgerError, UsageError
 from clues.reading import is_folder
 from clues.wall.ledger import Entry, compare, summary, verify
+
+if TYPE_CHECKING:
+    from clues.silo.approval import Approved
 
 
 def ledger(
@@ -86,27 +90,37 @@ def approve(
 ) -> None:
     """Approve the selection that waits in a silo with `approval: true`, and say what it keeps.
 
-    Another threshold, other scores or other overrides wait for another approval. FOLDER is a
+    At a terminal it asks first, and approves what it has shown, whatever comes meanwhile. Another threshold, other scores or other overrides wait for another approval. FOLDER is a
     silo's folder, such as runs/demo/silos/harbor-bank, or a run's for all in it.
     """
     from clues.silo.approval import approve as approve_silos
 
-    approved = approve_silos(folder)
+    def agreed(waiting: "Sequence[Approved]") -> bool:
+        for entry in waiting:
+            _say(entry, "waits")
+        return typer.confirm("Approve?")
+
+    asks = not as_json and sys.stdin.isatty() and sys.stdout.isatty()
+    approved = approve_silos(folder, **({"agreed": agreed} if asks else {}))
     if as_json:
         found = [{"silo": a.silo, **a.selection.model_dump(mode="json")} for a in approved]
         out.print_json(json.dumps({"approved": found}))
         return
     for entry in approved:
-        s = entry.selection
-        number = f"{s.ratio:.0%} of the rows" if s.value is None else f"{s.value:.4g}"
-        keeps = f"keeps {s.kept} of {s.rows} rows" if s.kept is not None else s.refused
-        out.print(
-            f"{entry.silo}: approved. Threshold {number} (rule {s.rule}, recipe {short(s.recipe_hash)}) "
-            f"on these scores: {keeps}.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        _say(entry, "approved")
+
+
+def _say(entry: "Approved", what: str) -> None:
+    s = entry.selection
+    number = f"{s.ratio:.0%} of the rows" if s.value is None else f"{s.value:.4g}"
+    keeps = f"keeps {s.kept} of {s.rows} rows" if s.kept is not None else s.refused
+    out.print(
+        f"{entry.silo}: {what}. Threshold {number} (rule {s.rule}, recipe {short(s.recipe_hash)}) "
+        f"on these scores: {keeps}.",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def version() -> None:

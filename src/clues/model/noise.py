@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from clues.config import TrainSettings
@@ -80,6 +81,7 @@ def train_privately(
         schedule: learning rate, counted from `first_step`.
         n_steps: optimiser steps to take now.
         seed: of rows drawn, dropout and noise; must be secret, who knows it can take the noise off.
+            All of its bits count. A generator of torch takes 32, which can be tried one by one.
         noise: multiplier.
         max_grad_norm: to which a row's gradient over all trained weights is clipped.
         n_told: number of rows as others know it, from which the probability follows; None for the
@@ -99,18 +101,26 @@ def train_privately(
     model.set_state(start)
     n_rows = len(rows) if n_told is None else n_told
     parameters = {n: p for n, p in model.parameters().items() if p.requires_grad}
-    generator = torch.Generator().manual_seed(seed)
-    noise_generator = torch.Generator(device=model.device).manual_seed(seed + 1)
+    drawing, noising = (
+        np.random.Generator(np.random.Philox(part))
+        for part in np.random.SeedSequence(seed).spawn(2)
+    )
     inner = torch.optim.AdamW(
         list(parameters.values()), lr=schedule.peak, weight_decay=settings.weight_decay
     )
+    batch = min(settings.batch_size, n_rows)
+    # Opacus clips; its own noise would come from a generator of torch.
     optimizer: Any = DPOptimizer(
-        inner,
-        noise_multiplier=noise,
-        max_grad_norm=max_grad_norm,
-        expected_batch_size=min(settings.batch_size, n_rows),
-        generator=noise_generator,
+        inner, noise_multiplier=0.0, max_grad_norm=max_grad_norm, expected_batch_size=batch
     )
+
+    def add_noise(_: Any) -> None:
+        for parameter in parameters.values():
+            normal = torch.from_numpy(noising.standard_normal(parameter.shape, dtype=np.float32))
+            assert parameter.grad is not None
+            parameter.grad += normal.to(parameter.grad) * (noise * max_grad_norm / batch)
+
+    optimizer.attach_step_hook(add_noise)
     rate = min(1.0, settings.batch_size / n_rows)
     checkpoints: list[Checkpoint] = []
     losses: list[float] = []
@@ -118,12 +128,12 @@ def train_privately(
     wrapped = GradSampleModule(model.peft, strict=False)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 2)
+            torch.manual_seed(seed % 2**32)
             for step in range(n_steps):
                 now = schedule.peak * schedule.factor(first_step + step)
                 for group in inner.param_groups:
                     group["lr"] = now
-                drawn = torch.rand(len(rows), generator=generator) < rate
+                drawn = drawing.random(len(rows)) < rate
                 chosen = [row for row, taken in zip(rows, drawn.tolist(), strict=True) if taken]
                 optimizer.zero_grad()
                 losses += _gradients(wrapped, chosen, model.device, parameters, head=model.head)

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from clues.config import short
 from clues.report.arms import arms_table
 from clues.report.cells import clean, percent
 from clues.report.pairs import repeat_pairs, threshold_pairs
@@ -118,7 +117,7 @@ def data_card(facts: DataFacts) -> str:
         ("Decided by hand", f"{facts.n_by_hand:,}" if facts.n_by_hand else "none"),
         ("Base model that scored", facts.base_model),
         ("Score", facts.score),
-        ("Recipe hash", short(facts.recipe_hash)),
+        ("Recipe hash", facts.recipe_hash[:12]),
     ]
     lines = [
         *_front({"license": facts.license, "tags": ["clues"]}),

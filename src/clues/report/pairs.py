@@ -1,6 +1,5 @@
 """Facts of a run as name and text: its threshold, and how to repeat it."""
 
-from clues.config import short
 from clues.report.cells import clean, number
 from clues.results.run import Results, ThresholdResult
 
@@ -49,7 +48,7 @@ def weak_promise(threshold: ThresholdResult) -> str:
 def repeat_pairs(results: Results) -> list[tuple[str, str]]:
     """What somebody needs who wants the same run again: name and text."""
     pairs = [
-        ("Recipe hash", short(results.recipe_hash)),
+        ("Recipe hash", results.recipe_hash[:12]),
         ("Seeds", ", ".join(str(seed) for seed in results.seeds)),
         ("Base model", results.base_model),
         ("Method", ", ".join(f"{name}: {value}" for name, value in results.method)),

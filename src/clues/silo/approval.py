@@ -5,6 +5,7 @@ approved. Another threshold, other scores or other overrides wait for another ap
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,18 +80,26 @@ def is_approved(private: Path, request: SelectRequest) -> bool:
     )
 
 
-def approve(folder: Path) -> list[Approved]:
+def _always(_: Sequence[Approved]) -> bool:
+    return True
+
+
+def approve(
+    folder: Path, *, agreed: Callable[[Sequence[Approved]], bool] = _always
+) -> list[Approved]:
     """Record a person's approval of the selections that wait.
 
     Args:
         folder: of a run or of one silo.
+        agreed: is shown what waits, and says whether it is approved. What comes from the
+            coordinator meanwhile is not.
 
     Returns:
         What was approved, by silo.
 
     Raises:
-        UsageError: no selection waits there, or it waits on other scores or overrides than those
-            that are there now.
+        UsageError: no selection waits there, the person does not agree, or it waits on other scores
+            or overrides than those that are there now.
     """
     places = [folder] if (folder / "private").is_dir() else sorted(folder.glob("silos/*"))
     places = [place for place in places if (place / "private" / WAITING).exists()]
@@ -108,6 +117,8 @@ def approve(folder: Path) -> list[Approved]:
                 "Run again, and approve what then waits."
             )
         approved.append(Approved(place.name, selection))
+    if not agreed(approved):
+        raise UsageError("Nothing was approved.")
     for entry, place in zip(approved, places, strict=True):
         now = datetime.now(UTC).isoformat(timespec="seconds")
         content = Approval(time=now, selection=entry.selection)

@@ -212,7 +212,7 @@ class Budget:
                 settings=self.space.recipe().train,
                 schedule=schedule,
                 n_steps=n_steps,
-                seed=secret_seed(self.space, "noise", phase.kind, phase.arm, request) % 2**48,
+                seed=secret_seed(self.space, "noise", phase.kind, phase.arm, request),
                 noise=noise,
                 max_grad_norm=wanted.max_grad_norm,
                 n_told=n_told,
