@@ -58,6 +58,7 @@ def test_a_run_reads_every_file_as_its_columns_are_mapped(mapped, tmp_path):
     north.write_text("".join(lines))
     config = load_config(mapped)
     results = run_until(open_run(config, tmp_path / "out", progress=Silent())).results
+    assert results
     assert results.arms["clues"].heldout_loss is not None
     private = tmp_path / "out" / "silos" / "north" / "private"
     kept = (private / "kept.jsonl").read_text().splitlines(keepends=True)
