@@ -255,6 +255,21 @@ def test_a_template_that_mixes_calls_and_results_is_refused(make_encoder, tmp_pa
     assert MARKER not in str(error.value)
 
 
+def test_a_template_that_reads_results_is_looked_through(make_encoder, tmp_path):
+    reads = (
+        "{% if m.role == 'tool' and m.content | int == 0 %}{{ raise_exception('no') }}{% endif %}"
+    )
+    template = HERMES.replace("{% for m in messages %}", "{% for m in messages %}" + reads, 1)
+    encoder = make_encoder(template)
+    _, call, answer = TOOL_FAMILIES["hermes"]
+    row = json.loads(json.dumps(SPELLINGS["openai"]))
+    row["messages"][2]["content"] = "-31"
+    assert trained(encoder, sample_of(tmp_path, row)) == [call, answer]
+    row["messages"][2]["content"] = "2"  # stands in the call too, so that nobody can tell
+    with pytest.raises(DataError, match="calls of tools so that they cannot be told"):
+        encoder.encode(sample_of(tmp_path, row))
+
+
 def test_nulls_that_arrow_fills_in_are_no_arguments(make_encoder, tmp_path):
     rows = [SPELLINGS["arguments as an object"], json.loads(json.dumps(SPELLINGS["openai"]))]
     rows = [{"messages": row["messages"], "tools": [TOOL]} for row in rows]
