@@ -11,6 +11,7 @@ from test_cli import call, fails
 from test_init import home, write
 
 from clues.config import load_config
+from clues.data.formats import read_rows
 from clues.data.tokens import UNTRAINED, UNWANTED
 from clues.pipeline import open_run, run_until
 from clues.prepare.check import check_run
@@ -147,6 +148,19 @@ def test_init_splits_mapped_public_rows(home):
     assert call("init", *arguments, "--map", "prompt=frage,completion=antwort")[0] == 0
     public = load_config("clues.yaml").recipe.public["general"]
     assert [f.columns for f in (public.anchor, *public.validation.values())] == [MAP, MAP]
+
+
+def test_a_split_of_a_folder_is_found_from_the_configuration(home, monkeypatch):
+    (home / "hub" / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        renamed(write(home / "hub" / "data" / f"{split}-0.jsonl", 6, split))
+    rest = ("--public", "checked.jsonl", "--map", "prompt=frage,completion=antwort")
+    assert call("init", "sub/clues.yaml", "--silo", "hub:train", *rest)[0] == 0
+    monkeypatch.chdir(home / "sub")
+    (silo,) = load_config("clues.yaml").silos
+    assert (silo.name, silo.columns) == ("hub-train", MAP)
+    rows = read_rows(silo.data, columns=silo.read_columns)
+    assert rows.samples[0].messages[0].content == "train 0?"
 
 
 @pytest.mark.parametrize(
