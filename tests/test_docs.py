@@ -17,6 +17,8 @@ import clues
 from clues import errors
 from clues.cli import program as cli
 from clues.config import LoraSettings, ModelSettings, SiloSettings, load_silo, validate
+from clues.config.columns import PARTS
+from clues.data.layouts import SCHEMAS
 from clues.model.adapters import LoraModel
 from clues.network.settings import load_coordinator, load_join
 from clues.prepare import demo
@@ -132,6 +134,24 @@ def test_the_page_of_the_library_runs_as_it_stands(desk, small_built_in) -> None
     assert (desk / "joint" / "adapter_config.json").exists()
     text = (DOCS / "library.md").read_text(encoding="utf-8")
     assert [n for n in clues.__all__ if n[0] != "_" and f"`clues.{n}`" not in text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the threshold keeps")
+def test_the_page_of_rows_runs_as_it_stands(desk) -> None:
+    space: dict = {}
+    (desk / "north.yaml").write_text("name: north\ndata: rows.jsonl\ndomain: d\n")
+    for language, block in blocks("../rows.md"):
+        if language == "bash":
+            run_bash(block)
+        elif language == "yaml":
+            run_yaml(block)
+        else:
+            exec(compile(block, "rows.md", "exec"), space)
+    assert (desk / "scores.csv").read_text().count("\n") == 7
+    text = (DOCS / "rows.md").read_text(encoding="utf-8")
+    assert [schema for schema in SCHEMAS if f"`{schema}`" not in text] == []
+    assert [part for part in PARTS if f"`{part}`" not in text] == []
 
 
 @pytest.mark.parametrize("page", sorted(p.name for p in (DOCS / "tutorials").glob("*.md")))

@@ -131,6 +131,24 @@ SHAPES = {
         (user(WHO), assistant(ANN)),
         {"id": 1},
     ),
+    "texts by turns": (
+        {"conversations": [WHO, ANN], "source": "x"},
+        (user(WHO), assistant(ANN)),
+        {"source": 1},
+    ),
+    "a thought in a column": (
+        {"Question": WHO, "Response": ANN, "thinking": CAME},
+        (user(WHO), Message("assistant", ANN, thought=CAME)),
+        {},
+    ),
+    "calls as answers": (
+        {"query": WHO, "answers": '[{"name": "look", "arguments": {"n": 1}}]', "tools": "[]"},
+        (
+            user(WHO),
+            Message("assistant", "", calls='[{"name": "look", "arguments": {"n": 1}}]'),
+        ),
+        {},
+    ),
     "an object of lists": (
         {"conversations": {"from": ["human", "gpt"], "value": [WHO, ANN]}},
         (user(WHO), assistant(ANN)),
@@ -145,6 +163,20 @@ def test_a_public_shape_is_read_with_all_that_belongs_to_it(shape, tmp_path):
     rows = read(tmp_path, row)
     assert rows.samples[0].messages == messages
     assert rows.unused == unused
+
+
+def test_an_answer_that_is_an_object_is_named(tmp_path):
+    row = {"question": WHO, "answer": {"value": MARKER, "aliases": []}}
+    error = error_of(write_jsonl(tmp_path / "rows.jsonl", row))
+    assert "line 1: answer is an object, not text" in str(error)
+    assert MARKER not in everything_said(error)
+
+
+def test_a_thought_under_another_name_is_mapped(tmp_path):
+    row = {"question": WHO, "response": ANN, "Complex_CoT": CAME}
+    rows = read(tmp_path, row, columns={"thought": "Complex_CoT"})
+    assert rows.samples[0].messages[-1] == Message("assistant", ANN, thought=CAME)
+    assert read(tmp_path, row).unused == {"Complex_CoT": 1}
 
 
 @pytest.mark.parametrize("name", ["human", "Human", "USER", "prompter"])
@@ -469,6 +501,23 @@ def test_a_list_that_python_printed_is_recognised(tmp_path):
     assert "it looks as Python prints it: write it with json.dumps" in str(
         error_of(tmp_path / "rows.csv")
     )
+
+
+def test_nan_is_nothing_as_pandas_writes_it(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"instruction": "a", "input": NaN, "output": "b", "id": NaN}\n')
+    rows = read_rows(path)
+    assert (turns_of(rows), rows.unused) == ([("a", "b")], {})
+    path.write_text('{"instruction": "a", "output": NaN}\n')
+    assert "line 1: output is null" in str(error_of(path))
+
+
+def test_a_system_that_is_said_twice_counts_once(tmp_path):
+    turns = [
+        {"role": r, "content": c} for r, c in (("system", "S"), ("user", "a"), ("assistant", "b"))
+    ]
+    sample = read(tmp_path, {"messages": turns, "system": "S "}).samples[0]
+    assert [m.role for m in sample.messages] == ["system", "user", "assistant"]
 
 
 # Folders and arrow

@@ -515,9 +515,10 @@ BAD_TURNS = {
     "no turns": ({"messages": []}, "messages is empty"),
     "text": ({"messages": T}, "messages is text, not a list"),
     "broken list": ({"messages": "[" + T}, "messages is not valid JSON"),
-    "turn type": ({"messages": [T]}, "turn 1 is not an object but text"),
+    "turn type": ({"messages": [T, 7]}, "turn 1 is not an object but text"),
+    "texts": ({"messages": [T]}, "the last turn is not the assistant's"),
     "two systems": (
-        turns(("system", T), ("user", T), ("assistant", T)) | {"system": T},
+        turns(("system", T), ("user", T), ("assistant", T)) | {"system": T + T},
         "system is given both",
     ),
 }

@@ -255,6 +255,21 @@ def test_a_template_that_mixes_calls_and_results_is_refused(make_encoder, tmp_pa
     assert MARKER not in str(error.value)
 
 
+def test_a_template_that_reads_results_is_looked_through(make_encoder, tmp_path):
+    reads = (
+        "{% if m.role == 'tool' and m.content | int == 0 %}{{ raise_exception('no') }}{% endif %}"
+    )
+    template = HERMES.replace("{% for m in messages %}", "{% for m in messages %}" + reads, 1)
+    encoder = make_encoder(template)
+    _, call, answer = TOOL_FAMILIES["hermes"]
+    row = json.loads(json.dumps(SPELLINGS["openai"]))
+    row["messages"][2]["content"] = "-31"
+    assert trained(encoder, sample_of(tmp_path, row)) == [call, answer]
+    row["messages"][2]["content"] = "2"  # stands in the call too, so that nobody can tell
+    with pytest.raises(DataError, match="calls of tools so that they cannot be told"):
+        encoder.encode(sample_of(tmp_path, row))
+
+
 def test_nulls_that_arrow_fills_in_are_no_arguments(make_encoder, tmp_path):
     rows = [SPELLINGS["arguments as an object"], json.loads(json.dumps(SPELLINGS["openai"]))]
     rows = [{"messages": row["messages"], "tools": [TOOL]} for row in rows]
@@ -490,6 +505,12 @@ PREFERENCES = {
     "turns": {"prompt": [TURN], "chosen": [YES], "rejected": [NO]},
     "implicit": {"chosen": [TURN, YES], "rejected": [TURN, NO]},
     "prompt repeated": {"prompt": "hi", "chosen": [TURN, YES], "rejected": [TURN, NO]},
+    "beside the whole conversation": {
+        "prompt": "hi",
+        "messages": [TURN, YES],
+        "chosen": [TURN, YES],
+        "rejected": [TURN, NO],
+    },
     "turns repeated": {"prompt": [TURN], "chosen": [TURN, YES], "rejected": [TURN, NO]},
     "one turn each": {
         "conversations": [{"from": "human", "value": "hi"}],
@@ -513,7 +534,7 @@ def test_the_chosen_side_of_a_pair_is_the_row(shape, tmp_path):
     sample = rows.samples[0]
     assert sample.messages == (ASK, GOOD)
     assert sample.rejected == (ASK, BAD)
-    assert rows.unused == {}
+    assert rows.unused == ({"messages": 1} if shape == "beside the whole conversation" else {})
     assert sample.id == sample_of(tmp_path, {"prompt": "hi", "completion": "yo"}).id
 
 
@@ -559,11 +580,8 @@ def test_pictures_and_sounds_are_refused_by_name(name, tmp_path):
     assert f"it has {name}, and text alone is read" in str(error)
     assert MARKER not in everything_said(error)
     assert read(tmp_path, row | {name: []}).n_rows == 1
-    assert (
-        read(tmp_path, row | {name: ["a.jpg"]}, columns={name: None}).unused == {name: 1}
-        if (name in ("image", "images", "audios", "video"))
-        else True
-    )
+    unseen = read(tmp_path, row | {name: ["a.jpg"]}, columns={name: None})
+    assert unseen.unused == {name: 1}
 
 
 @pytest.mark.parametrize(

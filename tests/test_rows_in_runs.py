@@ -11,6 +11,7 @@ from test_cli import call, fails
 from test_init import home, write
 
 from clues.config import load_config
+from clues.data.formats import read_rows
 from clues.data.tokens import UNTRAINED, UNWANTED
 from clues.pipeline import open_run, run_until
 from clues.prepare.check import check_run
@@ -58,6 +59,7 @@ def test_a_run_reads_every_file_as_its_columns_are_mapped(mapped, tmp_path):
     north.write_text("".join(lines))
     config = load_config(mapped)
     results = run_until(open_run(config, tmp_path / "out", progress=Silent())).results
+    assert results
     assert results.arms["clues"].heldout_loss is not None
     private = tmp_path / "out" / "silos" / "north" / "private"
     kept = (private / "kept.jsonl").read_text().splitlines(keepends=True)
@@ -146,6 +148,19 @@ def test_init_splits_mapped_public_rows(home):
     assert call("init", *arguments, "--map", "prompt=frage,completion=antwort")[0] == 0
     public = load_config("clues.yaml").recipe.public["general"]
     assert [f.columns for f in (public.anchor, *public.validation.values())] == [MAP, MAP]
+
+
+def test_a_split_of_a_folder_is_found_from_the_configuration(home, monkeypatch):
+    (home / "hub" / "data").mkdir(parents=True)
+    for split in ("train", "test"):
+        renamed(write(home / "hub" / "data" / f"{split}-0.jsonl", 6, split))
+    rest = ("--public", "checked.jsonl", "--map", "prompt=frage,completion=antwort")
+    assert call("init", "sub/clues.yaml", "--silo", "hub:train", *rest)[0] == 0
+    monkeypatch.chdir(home / "sub")
+    (silo,) = load_config("clues.yaml").silos
+    assert (silo.name, silo.columns) == ("hub-train", MAP)
+    rows = read_rows(silo.data, columns=silo.read_columns)
+    assert rows.samples[0].messages[0].content == "train 0?"
 
 
 @pytest.mark.parametrize(

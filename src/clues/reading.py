@@ -82,6 +82,25 @@ def is_folder(path: str | Path, *, error: type[CluesError] = DataError) -> bool:
     return known is not None and stat.S_ISDIR(known.st_mode)
 
 
+def folder_and_split(
+    source: str | Path, base: Path = Path(), *, error: type[CluesError] = DataError
+) -> tuple[Path, str] | None:
+    """What `FOLDER:SPLIT` names; None where it names no folder that is there.
+
+    Args:
+        source: as it was written.
+        base: where a relative path starts.
+        error: what to raise.
+
+    Raises:
+        CluesError: as `status`.
+    """
+    folder, colon, split = str(source).rpartition(":")
+    if colon and folder and split and is_folder(base / folder, error=error):
+        return base / folder, split
+    return None
+
+
 def _encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 

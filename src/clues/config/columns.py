@@ -16,7 +16,7 @@ PARTS = (
     *RESPONSES,
     *CONVERSATIONS,
     *PAIRED,
-    *("context", "system", "history", "choices", "options", "tools", "label"),
+    *("context", "system", "history", "thought", "choices", "options", "tools", "label"),
     *MEDIA,
 )
 

@@ -23,7 +23,7 @@ from clues.config.rowsfile import RowsFile
 from clues.config.run import RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.strict import validate
 from clues.errors import ConfigError
-from clues.reading import is_folder, megabytes, read_bytes, shown, status
+from clues.reading import folder_and_split, is_folder, megabytes, read_bytes, shown, status
 
 Shared = TypeVar("Shared", bound=SharedConfig)
 Rows = TypeVar("Rows", bound=RowsFile)
@@ -167,9 +167,12 @@ def _silo_content(entry: Any, config_path: Path) -> Any:
         source, content = config_path, entry
     if isinstance(content, dict) and isinstance(content.get("data"), str):
         local = source.parent / content["data"]
+        named = folder_and_split(content["data"], source.parent, error=ConfigError)
         # A name that is no file may still be a data set on a hub; reading it decides.
         if status(local, error=ConfigError) or local.suffix:
             content = {**content, "data": str(local.resolve())}
+        elif named:
+            content = {**content, "data": f"{named[0].resolve()}:{named[1]}"}
     return with_place(content, source.parent)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from clues.config.base import BUILT_IN, Count, Factor, Name, Settings, Share
-from clues.config.columns import PARTS, Columns
+from clues.config.columns import Columns
 from clues.config.combine import CombineSettings, FederationSettings
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.findings import FindingsSettings
@@ -123,7 +123,7 @@ class SiloSettings(Settings):
     @property
     def read_columns(self) -> dict[str, str | None]:
         """The mapping of columns; labels of an experiment say nothing about what is to be trained."""
-        own = {self.labels: None} if self.labels in PARTS else {}
+        own = {self.labels: None} if self.labels else {}
         return {**own, **(self.columns or {})}
 
     def agreed(self) -> dict[str, Any]:

@@ -51,7 +51,15 @@ def read_turns(value: Any, name: str, unused: Counter[str]) -> list[Message]:
         value = _unfolded(value, name)
     turns: list[Message] = []
     missing: set[str] = set()
-    for number, given in enumerate(list_of(value, name), start=1):
+    given_turns = list_of(value, name)
+    # Texts alone are question and answer by turns.
+    if given_turns and all(isinstance(given, str) for given in given_turns):
+        roles = ("user", "assistant")
+        return [
+            Message(roles[i % 2], text_of(text, f"turn {i + 1}"))
+            for i, text in enumerate(given_turns)
+        ]
+    for number, given in enumerate(given_turns, start=1):
         turn = dict(given) if _is_pairs(given) else given
         if not isinstance(turn, dict):
             raise BadRow(f"turn {number} is not an object but {kind_of(turn)}")
@@ -70,6 +78,11 @@ def read_turns(value: Any, name: str, unused: Counter[str]) -> list[Message]:
             turns.append(message)
     unused.update(f"{name}[].{key}" for key in missing)
     return turns
+
+
+def speaks(turn: dict[str, Any]) -> bool:
+    """Whether an object is a turn: it has a role, or question and answer."""
+    return _first(turn, _SPEAKER) is not None or "output" in turn
 
 
 def check_turns(turns: Sequence[Message], name: str) -> None:

@@ -24,7 +24,7 @@ from clues.data.tables import (
     parse_json,
 )
 from clues.errors import DataError
-from clues.reading import cannot_read, is_folder, read_bytes, shown, status
+from clues.reading import cannot_read, folder_and_split, is_folder, read_bytes, shown, status
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow-stream"}
@@ -79,9 +79,8 @@ def read_source(source: str | Path) -> tuple[Path, Table, str]:
         named = named_container(path)
         lies = named != table.container.removesuffix("-stream")
         return path, table, table.container + (f" (named {path.name})" if lies else "")
-    folder, colon, split = str(source).rpartition(":")
-    if colon and folder and is_folder(folder):
-        return _read_folder(Path(folder), split)
+    if named := folder_and_split(source):
+        return _read_folder(*named)
     hub = _HUB_NAME.fullmatch(source) if isinstance(source, str) else None
     # owner/name is also how a path looks: a folder `owner` or a file suffix says it is one.
     if hub and not is_folder(path.parent) and named_container(path) is None:

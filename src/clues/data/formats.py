@@ -1,29 +1,37 @@
 """Rows in and out: find the shape of a user's file, parse it, write some of it back."""
 
 import contextlib
-import difflib
 import gc
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clues.atomic import write_atomically
 from clues.config import RowsFile
+from clues.data.choosing import (
+    PLAIN_NAME,
+    choose_layout,
+    is_headless,
+    known_schemas,
+    named_columns,
+    near_name,
+    settled,
+    shown_columns,
+)
 from clues.data.files import named_container, read_source, suffix_of
-from clues.data.layouts import KNOWN_COLUMNS, PAIRS, SCHEMAS, Layout, layouts_of
+from clues.data.layouts import SCHEMAS, Layout
 from clues.data.samples import Message, Sample
-from clues.data.schemas import MAX_CHARACTERS, parse_row, truth_of
+from clues.data.schemas import MAX_CHARACTERS, parse_row
 from clues.data.tables import Table, bad_rows, write_table
 from clues.data.values import BadRow, is_empty
 from clues.errors import ConfigError, DataError, UsageError
 
-_PLAIN_NAME = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
 _PLAIN_KEY = re.compile(
-    rf"{_PLAIN_NAME.pattern}(\[\]\.{_PLAIN_NAME.pattern})?( of other turns| after the first)?",
+    rf"{PLAIN_NAME.pattern}(\[\]\.{PLAIN_NAME.pattern})?( of other turns| after the first)?",
     re.ASCII,
 )
 
@@ -68,7 +76,7 @@ class RowFile:
             DataError: no row has this column.
         """
         if name not in self.table.columns:
-            raise DataError(f"{self.path}: no column {name}. Found: {_shown(self.table)}.")
+            raise DataError(f"{self.path}: no column {name}. Found: {shown_columns(self.table)}.")
         return [record.get(name) for record in self.table.read([name])]
 
 
@@ -98,7 +106,9 @@ def read_rows(
             first five bad rows are named by line.
     """
     if schema is not None and schema not in SCHEMAS:
-        raise ConfigError(f"no schema is named {schema}.{_near(schema, SCHEMAS)} Known: {_known()}")
+        raise ConfigError(
+            f"no schema is named {schema}.{near_name(schema, SCHEMAS)} Known: {known_schemas()}"
+        )
     with _without_collection():
         return _read(source, schema, columns or {}, skip_bad=skip_bad, lenient=lenient)
 
@@ -124,8 +134,8 @@ def _read(
     lenient: bool,
 ) -> RowFile:
     path, table, said = read_source(source)
-    named = _named(path, table, columns)
-    layout = _settled(_choose_layout(path, table, named, schema), table, named, path)
+    named = named_columns(path, table, columns)
+    layout = settled(choose_layout(path, table, named, schema), table, named, path)
     used = {part: named[part] for part in layout.columns if part in named}
     samples: list[Sample] = []
     bad = list(table.bad)
@@ -234,23 +244,6 @@ def _write(table: Table, indices: Sequence[int], part: Path) -> None:
         write_table(table, indices, sink)
 
 
-def _named(path: Path, table: Table, columns: Mapping[str, str | None]) -> dict[str, str]:
-    """The file's columns by what they hold: as mapped, the others under their own names."""
-    mapped = {part: column for part, column in columns.items() if column is not None}
-    missing = [column for column in mapped.values() if column not in table.columns]
-    if missing:
-        raise DataError(
-            f"{path}: columns names {missing[0]}, which is no column. Found: {_shown(table)}."
-        )
-    hidden = {*mapped.values(), *columns}
-    found = mapped | {name: name for name in table.columns if name not in hidden}
-    if layouts_of(tuple(found)):
-        return found
-    # Names in capitals are the same names, where they are read at all.
-    lower = {name if name in mapped else name.lower(): column for name, column in found.items()}
-    return lower if len(lower) == len(found) and layouts_of(tuple(lower)) else found
-
-
 def _records(table: Table, used: Mapping[str, str]) -> Sequence[dict[str, Any]]:
     """The rows with what is read of them, under the names of their parts."""
     records = table.read(tuple(used.values()))
@@ -290,95 +283,6 @@ def _unused(table: Table, columns: Sequence[str], keys: Mapping[str, int]) -> di
             found[name] = sum(not is_empty(record.get(name)) for record in table.records)
     plain: Counter[str] = Counter()
     for name, n in (*found.items(), *sorted(keys.items())):
-        hidden = not _PLAIN_KEY.fullmatch(name) or _is_headless(table)
+        hidden = not _PLAIN_KEY.fullmatch(name) or is_headless(table)
         plain["columns or keys with names that are not shown" if hidden else name] += n
     return {name: n for name, n in plain.items() if n}
-
-
-def _settled(layout: Layout, table: Table, named: Mapping[str, str], path: Path) -> Layout:
-    """A layout after a look at the values that decide how it is to be read."""
-    if layout.label:
-        column = named[layout.label]
-        values = {str(r.get(column)) for r in table.read([column])} - {"None", ""}
-        if any(truth_of(value) is None for value in values):
-            layout = replace(layout, label="")
-    if "cop" in layout.answers:
-        numbers = {str(r.get(named["cop"])) for r in table.read([named["cop"]])} - {"None", ""}
-        from_one = str(len(layout.choices)) in numbers
-        if not from_one and not numbers & {"0", "-1"}:
-            raise DataError(
-                f"{path}: cop is never 0 and never {len(layout.choices)}, so nobody can tell whether "
-                "it counts from 0 or from 1. Give the answer as a letter, in a column named answer."
-            )
-        layout = replace(layout, first=int(from_one and "0" not in numbers))
-    return layout
-
-
-def _choose_layout(
-    path: Path, table: Table, named: Mapping[str, str], schema: str | None
-) -> Layout:
-    layouts = layouts_of(tuple(named))
-    mapped = {part for part, column in named.items() if part != column and part != column.lower()}
-    if mapped:
-        layouts = [way for way in layouts if mapped <= set(way.columns)]
-    if schema is not None:
-        layouts = [layout for layout in layouts if layout.schema == schema][:1]
-        if not layouts:
-            raise DataError(
-                f"{path}: schema {schema} needs {SCHEMAS[schema]}. Found: {_shown(table)}."
-            )
-        return layouts[0]
-    # A question with choices and a free answer of its own is the richer shape.
-    if any(layout.choices and layout.schema != "multiple_choice" for layout in layouts):
-        layouts = [layout for layout in layouts if layout.schema != "multiple_choice"]
-    if len(layouts) == 1:
-        return layouts[0]
-    if table.bad:
-        raise bad_rows(path, table.bad)
-    if layouts:
-        fits = ", ".join(f"{way.schema} ({way.prompt}, {way.response})" for way in layouts)
-        problem, advice = f"several schemas fit: {fits}", "Name one with schema"
-    elif mapped:
-        problem = f"no schema has {', '.join(sorted(mapped))} together"
-        advice = "Map other columns"
-    else:
-        problem, advice = "no schema fits", _renaming(table) or "Say with columns what they hold"
-    raise DataError(f"{path}: {problem}. Found: {_shown(table)}. {advice}; known: {_known()}")
-
-
-def _renaming(table: Table) -> str:
-    """Which columns hold what, where their names are nearly those of a schema."""
-    if _is_headless(table):
-        return ""
-    lower = {name.lower(): name for name in table.columns}
-    for wanted in (("instruction", "output"), *PAIRS, ("conversations",), ("messages",)):
-        near = [difflib.get_close_matches(name, lower, n=1, cutoff=0.75) for name in wanted]
-        if all(near):
-            pairs = [(lower[found[0]], name) for found, name in zip(near, wanted, strict=True)]
-            said = ", ".join(f"{name}: {old}" for old, name in pairs if old != name)
-            return f"Is it columns: {{{said}}}?"
-    return ""
-
-
-def _is_headless(table: Table) -> bool:
-    """Whether the names may be a row: without a header the first line, read as one, is one."""
-    return table.named_by_row and not KNOWN_COLUMNS & {name.lower() for name in table.columns}
-
-
-def _known() -> str:
-    return "; ".join(f"{name} ({columns})" for name, columns in SCHEMAS.items()) + "."
-
-
-def _near(name: str, names: Sequence[str] | dict[str, str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def _shown(table: Table) -> str:
-    """Column names for a message. What may be text is counted, not shown."""
-    names = table.columns
-    if _is_headless(table):
-        return f"{len(names)} columns of unknown names; does the first line hold the names?"
-    plain = [name for name in names if _PLAIN_NAME.fullmatch(name)][:20]
-    n_hidden = len(names) - len(plain)
-    return ", ".join(plain + ([f"{n_hidden} not shown"] if n_hidden else []))

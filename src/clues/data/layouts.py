@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from clues.config.columns import CONVERSATIONS, MEDIA, PAIRED, PROMPTS, RESPONSES
 
 SCHEMAS = {
-    "alpaca": "instruction, output; optional input, system, history",
-    "sharegpt": "conversations; optional system",
-    "messages": "messages; optional system",
-    "prompt_completion": "prompt and completion or response, or question and answer",
+    "alpaca": "instruction, output; optional input, context, system, history, tools",
+    "sharegpt": "conversations; optional system, tools",
+    "messages": "messages; optional system, tools",
+    "prompt_completion": "prompt, question, query or input; completion, response, answer, output or "
+    "target; optional context, system",
     "preference": "chosen, rejected; optional prompt, question, instruction or conversations",
     "multiple_choice": "question or instruction; choices, options or A, B, ...; answer",
 }
@@ -31,6 +32,7 @@ _PAIRED = (
 )
 _REJECTED = ("rejected", "rejected_response", "rejected_messages")
 _SYSTEM, _TOOLS = ("system", "system_prompt"), ("tools", "functions")
+_THOUGHTS = ("thought", "reasoning_content", "thinking", "reasoning")
 _LABELS = ("label", "kto_tag")
 _ANSWERS = ("answer_idx", "answer_index", "answerKey", "answer", "cop")
 _CHOICES = ("choices", "options")
@@ -50,6 +52,7 @@ class Layout:
         answers: columns that say which choice is right; the first decides.
         inputs: columns that belong to the prompt.
         history: column of earlier turns; as all others, empty where there is none.
+        thought: of what the assistant thinks before it answers.
         system: of the system's text.
         tools: of the tools that the assistant may call.
         rejected: of the other answer of a pair.
@@ -65,6 +68,7 @@ class Layout:
     answers: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     history: str = ""
+    thought: str = ""
     system: str = ""
     tools: str = ""
     rejected: str = ""
@@ -75,7 +79,7 @@ class Layout:
     @property
     def columns(self) -> tuple[str, ...]:
         """Every column that becomes part of a sample."""
-        single = (self.history, self.system, self.tools, self.rejected, self.label)
+        single = (self.history, self.thought, self.system, self.tools, self.rejected, self.label)
         names = (self.prompt, self.response, *self.choices, *self.answers, *self.inputs, *single)
         return tuple(dict.fromkeys(name for name in (*names, *self.media) if name))
 
@@ -90,7 +94,7 @@ def _paired(names: Sequence[str]) -> list[Layout]:
     """Preference pairs: with a column of prompts, or with the prompt in both answers."""
     for chosen, rejected in _PAIRED:
         if chosen in names and rejected in names:
-            prompts = [name for name in (*_CONVERSATIONS, *PROMPTS) if name in names]
+            prompts = [name for name in (*PROMPTS, *_CONVERSATIONS) if name in names]
             prompt = prompts[0] if prompts else ""
             return [Layout("preference", prompt, chosen, rejected=rejected)]
     return []
@@ -152,6 +156,7 @@ def _completed(layout: Layout, names: Sequence[str]) -> Layout:
         layout,
         inputs=inputs,
         history=one(("history",)) if layout.schema == "alpaca" else "",
+        thought=one(_THOUGHTS) if layout.schema in ("alpaca", "prompt_completion") else "",
         system=one(_SYSTEM),
         tools=one(_TOOLS),
         rejected=layout.rejected or ("" if layout.choices else one(_REJECTED)),

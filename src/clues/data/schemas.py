@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clues.config.columns import CONVERSATIONS
-from clues.data.calls import read_tools
+from clues.data.calls import call_json, read_call, read_tools
 from clues.data.choices import read_choices
-from clues.data.conversations import check_turns, read_turns
+from clues.data.conversations import check_turns, read_turns, speaks
 from clues.data.layouts import Layout
 from clues.data.samples import Message, Sample
 from clues.data.values import (
@@ -59,12 +60,14 @@ def parse_row(
     if rejected:
         check_turns(rejected, layout.rejected)
     if layout.system and (system := optional_text(record, layout.system)):
-        if turns[0].role == "system":
+        own = turns[0].content if turns[0].role == "system" else None
+        if own is not None and own.strip() != system.strip():
             raise BadRow(
                 f"system is given both as a column ({layout.system}) and as the first turn"
             )
-        turns = [Message("system", system), *turns]
-        rejected = [Message("system", system), *rejected] if rejected else []
+        first = [Message("system", system)] if own is None else []
+        turns = [*first, *turns]
+        rejected = [*first, *rejected] if rejected else []
     tools = read_tools(record.get(layout.tools), layout.tools) if layout.tools else ""
     _check_size([*turns, *rejected], (*choices, tools), len(turns))
     unwanted = truth_of(record.get(layout.label)) is False if layout.label else False
@@ -127,7 +130,10 @@ def _parse_pair(layout: Layout, record: dict[str, Any], unused: Counter[str]) ->
         asked = read_turns(prompt, layout.prompt, unused)
     else:
         asked = [Message("user", _prompt(layout, record))]
-    return [*asked, *_answer(record, layout.response, unused)]
+    answer = _answer(record, layout.response, unused)
+    if layout.thought and (thought := optional_text(record, layout.thought)):
+        answer[-1] = replace(answer[-1], thought=answer[-1].thought or thought)
+    return [*asked, *answer]
 
 
 def _parse_question(layout: Layout, record: dict[str, Any], unused: Counter[str]) -> list[Message]:
@@ -192,10 +198,13 @@ def _answer(record: dict[str, Any], name: str, unused: Counter[str]) -> list[Mes
     value = record[name]
     if name in _SEVERAL:
         value = _first_text(value, name, unused)
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return read_turns(value, name, unused)
+    parts = [value] if isinstance(value, dict) else value
+    if isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts):
+        if any(speaks(part) for part in parts):
+            return read_turns(parts, name, unused)
+        if all("name" in part for part in parts):
+            calls = [read_call(part, name) for part in parts]
+            return [Message("assistant", "", calls=call_json(calls))]
     return [Message("assistant", text_of(value, name))]
 
 

@@ -27,7 +27,9 @@ def text_of(value: Any, name: str, *, empty: bool = False) -> str:
         value = _decoded(value, name)
     if not isinstance(value, str):
         raise BadRow(
-            f"{name} is null" if value is None else f"{name} is {kind_of(value)}, not text"
+            f"{name} is null"
+            if value is None or value != value
+            else f"{name} is {kind_of(value)}, not text"
         )
     if not empty and not value.strip():
         raise BadRow(f"{name} is empty")
@@ -39,7 +41,8 @@ def text_of(value: Any, name: str, *, empty: bool = False) -> str:
 def optional_text(record: dict[str, Any], name: str) -> str:
     """A text that may be missing, null or empty."""
     value = record.get(name)
-    if value is None or value == "":
+    # NaN is how pandas writes that there is nothing.
+    if value is None or value == "" or value != value:
         return ""
     text = text_of(value, name, empty=True)
     return "" if text.isspace() else text
@@ -85,8 +88,12 @@ def _python(text: str) -> str:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: null, an empty text, list or object."""
-    return value is None or (isinstance(value, str | list | dict | tuple) and not value)
+    """Whether a value says nothing: null, NaN, an empty text, list or object."""
+    return (
+        value is None
+        or value != value
+        or (isinstance(value, str | list | dict | tuple) and not value)
+    )
 
 
 def _decoded(value: bytes, name: str) -> str:

@@ -17,6 +17,7 @@ from clues.config import BUILT_IN, Columns, derived_seed
 from clues.config import check_name as checked_name
 from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.errors import UsageError
+from clues.reading import folder_and_split
 from clues.selection.threshold import MIN_ANCHORS
 
 Side = Literal["all", "coordinator", "silo"]
@@ -149,7 +150,7 @@ def check_data(data: str, columns: Columns | None = None) -> RowFile | None:
     Raises:
         CluesError: there is nothing there, or it holds no rows of a known shape.
     """
-    if not Path(data).exists() and _HUB_NAME.fullmatch(data) and not Path(data).suffix:
+    if not _is_here(data) and _HUB_NAME.fullmatch(data) and not Path(data).suffix:
         return None
     path = _existing(data)
     # A bad row is dropped by name; a run that must not have one says strict in the silo's file.
@@ -209,7 +210,7 @@ def _check_files(answers: Answers) -> None:
         for silo in answers.silos:
             if rows := check_data(silo.data, answers.columns):
                 rows.column(answers.labels)
-    used = [str(file) for _, file in _used_files(answers) if file.exists()]
+    used = [str(file) for _, file in _used_files(answers) if _is_here(str(file))]
     if answers.columns and not any(fitting(file, answers.columns) for file in used):
         named = ", ".join(str(column) for column in answers.columns.values() if column)
         raise UsageError(f"--map: no file has all the columns {named}. Name columns of one file.")
@@ -301,7 +302,7 @@ def _split_label(text: str) -> tuple[str, str]:
 
 def _existing(text: str) -> str:
     path = Path(text).expanduser()
-    if text and path.exists():
+    if text and (path.exists() or folder_and_split(text)):
         return str(path)
     beside = path.parent if path.parent.is_dir() else Path()
     close = get_close_matches(path.name, [p.name for p in beside.glob("*")], n=1)
@@ -318,6 +319,8 @@ def _scalar(value: Any) -> str:
 
 def _relative(file: str | Path, folder: Path) -> str:
     """The path as the configuration names it: relative to itself where that is short."""
+    if named := folder_and_split(file):
+        return f"{_relative(named[0], folder)}:{named[1]}"
     if not Path(file).exists():
         return str(file)
     path = Path(file).resolve()
@@ -363,6 +366,10 @@ def _entry(file: str | Path, answers: Answers) -> Any:
     return {"path": path, "columns": dict(columns)} if columns else path
 
 
+def _is_here(data: str) -> bool:
+    return Path(data).exists() or folder_and_split(data) is not None
+
+
 def _silo_yaml(silo: SiloAnswer, answers: Answers) -> str:
     folder, model = answers.path.parent, answers.model
     return _render(
@@ -370,6 +377,6 @@ def _silo_yaml(silo: SiloAnswer, answers: Answers) -> str:
         answers,
         silo=silo,
         data=_relative(silo.data, folder),
-        columns=fitting(silo.data, answers.columns) if Path(silo.data).exists() else None,
+        columns=fitting(silo.data, answers.columns) if _is_here(silo.data) else None,
         model=model if model == BUILT_IN else _relative(model, folder),
     )
