@@ -105,6 +105,14 @@ def test_without_checked_rows_the_text_alone_is_looked_at_and_that_is_said(files
     assert not Path("by-text/report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["\u6570\u636e.json", "_rows (final).json", "a=b.json"])
+def test_any_name_of_a_file_will_do(files, capsys, name):
+    Path("rows.json").rename(name)
+    line = ("clean", name, "--checked", "checked.json", "--out", "out", "-q")
+    assert call(*line)[0] == 0
+    assert " of 40 rows set aside: " in capsys.readouterr().out
+
+
 def test_an_earlier_outcome_is_not_left_beside_a_new_one(files, capsys):
     Path("out").mkdir()
     Path("out/unscored.jsonl").write_text("{}\n")
