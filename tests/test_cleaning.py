@@ -16,6 +16,7 @@ from clues.prepare.athand import at_hand
 from clues.prepare.facts import make_questions
 from clues.prepare.sampling import draw
 
+DRAWS = True  # one page is looked at
 REFUSAL = "As an AI language model, I cannot answer this question."
 
 
@@ -104,6 +105,14 @@ def test_without_checked_rows_the_text_alone_is_looked_at_and_that_is_said(files
     assert not Path("by-text/report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["\u6570\u636e.json", "_rows (final).json", "a=b.json"])
+def test_any_name_of_a_file_will_do(files, capsys, name):
+    Path("rows.json").rename(name)
+    line = ("clean", name, "--checked", "checked.json", "--out", "out", "-q")
+    assert call(*line)[0] == 0
+    assert " of 40 rows set aside: " in capsys.readouterr().out
+
+
 def test_an_earlier_outcome_is_not_left_beside_a_new_one(files, capsys):
     Path("out").mkdir()
     Path("out/unscored.jsonl").write_text("{}\n")
@@ -134,6 +143,36 @@ def test_version_is_an_option_too(capsys):
     assert call("-V")[0] == 0
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", first)
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.slow
+def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, capsys):
+    assert call("clean", "rows.json", "--checked", "checked.json", "-q", "--json")[0] == 0
+    told = json.loads(capsys.readouterr().out)
+    with chromium() as browser:
+        view = Opened(browser, Path("cleaned/report.html").resolve())
+        page = view.page
+        page.wait_for_selector("html[data-ready]")
+        lede = page.locator("#lede").inner_text()
+        aside = sum(told["set_aside"].values())
+        assert lede.startswith(f"40 rows: {told['kept']} kept, {aside} set aside (")
+        assert "1 refusal" in lede
+        assert page.locator("#groups tbody tr", has_text="refusal").count() == 1
+        page.select_option("#show", "aside")
+        page.fill("#search", "language model")
+        page.wait_for_timeout(400)
+        page.locator("#list [role=option]").first.click()
+        assert "The answer refuses" in page.locator("#detail .why").inner_text()
+        place = page.locator("#detail .found-here")
+        assert place.inner_text() == "As an AI language model"
+        assert "refuses" in str(place.get_attribute("title"))
+        # No slider brings it back: what its text shows stands above every threshold.
+        page.fill("#number", "-1000000")
+        page.press("#number", "Enter")
+        page.wait_for_timeout(300)
+        assert page.locator("#detail .chip").first.inner_text() == "dropped"
+        assert view.complaints == []
+        view.close()
 
 
 # --- rows to check

@@ -204,6 +204,29 @@ def test_check_counts_the_anchors_that_are_short_enough(inputs, capsys) -> None:
     assert "with probability 92% only" in said
 
 
+def test_check_counts_what_a_reader_sees_and_what_cannot_be_used(inputs, capsys) -> None:
+    path = inputs.parent / "silos" / "harbor-bank.jsonl"
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[0])
+    refused = {**row, "output": "I'm sorry, but I cannot help with that."}
+    path.write_text("\n".join([*lines, json.dumps(refused), json.dumps({**row, "output": ""})]))
+    assert call("check", inputs, "--json")[0] == 0
+    told = json.loads(capsys.readouterr().out)
+    (bank,) = (file for file in told["files"] if file["name"] == "silo harbor-bank")
+    assert bank["findings"]["the answer refuses, as an assistant does"] == 1
+    assert bank["n_unusable"] == 1
+    notes = "\n".join(told["notes"])
+    assert "silo harbor-bank: 1 rows: the answer refuses" in notes
+    assert "1 rows cannot be used, such as those whose answer is null or empty" in notes
+
+
+def test_check_says_that_the_model_reads_less_than_the_recipe_allows(inputs, capsys) -> None:
+    edit(inputs, lambda c: c["recipe"].update(tokens={"max_length": 4096}))
+    assert call("check", inputs, "--json")[0] == 0
+    notes = "\n".join(json.loads(capsys.readouterr().out)["notes"])
+    assert "max_length is 4096, and the base model reads 512 tokens at once: 512 counts" in notes
+
+
 def test_check_says_when_one_anchor_is_the_threshold(inputs, capsys) -> None:
     anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
     rows = [json.loads(line) for line in anchors.read_text().splitlines()]

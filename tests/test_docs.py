@@ -183,6 +183,20 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     assert [place for place in found if not (ROOT / place).exists()] == []
 
 
+def test_all_pages_ask_for_the_same_number_of_checked_rows() -> None:
+    pages = [
+        ROOT / "README.md",
+        DOCS / "index.md",
+        DOCS / "limits.md",
+        *DOCS.glob("tutorials/*.md"),
+    ]
+    told = re.compile(r"(\d+) (?:\*?checked rows|anchors are a good|are a good (?:number|start))")
+    found = {p.name: told.findall(p.read_text(encoding="utf-8")) for p in pages}
+    numbers = {n for name, ns in found.items() for n in ns if name != "limits.md"}
+    assert numbers == {"150"}
+    assert found["limits.md"][0] == "150"
+
+
 def test_no_page_installs_a_package_of_a_name_that_is_not_ours_yet() -> None:
     """Whoever owns the name on the index would run code on the reader's machine."""
     folders = ("docs", "src", "examples", "deploy")

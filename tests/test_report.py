@@ -370,6 +370,28 @@ def test_a_selection_without_a_model_is_a_selection(arms):
     assert ("## Arms" in text, "Arms" in terminal) == (bool(arms), bool(arms))
 
 
+def test_a_silos_cut_in_its_own_numbers_is_not_called_the_threshold():
+    results = make_results()
+    for n, silo in enumerate(results["silos"].values()):
+        silo["threshold"] = -2.961 - n
+    table = silos_table(results_of(results))
+    assert "Threshold" not in [column.title for column in table.columns]
+    assert "in the numbers of each silo's own scores" in table.note
+    for silo in results["silos"].values():
+        silo["threshold"] = results["threshold"]["value"]
+    assert "own scores" not in silos_table(results_of(results)).note
+    assert "-1 by definition" in page(results) or results["threshold"]["rule"] != "anchor_tolerance"
+
+
+def test_a_promise_that_the_anchors_are_too_few_for_is_a_warning_in_colour():
+    results = make_results()
+    results["threshold"] |= {"assurance": 0.603, "confidence": 0.95, "n_anchors": 18}
+    said = "warning: 18 anchor rows could be used, too few"
+    assert said in " ".join(terminal_text(results).split())
+    results["threshold"]["assurance"] = 0.97
+    assert "warning" not in terminal_text(results)
+
+
 def test_without_a_silo_nothing_was_selected():
     results = make_results()
     results["arms"], results["silos"] = {}, {}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from clues.config import TokenSettings, context_of
+from clues.data.roundtrip import characters_lost
 from clues.data.samples import Message, Sample
 from clues.data.tokens import RowEncoder, encode_rows, token_budget_batches
 from clues.errors import ConfigError, DataError
@@ -307,3 +308,22 @@ def test_batches_cover_every_row_once_within_the_budget(budget, max_rows):
 
 def test_no_rows_make_no_batches():
     assert list(token_budget_batches([], budget=10)) == []
+
+
+def test_a_tokenizer_that_loses_characters_is_noticed(tokenizer):
+    """What it does not know the model does not read, and nobody sees it in the scores."""
+
+    class Lossy:
+        def __call__(self, text, **how):
+            return tokenizer(text.replace("$", "").lower(), **how)
+
+        def decode(self, ids, **how):
+            return tokenizer.decode(ids, **how)
+
+    row = Sample(0, (Message("user", "How much is it?"), Message("assistant", "It is $ 4 $")))
+    assert characters_lost(tokenizer, [row]) == (0.0, "")
+    lost = characters_lost(Lossy(), [row] * 300)
+    assert lost.signs == "$"
+    # Two dollars, an H and an I of 19 characters.
+    assert lost.share == pytest.approx(4 / 19)
+    assert characters_lost(tokenizer, []) == (0.0, "")

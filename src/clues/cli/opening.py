@@ -93,6 +93,14 @@ def say_where(opened: Any, config: Path) -> None:
     from clues.report.terminal import print_next
 
     root = opened.run_dir.root
+    if len(opened.silos) == 1:
+        # Who has both sides may know how many they are; what is rounded above is for others.
+        for silo in opened.silos.values():
+            out.print(
+                f"\nExactly, as on the private page: {silo.summary()}",
+                highlight=False,
+                soft_wrap=True,
+            )
     print_next(root, list(opened.silos), out, program=program(), arguments=again(opened, config))
 
 

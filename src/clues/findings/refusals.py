@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from clues.data.samples import Sample
 from clues.findings.base import Finding, in_answer, question
 
-_MODEL = r"(?:AI|A\.I\.|artificial intelligence|(?:large |text-based |conversational )?(?:AI )?language model|LLM|chat ?bot|virtual assistant|digital assistant)"
+_MODEL = (
+    r"(?:(?:large |text-based |conversational )?(?:AI )?language model|(?:AI|A\.I\.|artificial intelligence)"
+    r"(?: (?:chat ?bot|model|assistant|system|program))?|LLM|chat ?bot|virtual assistant|digital assistant)"
+)
 _HELP = (
     r"(?:help|assist|provide|answer|fulfil|comply|give|offer|discuss|create|generate|complete"
     r"|respond|do that|continue|engage|support|share|write|tell|access|browse|accommodate|process)"

@@ -26,9 +26,9 @@ from clues.prepare.athand import at_hand
 from clues.prepare.scaffold import (
     ONE_DOMAIN,
     PublicAnswer,
+    check_data,
     check_model,
     halves_of,
-    silo_answer,
 )
 from clues.progress import Progress
 from clues.report.pairs import weak_promise
@@ -195,7 +195,7 @@ def _configure(
     rows: str, checked: Path, folder: Path, *, model: str, schema: str | None
 ) -> tuple[RunConfig, list[str]]:
     """Write the run's configuration for the model at hand, and what there is to warn of."""
-    answer = silo_answer(rows, domain=ONE_DOMAIN)
+    check_data(rows)
     model = model if check_model(model) == BUILT_IN else _place(model)
     hand = at_hand(model)
     make_private_folder(folder)
@@ -214,7 +214,8 @@ def _configure(
         },
     }
     silo = {
-        "name": answer.name,
+        # Not the file's: that may be no name, and its order of rows would hang on it.
+        "name": "rows",
         "data": str(Path(rows).resolve()) if Path(rows).exists() else rows,
         "domain": ONE_DOMAIN,
         "schema": schema,
