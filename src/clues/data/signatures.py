@@ -24,7 +24,7 @@ _FOREIGN = (
     ((b"FEA1",), "a file of the first Feather version", "Write the rows as arrow or parquet"),
     (
         (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
-        "a pickle, which can run any program and is never opened",
+        "a file of Python objects, which can run any program and is never opened",
         "Write the rows as parquet or jsonl",
     ),
     ((b"\x93NUMPY",), "an array of NumPy", "Write the rows as parquet or jsonl"),

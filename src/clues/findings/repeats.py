@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
+from typing import cast
 
 import numpy as np
 
@@ -54,9 +55,10 @@ def _near(texts: Sequence[tuple[Sample, str]]) -> Iterator[Finding]:
         sketch.update_batch(pieces)
         own = frozenset(pieces)
         # The sketch finds candidates; what decides is the sets themselves.
+        candidates = cast("list[int]", index.query(sketch))
         alike = [
             row
-            for row in index.query(sketch)
+            for row in candidates
             if _jaccard(own, sets[row]) >= SIMILARITY and _says_the_same(sample, known[row])
         ]
         if alike:
