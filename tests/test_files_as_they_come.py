@@ -408,7 +408,10 @@ def foreign_files() -> dict[str, tuple[bytes, str]]:
         "7z": (b"7z\xbc\xaf\x27\x1c" + b"\0" * 50, "a 7z archive"),
         "lz4": (b"\x04\x22\x4d\x18" + b"\0" * 50, "lz4 -d"),
         "sqlite": (b"SQLite format 3\0" + b"\0" * 50, "an SQLite database"),
-        "pickle": (b"\x80\x04\x95" + b"\0" * 50, "a file of Python objects, which can run any program"),
+        "pickle": (
+            b"\x80\x04\x95" + b"\0" * 50,
+            "a file of Python objects, which can run any program",
+        ),
         "pdf": (b"%PDF-1.7\n", "a PDF"),
         "html": (b"\n<!DOCTYPE html>\n<html>", "a page of HTML"),
         "avro": (b"Obj\x01\x04", "an Avro file"),

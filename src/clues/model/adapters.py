@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,8 @@ class LoraModel:
             # fp16 and bf16 adapters flush small gradients to zero.
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
-        self.peft.to(self.device)
+        # Without dropout but where it trains; the Trainer switches it on.
+        self.peft.to(self.device).eval()
         self.head = find_head(self.peft)
         self.initial = self.state()
 
@@ -158,6 +159,11 @@ class LoraModel:
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Adapter weights by their saved names, in the model's order."""
+        return dict(self._parameters)
+
+    @cached_property
+    def _parameters(self) -> dict[str, torch.nn.Parameter]:
+        # Looked for once: a model has thousands of modules, and this is asked in every batch.
         return {
             name.replace(".default", ""): parameter
             for name, parameter in self.peft.named_parameters()
@@ -198,11 +204,14 @@ class LoraModel:
     def evaluating(self) -> Iterator[Any]:
         """No dropout inside; the former mode comes back after."""
         was_training = self.peft.training
-        self.peft.eval()
+        # A walk through all modules, which only a model in training needs.
+        if was_training:
+            self.peft.eval()
         try:
             yield self.peft
         finally:
-            self.peft.train(was_training)
+            if was_training:
+                self.peft.train()
 
     @contextmanager
     def on_top_of(self, state: Mapping[str, Tensor]) -> Iterator[None]:

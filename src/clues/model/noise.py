@@ -150,6 +150,7 @@ def train_privately(
             optimizer.zero_grad()
     finally:
         wrapped.to_standard_module()
+        model.peft.eval()
         for parameter in parameters.values():
             parameter.grad = None
     return Trained(model.state(), tuple(checkpoints), sum(losses) / max(1, len(losses)))

@@ -147,6 +147,7 @@ def train(
         trainer.train()
     finally:
         gc.unfreeze()
+        model.peft.eval()
     trained = model.state()
     # A gradient can overflow where the loss does not.
     check_state(trained, like=model.initial)

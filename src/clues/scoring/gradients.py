@@ -205,7 +205,6 @@ def _taps(
 ) -> Iterator[Tensor]:
     """Tap every LoRA layer that holds one of the weights; yields the root of the graph."""
     parameters = model.parameters()
-    modules = dict(model.peft.named_modules())
     root = torch.zeros((), dtype=next(iter(parameters.values())).dtype, device=model.device)
     root.requires_grad_()
     layout, taps = Layout(len(batch)), []
@@ -225,7 +224,7 @@ def _taps(
                 layout,
             )
             taps.append(tap)
-            stack.callback(modules[name].register_forward_hook(tap).remove)
+            stack.callback(model.peft.get_submodule(name).register_forward_hook(tap).remove)
         yield root
         for tap in taps:
             tap.finish()

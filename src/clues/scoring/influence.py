@@ -115,7 +115,6 @@ def side_branches(
         through the same layers: outputs and weight gradients are what they are without branches.
     """
     parameters = model.parameters()
-    modules = dict(model.peft.named_modules())
     dtype = next(iter(parameters.values())).dtype
     alpha_NK = torch.zeros(
         n_rows, len(directions), dtype=dtype, device=model.device, requires_grad=True
@@ -128,7 +127,7 @@ def side_branches(
         stack.callback(_unpatch, patched)
         stack.enter_context(watched(model.peft.get_base_model(), layout))
         for name in sorted(touched):
-            layer: Any = modules[name]
+            layer: Any = model.peft.get_submodule(name)
             (adapter,) = layer.active_adapters
             factors = (layer.lora_A[adapter], layer.lora_B[adapter])
             branch = _Branch(
