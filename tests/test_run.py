@@ -437,11 +437,11 @@ def test_no_row_text_leaves_a_silo(model, tmp_path, capfd) -> None:
     [
         (lambda row: {**row, "output": ""}, DataError),
         (lambda row: {k: v for k, v in row.items() if k != "output"}, DataError),
-        (lambda row: {**row, "instruction": [row["instruction"]]}, DataError),
+        (lambda row: {**row, "instruction": {"text": row["instruction"]}}, DataError),
         (lambda row: {**row, "instruction": row["instruction"] * 60}, DataError),
         (lambda row: {**row, "output": "x\udc80" + row["output"]}, DataError),
     ],
-    ids=["empty response", "no response", "a list for text", "response cut off", "surrogate"],
+    ids=["empty response", "no response", "keys for text", "response cut off", "surrogate"],
 )
 def test_no_row_text_stands_in_an_error(model, tmp_path, capfd, break_row, error) -> None:
     config = write_micro(

@@ -257,9 +257,9 @@ def test_a_row_without_a_finite_score_is_named_or_dropped(model, tmp_path, monke
     run = open_micro(config, tmp_path / "run", skip_nonfinite=True)
     results = run_until(run).results
     assert results is not None
-    assert results.silos["north"].rows == 23
+    assert results.silos["north"].rows == 24
     decisions = (tmp_path / "run/silos/north/private/decisions.csv").read_text().splitlines()
-    assert decisions[6] == f"6,{bad},,0,its score is not finite"
+    assert decisions[6] == f"5,6,{bad},,0,unscored,not scored,its score is not finite,"
     assert len(decisions) == 25, "every row has a decision"
 
 
