@@ -92,7 +92,7 @@ def test_all_take_as_many_steps_as_a_run_does_and_talk_to_nobody(folder) -> None
 
 NOTEBOOKS = (
     ("demo", ("north-clinic", "kept.jsonl", "select-reply")),
-    ("score", ("rows kept, threshold", "is below", "report.html")),
+    ("score", ("rows kept, threshold", "checked rows", "report.html")),
 )
 
 
