@@ -112,6 +112,7 @@ def test_the_names_are_these():
         _ = clues.scoer  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_the_import_costs_nothing():
     code = (
         "import sys, time; t = time.perf_counter(); import clues; s = time.perf_counter() - t\n"
@@ -131,6 +132,7 @@ def test_the_import_costs_nothing():
 # --- the same as a run
 
 
+@pytest.mark.slow
 def test_it_is_a_run_of_one_silo_to_the_last_digit(scored, data, model, tmp_path, monkeypatch):
     """Oracle: the same rows and settings through the command line."""
     monkeypatch.chdir(tmp_path)
@@ -208,6 +210,7 @@ def test_what_was_found_can_be_looked_at(scored, data, tmp_path):
 # --- another threshold
 
 
+@pytest.mark.slow
 def test_another_threshold_needs_no_training(scored, data, model):
     order = np.sort(scored.scores)
     tried = clues.select(scored, threshold=float(order[5]))
@@ -281,6 +284,7 @@ def test_settings_come_as_a_dict_or_as_a_recipe(scored, data, model):
             )
 
 
+@pytest.mark.slow
 def test_one_list_of_checked_rows_is_dealt_as_init_does(data, model, capfd):
     checked = data["validation"] + data["anchors"]
     settings = {key: value for key, value in SMALL.items() if key != "score"}
@@ -311,6 +315,7 @@ class Noted(Silent):
         return super().task(description, total)
 
 
+@pytest.mark.slow
 def test_rows_lie_in_a_private_folder_that_goes_whatever_happens(
     data, model, one_place_for_temporary_folders
 ):
@@ -374,6 +379,7 @@ def with_adapters(base):
     return wrapped.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("stop", [None, KeyboardInterrupt(), DataError("stopped")])
 def test_a_loaded_model_is_left_exactly_as_it_was(
@@ -475,6 +481,7 @@ def test_a_model_that_cannot_be_scored_is_refused(data, model, tmp_path):
 # --- rows that cannot be used
 
 
+@pytest.mark.slow
 def test_bad_input_is_named_by_position_and_never_shown(tmp_path, capfd):
     good = {"validation": marked(5, 100), "anchors": marked(6, 200)}
     rows = marked(8)
@@ -533,6 +540,7 @@ def test_bad_input_is_named_by_position_and_never_shown(tmp_path, capfd):
     assert MARK not in "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 def test_a_row_that_is_too_long_has_no_score_and_a_reason(data, model, capfd):
     rows = [*data["rows"], {"instruction": "long?", "output": "so long " * 100}]
     found = small_score(data | {"rows": rows}, model=model)

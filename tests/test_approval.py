@@ -68,6 +68,7 @@ def ask(silo, request):
     )
 
 
+@pytest.mark.slow
 def test_a_selection_waits_for_a_person_who_is_told_what_it_keeps(world, tmp_path):
     silo, request = world.silo(tmp_path), world.last("select")
     assert isinstance(ask(silo, request), Refusal)
@@ -162,6 +163,7 @@ def test_damaged_files_say_what_to_do(world, tmp_path, name, content):
     assert name in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_approval_and_goes_on_where_it_stopped(world, tmp_path, capfd):
     config = shutil.copytree(world.config.parent, tmp_path / "input") / "clues.yaml"
     content = config.read_text().replace("min_kept: 1", "min_kept: 1\n  approval: true")

@@ -135,6 +135,7 @@ def layer(module: str) -> int:
     return next(n for n, groups in enumerate(LAYERS) if group in groups)
 
 
+@pytest.mark.slow
 def test_the_import_graph_is_read_at_all():
     assert len(modules()) > 30
     assert "errors" in imports("config.loading")
@@ -315,6 +316,7 @@ def test_only_the_silo_looks_at_labels():
         )
 
 
+@pytest.mark.slow
 def test_the_reading_half_works_without_torch():
     names = [f"clues.{module}" for module in WITHOUT_TORCH]
     names += [f"experiments.{module}" for module in EXPERIMENTS_WITHOUT_TORCH]

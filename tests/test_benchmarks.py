@@ -28,6 +28,7 @@ def scene(folder) -> Scene:
     return built_scene(str(folder), device="cpu")
 
 
+@pytest.mark.slow
 def test_other_ways_give_the_numbers_of_the_side_branch(scene, tmp_path) -> None:
     rows, direction = scene.repeated(7), scene.directions(1)[0]
     ours = products(scene, rows, [direction])[:, 0]

@@ -125,6 +125,7 @@ def by_hand(model, rows, scorer, diary, *, step, index):
     return float(g @ direction) / unit, float(g.norm() * direction.norm()) / unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "limit", "form", "args"),
     [
@@ -152,6 +153,7 @@ def test_a_score_is_the_inner_product_with_the_weights_before_its_step(
     assert scorer.scores() == pytest.approx([np.mean(visits) for visits in expected])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args", [{"dropout": 0.2, "gradient_accumulation_steps": 2}, {"bf16": True}]
 )
@@ -169,6 +171,7 @@ def test_equal_rows_share_a_score_and_rows_never_seen_have_none(trained, encoded
     assert np.array_equal(scores[:2], scores[2:4], equal_nan=True)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was_found(trained) -> None:
     model, _, scorer, _ = trained(max_steps=1)
     hooks = ("_forward_hooks", "_forward_pre_hooks")
@@ -212,6 +215,7 @@ class Uneven(FromLogProbs):
     power = 1
 
 
+@pytest.mark.slow
 def test_a_loss_from_log_probabilities_gives_the_same_scores(trained) -> None:
     plain = trained(gradient_accumulation_steps=2)[2].scores()
     other = trained(gradient_accumulation_steps=2, trainer=FromLogProbs, prepare=with_log_probs)
@@ -234,6 +238,7 @@ def twice(model) -> None:
     layer.forward = lambda x: inner(x) + x @ a.weight.T @ b.weight.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "error", "match"),
     [
@@ -285,6 +290,7 @@ def test_validation_rows_may_be_columns_of_a_tokenised_data_set(encoded_rows) ->
         InRunScorer([{"input_ids": [3, 4], "labels": [3, -100]}])
 
 
+@pytest.mark.slow
 def test_the_example_of_the_tutorial_runs_as_it_stands(
     make_lora, encoded_rows, tokenizer, tmp_path, monkeypatch
 ) -> None:

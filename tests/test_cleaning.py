@@ -58,6 +58,7 @@ def decisions(folder: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_one_line_cleans_a_file_and_every_row_is_somewhere(files, capsys):
     line = ("clean", "rows.json", "--checked", "checked.json", "--out", "cleaned", "-q", "--json")
     assert call(*line)[0] == 0
@@ -105,6 +106,7 @@ def test_without_checked_rows_the_text_alone_is_looked_at_and_that_is_said(files
     assert not Path("by-text/report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["\u6570\u636e.json", "_rows (final).json", "a=b.json"])
 def test_any_name_of_a_file_will_do(files, capsys, name):
     Path("rows.json").rename(name)
@@ -178,6 +180,7 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
 # --- rows to check
 
 
+@pytest.mark.slow
 def test_drawn_rows_are_spread_over_length_subject_and_loss(small_built_in, tmp_path):
     rows = [
         {**row, "output": row["output"] * (1 + n % 5 * 3)} for n, row in enumerate(pairs(1, 120))

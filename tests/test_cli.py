@@ -43,6 +43,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[i
     return code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_names_every_verb_and_needs_no_torch() -> None:
     text = "import sys, clues.cli.verbs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
@@ -57,6 +58,7 @@ def test_help_names_every_verb_and_needs_no_torch() -> None:
     assert places == sorted(places), "a newcomer's verbs must come first"
 
 
+@pytest.mark.slow
 def test_the_shell_completes_verbs_and_options() -> None:
     def completed(words: str) -> list[str]:
         n = str(len(words.split()) - 1)
@@ -134,6 +136,7 @@ def test_a_model_folder_without_weights_is_refused(inputs, tmp_path, capsys) -> 
     assert "no model.safetensors" in message
 
 
+@pytest.mark.slow
 def test_fewer_than_five_anchors_stop_the_run(inputs, tmp_path, capsys) -> None:
     path = inputs.parent / "public" / "finance-en.anchor.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
@@ -160,6 +163,7 @@ def test_a_bad_row_is_named_and_not_shown(inputs, tmp_path, capsys) -> None:
     assert "SECRET-41" not in message
 
 
+@pytest.mark.slow
 def test_columns_that_are_nearly_a_schema_come_with_the_mapping(inputs, capsys) -> None:
     path = inputs.parent / "silos" / "harbor-bank.jsonl"
     path.write_text(path.read_text().replace('"instruction"', '"Instructon"'))
@@ -168,6 +172,7 @@ def test_columns_that_are_nearly_a_schema_come_with_the_mapping(inputs, capsys) 
     assert "Is it columns: {instruction: Instructon}?" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_labels_column_that_is_missing_is_found_before_any_training(
     inputs, tmp_path, capsys
 ) -> None:
@@ -181,6 +186,7 @@ def test_a_labels_column_that_is_missing_is_found_before_any_training(
     assert not list(tmp_path.glob("run/coordinator/stages/train.json"))
 
 
+@pytest.mark.slow
 def test_check_says_what_few_anchors_can_promise(inputs, capsys) -> None:
     assert call("check", inputs, "--json")[0] == 0
     warnings = "\n".join(json.loads(capsys.readouterr().out)["warnings"])
@@ -191,6 +197,7 @@ def test_check_says_what_few_anchors_can_promise(inputs, capsys) -> None:
     assert "probability 40% only. It takes 59 for 95%" in warnings
 
 
+@pytest.mark.slow
 def test_check_counts_the_anchors_that_are_short_enough(inputs, capsys) -> None:
     anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
     rows = [json.loads(line) for line in anchors.read_text().splitlines()]
@@ -204,6 +211,7 @@ def test_check_counts_the_anchors_that_are_short_enough(inputs, capsys) -> None:
     assert "with probability 92% only" in said
 
 
+@pytest.mark.slow
 def test_check_counts_what_a_reader_sees_and_what_cannot_be_used(inputs, capsys) -> None:
     path = inputs.parent / "silos" / "harbor-bank.jsonl"
     lines = path.read_text().splitlines()
@@ -220,6 +228,7 @@ def test_check_counts_what_a_reader_sees_and_what_cannot_be_used(inputs, capsys)
     assert "1 rows cannot be used, such as those whose answer is null or empty" in notes
 
 
+@pytest.mark.slow
 def test_check_says_that_the_model_reads_less_than_the_recipe_allows(inputs, capsys) -> None:
     edit(inputs, lambda c: c["recipe"].update(tokens={"max_length": 4096}))
     assert call("check", inputs, "--json")[0] == 0
@@ -227,6 +236,7 @@ def test_check_says_that_the_model_reads_less_than_the_recipe_allows(inputs, cap
     assert "max_length is 4096, and the base model reads 512 tokens at once: 512 counts" in notes
 
 
+@pytest.mark.slow
 def test_check_says_when_one_anchor_is_the_threshold(inputs, capsys) -> None:
     anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
     rows = [json.loads(line) for line in anchors.read_text().splitlines()]
@@ -240,6 +250,7 @@ def test_check_says_when_one_anchor_is_the_threshold(inputs, capsys) -> None:
         assert ("With 93 rows it is the second lowest, with 181 the fifth" in notes) is said
 
 
+@pytest.mark.slow
 def test_check_reports_overlap_of_anchors_with_the_held_out_set(inputs, capsys) -> None:
     heldout = inputs.parent / "public" / "heldout.jsonl"
     anchors = inputs.parent / "public" / "finance-en.anchor.jsonl"
@@ -255,6 +266,7 @@ def test_check_reports_overlap_of_anchors_with_the_held_out_set(inputs, capsys) 
     assert "finance-en anchors and held-out share 1 rows" in text
 
 
+@pytest.mark.slow
 def test_check_shows_masks_and_an_estimate_and_json_shows_no_row(inputs, capsys) -> None:
     assert call("check", inputs, "--rows", "1")[0] == 0
     text = capsys.readouterr().out

@@ -126,6 +126,7 @@ def difference(world: World, silo: Silo, *, batch: int) -> float:
     return best_cosine(left, gradients(model, silo.space.encoded().rows, model.initial, names))
 
 
+@pytest.mark.slow
 def test_two_recipes_of_nearly_equal_steps_leave_no_gradient_of_a_row(world, tmp_path):
     # The attack works where the order is known, so that it would be seen here.
     assert difference(world, world.silo(tmp_path / "known", order_seed=3), batch=1) > 0.999
@@ -139,6 +140,7 @@ def full_batch(world: World, silo: Silo, **tokens):
     return found.first_moment, len(silo.space.encoded().rows)
 
 
+@pytest.mark.slow
 def test_two_lengths_that_part_one_row_leave_no_gradient_of_it(world, tmp_path):
     rows = world.silo(tmp_path / "look").space.encoded().rows
     lengths = sorted(len(row.ids) for row in rows)
@@ -474,6 +476,7 @@ def solved(world: World, silo: Silo, *, batch: int) -> float:
     return max(best_cosine(s * left, [g.sign() for g in rows]) for s in (1, -1))
 
 
+@pytest.mark.slow
 def test_a_few_rounds_cannot_be_solved_for_one_row(world, tmp_path, monkeypatch):
     silo = world.silo(tmp_path / "s", min_kept=5)
     with pytest.raises(DataError, match="takes 4 rows per step"):
@@ -590,6 +593,7 @@ def overflow(silo: Silo, token: int, request):
     return replace(request, checkpoints=[state for _ in request.checkpoints])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "score",
     [{}, {"method": "perplexity"}, {"method": "influence", "form": "sgd", "loss_weight": 0.0}],

@@ -375,6 +375,7 @@ def decisions(root: Path, name: str) -> list[str]:
     return (root / f"silos/{name}/private/decisions.csv").read_text().splitlines()[1:]
 
 
+@pytest.mark.slow
 def test_planted_duplicates_are_kept_once_and_nothing_else_is_left_out(world):
     gone = {
         (name, number)
@@ -410,6 +411,7 @@ def test_the_coordinator_gets_as_many_sketches_as_the_padding_says_and_no_text(w
     assert "In another silo" in (world.root / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_asks_nothing_again_and_finds_the_same(world, tmp_path):
     run = open_micro(world.config, world.root)
     recorder = Recorder(run)
@@ -427,6 +429,7 @@ def test_a_resumed_run_asks_nothing_again_and_finds_the_same(world, tmp_path):
     assert resumed.silos["south"].space.stored_left_out() is not None, "a lost list was not mended"
 
 
+@pytest.mark.slow
 def test_off_is_as_if_the_setting_were_not_there(world, tmp_path):
     recipe = load_config(world.config).recipe
     off = recipe.model_copy(update={"duplicates": None})

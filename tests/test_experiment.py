@@ -271,6 +271,7 @@ def test_the_share_of_the_oracles_gain() -> None:
     assert share_of_gain([run(2.0, 1.9, 2.1)], "clues") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_laptop_scale_rehearses_without_its_model_and_refuses_to_run(
     name, tmp_path, monkeypatch

@@ -128,6 +128,7 @@ def optional(name: str) -> str | None:
     return next((key for key in EXTRA_OF if f"{name}.".startswith(f"{key}.")), None)
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_declared_in_the_list_that_it_needs():
     owners = packages_distributions()
     for path in SOURCE.rglob("*.py"):

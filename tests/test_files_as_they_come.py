@@ -615,6 +615,7 @@ def test_lines_and_rows_that_are_bad_are_all_named_at_once(tmp_path):
     assert MARKER not in everything_said(caught.value)
 
 
+@pytest.mark.slow
 def test_one_bad_row_in_very_many_is_found_in_a_moment(tmp_path):
     path = tmp_path / "rows.jsonl"
     line = json.dumps(ROWS[0]) + "\n"

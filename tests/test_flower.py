@@ -169,7 +169,10 @@ def test_below_quorum_the_run_stops_and_goes_on_when_they_are_back(config, refer
     assert same_adapter(tmp_path / "coordinator-side", reference[0])
 
 
-@pytest.mark.parametrize("kind", ["train", "score", "select", "fit"])
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(k, marks=pytest.mark.long) for k in ("train", "score", "select")), "fit"],
+)
 def test_a_coordinator_killed_in_a_phase_goes_on_to_the_same_result(
     config, reference, tmp_path, kind
 ):
@@ -211,7 +214,11 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+# In one process every kind of lie is told in the default tests (test_lies.py).
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "nan" else pytest.param(n, marks=pytest.mark.long) for n in HOSTILE],
+)
 def test_a_hostile_silo_is_named_and_left_out(config, tmp_path, name):
     change, why = HOSTILE[name]
     results, _ = run_grid(config, tmp_path, change={"south": change})

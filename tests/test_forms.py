@@ -155,6 +155,7 @@ def gradients_by_vmap(model, rows):
     return {wanted[id(everything[n])]: g for n, g in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_batch_padding_and_order_change_nothing(make_lora, encoded_rows, form, monkeypatch):
     model = make_lora(dtype=torch.float64)

@@ -605,10 +605,12 @@ def test_what_was_found_is_found_no_more(kind, seed, tmp_path):
     assert faults([(kind, seed)], tmp_path) == []
 
 
+@pytest.mark.slow
 def test_odd_inputs_of_every_kind_are_read_whole_or_refused_in_words(tmp_path):
     assert faults(inputs(SHORT, seed=0), tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_search_finds_what_is_planted(tmp_path, monkeypatch):
     """A reader that breaks, repeats a row, hangs or fills the memory is found."""
 

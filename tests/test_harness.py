@@ -70,6 +70,7 @@ def test_our_likelihood_is_the_one_of_lm_eval(built_in):
     assert len(set(flat)) == 8
 
 
+@pytest.mark.slow
 def test_our_accuracy_is_the_one_of_lm_eval(built_in, tmp_path):
     model, encoder = built_in
     rows = [
@@ -105,6 +106,7 @@ def test_our_accuracy_is_the_one_of_lm_eval(built_in, tmp_path):
     assert sum(ours.figures["acc"]) not in (0, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("original", [False, True], ids=["our rows", "rows of the release"])
 def test_pubmedqa_is_asked_from_a_local_file(built_in, tmp_path, original, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -132,6 +134,7 @@ def test_pubmedqa_is_asked_from_a_local_file(built_in, tmp_path, original, monke
     assert task.by.startswith("lm-eval ")
 
 
+@pytest.mark.slow
 def test_real_pubmedqa_loads_and_what_is_cut_is_counted(built_in, tmp_path):
     if not REAL.exists():
         pytest.skip("shared/data is not beside the project")

@@ -95,6 +95,7 @@ def test_a_threshold_that_comes_before_the_scores_does_not_count(world, tmp_path
     silo.answer(world.request("select").to_bytes())
 
 
+@pytest.mark.slow
 def test_one_recipe_draws_one_cut_out_of_the_private_scores(
     tmp_path_factory, tmp_path, monkeypatch
 ):
@@ -214,6 +215,7 @@ def test_rounds_that_the_recipe_does_not_have_are_refused(world, tmp_path, kind,
         world.silo(tmp_path).answer(request.to_bytes())
 
 
+@pytest.mark.slow
 def test_replayed_requests_draw_nothing_new_in_any_order(world, tmp_path):
     silo = world.silo(tmp_path)
     sent = {reply for name, _, reply in world.recorder.crossed if name == "north"}

@@ -141,6 +141,7 @@ KINDS: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_continued_after_a_change_is_a_fresh_run(alone, tmp_path, kind, caplog):
     change, expected = KINDS[kind]
@@ -186,6 +187,7 @@ def leave(place: Path) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -208,6 +210,7 @@ def test_rows_that_change_after_a_threshold_stop_the_run_before_the_work(
     assert kinds == {"hello"}, "somebody trained for nothing"
 
 
+@pytest.mark.slow
 def test_another_rule_is_another_recipe_and_may_have_other_rows(two, tmp_path):
     place = two.copy(tmp_path)
     KINDS["a row edited"][0](place)

@@ -137,6 +137,7 @@ def test_scores_follow_their_rows_into_another_order(make_lora, encoded_rows):
     assert found.losses == pytest.approx(usual.losses[order], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "blocks"), [("first", {0}), ("last", {2}), ((0, 2), {0, 2}), ("all", {0, 1, 2})]
 )

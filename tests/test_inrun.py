@@ -94,6 +94,7 @@ def test_every_visit_is_the_inner_product_with_the_weights_before_its_step(score
     assert sorted(seen.visits()[0].index) == sorted(order.ravel())
 
 
+@pytest.mark.slow
 def test_training_is_the_same_bit_by_bit_with_and_without_an_observer(scored) -> None:
     for dropout in (0.0, 0.2):
         ends = [scored(observe=o, dropout=dropout, dtype=torch.float32)[-1][-1] for o in (0, 1)]

@@ -146,6 +146,7 @@ ONE_OF_EACH = {
 }
 
 
+@pytest.mark.slow
 def test_one_run_with_a_liar_of_each_kind_ends_for_everybody_else(config, tmp_path):
     root = tmp_path / "run"
     run = lied_to(config, root, {place: lie for place, (lie, _) in ONE_OF_EACH.items()})
@@ -164,6 +165,7 @@ def test_one_run_with_a_liar_of_each_kind_ends_for_everybody_else(config, tmp_pa
         assert b"\x1b" not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_labels_leave_only_under_names_that_were_stated_before(config, tmp_path):
     folder = shutil.copytree(config.parent, tmp_path / "in")
     data = folder / "silos/north.jsonl"
@@ -181,6 +183,7 @@ def outside(root: Path) -> list[Path]:
     return [p for p in files_of(root) if "private" not in p.parts]
 
 
+@pytest.mark.slow
 def test_a_silo_that_lies_about_its_own_anchors_keeps_at_most_its_own_rows(config, tmp_path):
     """Where every silo scores the anchors itself, with the rule that pools them all."""
     config = shutil.copytree(config.parent, tmp_path / "in") / config.name
@@ -244,6 +247,7 @@ def test_a_silo_that_keeps_nothing_takes_part_in_the_rest_of_a_run(config, tmp_p
     assert json.loads((private / "selection.json").read_text())["kept"] == []
 
 
+@pytest.mark.slow
 def test_a_warm_up_on_which_nothing_can_be_scored_is_not_kept(config, tmp_path, monkeypatch):
     from clues.coordinator import score
 

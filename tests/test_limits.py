@@ -188,6 +188,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FILES, ids=lambda make: make.__name__)
 def test_a_file_of_rows_that_is_no_file_or_a_bomb_is_refused_in_one_sentence(make, tmp_path):
     from clues.data.formats import read_rows

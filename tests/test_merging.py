@@ -53,6 +53,7 @@ def rank_of(state):
     }
 
 
+@pytest.mark.slow
 def test_ffa_average_is_the_average_of_the_full_updates(make_states, model):
     states = make_states(3, like=model, same_a=True)
     merged = aggregate(states, WEIGHTS, method="ffa")
@@ -204,6 +205,7 @@ def test_dare_that_drops_nothing_is_the_weighted_sum(states):
     assert distance(updates(merged.adapter), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_dare_is_right_on_average(states):
     settings = CombineSettings(method="dare", density=0.5)
     expected = average_update(states, SHARES)

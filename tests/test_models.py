@@ -66,6 +66,7 @@ def check_page(name: str) -> None:
             assert found == shown, "run make models"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAST)
 def test_scores_are_those_of_single_rows_and_the_adapter_opens_again(name) -> None:
     check_page(name)
@@ -269,6 +270,7 @@ def test_finite_differences_are_refused_where_the_loss_comes_in_steps() -> None:
     try_out(smooth, ScoreSettings(form="sgd", way="finite_difference"))
 
 
+@pytest.mark.slow
 def test_a_router_is_left_out_and_a_shared_expert_is_not() -> None:
     """PEFT would put an adapter into one weight of the router, where no branch hangs."""
     sizes = {**LLAMA, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}

@@ -60,6 +60,7 @@ def test_a_set_a_domain_and_a_silo_with_such_a_name_are_refused_at_load(micro, n
             load_config(rename(micro, change))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", ["geography", "silo-maps", "held-out", "anchors", "task"])
 @pytest.mark.parametrize("name", ["validation", "anchors", "anchor", "silo", "held-out"])
 def test_check_sees_anchors_equal_to_validation_rows_whatever_they_are_called(micro, domain, name):

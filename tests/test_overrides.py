@@ -89,6 +89,7 @@ def turned(root: Path, silo: str = "north") -> tuple[str, str]:
     return tuple(next(r["id"] for r in rows if r["kept"] == kept) for kept in "10")  # pyright: ignore[reportReturnType]
 
 
+@pytest.mark.slow
 def test_a_person_wins_over_the_score_and_the_reason_is_on_record(world, tmp_path, capfd):
     config, root = world.copy(tmp_path)
     kept, dropped = turned(root)
@@ -334,6 +335,7 @@ def test_overrides_after_an_approval_need_another_one(world, tmp_path):
     assert [r for r in decisions(root) if "person" in r["reason"]]
 
 
+@pytest.mark.slow
 def test_nothing_but_counts_and_a_keyed_token_leaves_the_silo(world, tmp_path):
     config, root = world.copy(tmp_path)
     kept = turned(root)[0]

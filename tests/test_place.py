@@ -203,6 +203,7 @@ def test_code_beside_a_model_counts_where_it_may_run_and_nowhere_else(world, tmp
         allowed.answer(world.hello.to_bytes())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_moved_with_its_model_does_nothing_twice(tmp_path, original):
     first = tmp_path / "here"
     shutil.copytree(original, first / "base")

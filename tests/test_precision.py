@@ -49,7 +49,7 @@ def scores(dtype: str, form: str) -> list[float]:
     return found.products[:, 0].tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["adam", "cosine"])
 def test_a_bfloat16_base_ranks_rows_as_a_float32_base_does(form) -> None:
     full, half = scores("float32", form), scores("bfloat16", form)

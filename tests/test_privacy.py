@@ -119,6 +119,7 @@ def test_a_row_that_overflows_counts_as_zero_and_stops_nothing(
         assert torch.allclose(found[name], gradient * (n - 1) / n, rtol=1e-3, atol=1e-8), name
 
 
+@pytest.mark.slow
 def test_half_and_half_of_epsilon_is_no_more_than_the_whole():
     history = [
         (noise_for(2.0, 1e-5, sample_rate=rate, n_steps=n), rate, n)
@@ -173,6 +174,7 @@ def space(tmp_path):
     return Workspace(settings, tmp_path, load_model=lambda _: None, progress=Silent())  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_count_has_the_noise_it_claims_and_the_same_again_is_free(space):
     space.private.mkdir()
     # One key for all tests: with 4,000 numbers of any key, one test in thirty would fail.
@@ -198,6 +200,7 @@ def dlaplace_of(space, of):
     return Budget(space).count(0, what="kept", of=of)
 
 
+@pytest.mark.slow
 def test_what_changes_an_answer_changes_its_noise_and_is_paid_for(space, monkeypatch):
     seeds: list[int] = []
     monkeypatch.setattr(

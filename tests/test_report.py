@@ -248,6 +248,7 @@ def test_no_exact_row_count_shows():
             assert not re.search(rf"(?<![\d.]){exact}(?![\d.])", text), exact
 
 
+@pytest.mark.slow
 def test_two_runs_with_equal_rounded_counts_cannot_be_told_apart():
     one, other = make_results(), make_results()
     one["silos"]["north"] |= {"rows": 166, "kept": 55}
@@ -459,6 +460,7 @@ def test_the_ledger_table_counts_what_left_by_silo_and_kind():
     assert rows[-1] == ("all silos", "6.6 MB", "6.6 MB", "40", "1.6 kB", "2")
 
 
+@pytest.mark.slow
 def test_scores_of_a_silo_that_does_not_share_them_are_not_drawn():
     results = with_everything()
     html = page(results)

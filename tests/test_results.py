@@ -27,6 +27,7 @@ def run(mixed: float, clues: float, oracle: float) -> StoredRun:
     return StoredRun.from_json(run_content(mixed, clues, oracle), where="made up")
 
 
+@pytest.mark.slow
 def test_the_results_page_is_made_of_the_stored_results() -> None:
     assert tables.DOCS.read_text() == tables.page(), "docs/results.md is old: make results"
 

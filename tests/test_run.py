@@ -56,6 +56,7 @@ def finished(model, tmp_path_factory) -> tuple[Path, Path, dict]:
     return config, folder / "run", run_micro(config, folder / "run")
 
 
+@pytest.mark.slow
 def test_results_have_all_arms_silos_and_figures(finished) -> None:
     _, root, results = finished
     assert set(results["arms"]) == {"mixed", "random", "clues", "oracle"}
@@ -404,6 +405,7 @@ def test_anchors_in_the_held_out_set_stop_the_run(model, tmp_path) -> None:
         run_micro(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_labels_change_neither_scores_nor_threshold_nor_selection(
     model, finished, tmp_path
 ) -> None:
@@ -422,6 +424,7 @@ def test_labels_change_neither_scores_nor_threshold_nor_selection(
     assert turned == usual, "a label reached the scores"
 
 
+@pytest.mark.slow
 def test_no_row_text_leaves_a_silo(model, tmp_path, capfd) -> None:
     config = write_micro(tmp_path / "input", model)
     mark_rows(tmp_path / "input")
@@ -432,6 +435,7 @@ def test_no_row_text_leaves_a_silo(model, tmp_path, capfd) -> None:
     assert outside, "there is nothing to search"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("break_row", "error"),
     [
@@ -463,6 +467,7 @@ def test_no_row_text_stands_in_an_error(model, tmp_path, capfd, break_row, error
     assert path.read_bytes() == before, "the user's rows were touched"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaks_nothing(
     model, tmp_path, capfd, monkeypatch
 ) -> None:

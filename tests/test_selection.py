@@ -668,6 +668,7 @@ def test_units_of_a_group_are_plain_numbers_after_json():
 # Promise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

@@ -140,6 +140,7 @@ def _score_slowly(model, job, folder) -> None:
     score_in_shards(model, job, folder)
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_the_table_is_the_same(make_job, tmp_path, small) -> None:
     model, job = make_job()
     before = torch.get_num_threads()
@@ -278,7 +279,7 @@ def big_micro(folder, model):
     return config
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_launched_processes_give_the_scores_of_one(model, tmp_path) -> None:
     config = big_micro(tmp_path, model)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -93,6 +93,7 @@ def reply_of(silo: Silo, request):
     return from_bytes(silo.answer(request.to_bytes()), allowed=REPLIES, sender="silo north")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(REQUESTS))
 def test_a_request_answered_before_gets_the_same_bytes_without_any_work(world, tmp_path, kind):
     request, reply = world.recorder.last("north", kind)

@@ -467,6 +467,7 @@ def test_masks_are_those_of_the_training_templates_of_trl(make_tokenizer):
     assert compared > 10
 
 
+@pytest.mark.slow
 def test_check_counts_what_a_template_does_and_names_what_it_never_ends(tmp_path):
     model = tiny_model(tmp_path / "model")
     config = load_config(write_micro(tmp_path, model, silos=("north",)))

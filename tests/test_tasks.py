@@ -290,6 +290,7 @@ def finished(tmp_path_factory) -> tuple[Path, Path, dict]:
     return config, folder / "run", run_micro(config, folder / "run")
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_tasks_and_does_not_ask_twice(finished):
     config, root, results = finished
     task = results["tasks"]["quiz"]
@@ -350,6 +351,7 @@ def test_real_exams_are_read_but_for_questions_with_several_answers():
     assert set(sizes) == {4, 5}
 
 
+@pytest.mark.slow
 def test_a_check_lists_tasks_what_they_leave_out_and_rows_that_are_anchors_too(tmp_path):
     config = write_micro(tmp_path, tiny_model(tmp_path / "model"))
     rows = [LISTED, {**LISTED, "answer": "A,B"}]

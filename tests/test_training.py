@@ -47,6 +47,7 @@ def run(tmp_path, encoded_rows):
     return call
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_adapter_bits(make_lora, run):
     results = [run(make_lora(dropout=0.1), seed=seed).adapter for seed in (3, 3, 4)]
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0]), "not repeatable"

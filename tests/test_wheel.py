@@ -38,6 +38,7 @@ def in_python(code: str, site: Path, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(unpacked) -> None:
     files = [p.relative_to(unpacked).as_posix() for p in unpacked.rglob("*") if p.is_file()]
     tops = {file.split("/")[0] for file in files}
@@ -49,6 +50,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(unpacked) -> None:
     assert "clues/py.typed" in files
 
 
+@pytest.mark.slow
 def test_the_library_and_the_command_line_work_from_the_wheel(unpacked, tmp_path) -> None:
     where = "import clues; print(clues.__file__); print(clues.score.__module__, dir(clues))"
     found = in_python(where, unpacked, tmp_path)
