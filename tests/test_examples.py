@@ -126,7 +126,7 @@ def test_the_cells_of_a_notebook_run(small_built_in, capsys, name, shown) -> Non
 def test_a_notebook_runs(name, shown) -> None:
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     nbformat = pytest.importorskip("nbformat")
-    notebook = nbformat.from_dict(stored(name))
+    notebook = nbformat.reads(json.dumps(stored(name)), as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     text = json.dumps([cell.get("outputs") for cell in notebook.cells])
     assert [word for word in shown if word not in text] == []
