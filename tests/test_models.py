@@ -23,13 +23,13 @@ from benchmarks.matrix import (
     row_of,
     rows_of_tokens,
 )
-from clues.config import LoraSettings, Recipe, ScoreSettings, TokenSettings
+from clues.config import LoraSettings, Recipe, ScoreSettings, TokenSettings, context_of
 from clues.data.samples import Message, Sample
 from clues.errors import ConfigError, DataError
 from clues.model.adapters import LoraModel
 from clues.model.borrowed import BorrowedModel
 from clues.model.cache import ModelCache
-from clues.model.fitness import has_table, n_positions, notes_on_base
+from clues.model.fitness import notes_on_base
 from clues.model.layers import check_training, suggested
 from clues.model.loss import make_batch
 from clues.prepare.modelfit import fitted
@@ -380,7 +380,7 @@ def test_no_row_is_longer_than_a_table_of_positions(saved, tokenizer, name) -> N
 def test_rotary_positions_give_a_note_and_count_as_stretched(tokenizer, rope, n) -> None:
     more = {"rope_parameters": rope} if rope else {}
     base = tiny_model(ARCHITECTURES["Llama"], **more)
-    assert (n_positions(base), has_table(base)) == (n, False)
+    assert context_of(base.config) == n
     (note,) = notes_on_base(base, tokenizer, TokenSettings(max_length=n + 1))
     assert f"reads {n} tokens at once: {n} counts" in note
     assert notes_on_base(base, tokenizer, TokenSettings(max_length=n)) == []
@@ -389,7 +389,7 @@ def test_rotary_positions_give_a_note_and_count_as_stretched(tokenizer, rope, n)
 @pytest.mark.parametrize("name", ["Bloom", "Mamba"])
 def test_models_without_positions_read_any_length(tokenizer, name) -> None:
     base = tiny_model(ARCHITECTURES[name])
-    assert (n_positions(base), has_table(base)) == (None, False)
+    assert context_of(base.config) is None
     assert notes_on_base(base, tokenizer, TokenSettings(max_length=10**6)) == []
 
 

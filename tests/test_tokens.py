@@ -245,6 +245,10 @@ def test_no_row_is_read_beyond_the_context_of_the_model(tokenizer):
         assert RowEncoder(tokenizer, settings, context=context).encode(long).ids == free.ids
 
 
+def stretched(**rope: object) -> dict[str, object]:
+    return {"max_position_embeddings": 256, "rope_scaling": rope}
+
+
 @pytest.mark.parametrize(
     ("config", "context"),
     [
@@ -255,6 +259,11 @@ def test_no_row_is_read_beyond_the_context_of_the_model(tokenizer):
         ({"max_position_embeddings": None, "seq_length": 32768}, 32768),
         ({"hidden_size": 768}, None),
         ({"max_position_embeddings": -1}, None),
+        (stretched(rope_type="linear", factor=4.0), 1024),
+        (stretched(rope_type="yarn", factor=4, original_max_position_embeddings=128), 512),
+        (stretched(rope_type="linear", factor=float("nan")), 256),
+        (stretched(rope_type="linear", factor="4"), 256),
+        ({"max_position_embeddings": 256, "rope_scaling": "odd"}, 256),
     ],
 )
 def test_the_context_is_found_under_the_names_that_models_use(config, context):

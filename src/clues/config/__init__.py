@@ -13,7 +13,7 @@ from clues.config.combine import (
     FederationSettings,
     ServerSettings,
 )
-from clues.config.context import context_in, context_of
+from clues.config.context import context_of
 from clues.config.evaluate import (
     ARMS,
     MAX_KINDS,
@@ -104,7 +104,6 @@ __all__ = [
     "check_columns",
     "check_name",
     "content_hash",
-    "context_in",
     "context_of",
     "derived_seed",
     "differing",

@@ -1,11 +1,7 @@
 """How many tokens a base model reads at once, as its configuration says."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
-
-from clues.config.loading import local_folder
-from clues.errors import DataError
-from clues.reading import read_json
 
 # Names under which configurations keep it; transformers maps some of them to the first.
 NAMES = (
@@ -20,29 +16,34 @@ ENDLESS = 10_000_000
 def context_of(config: Any) -> int | None:
     """The number of a configuration, loaded or as `config.json` has it; None where there is none.
 
-    A model of several parts (text and pictures) keeps it with the part that reads text.
+    A model of several parts (text and pictures) keeps it with the part that reads text. Rotary
+    positions that are stretched count as stretched.
     """
     for part in (config, _of(config, "text_config"), _of(config, "llm_config")):
         for name in NAMES if part is not None else ():
             value = _of(part, name)
             if isinstance(value, int) and not isinstance(value, bool) and 0 < value < ENDLESS:
-                return value
+                return max(value, _stretched(part, value))
     return None
 
 
-def context_in(name: str) -> int | None:
-    """As `context_of`, of a model that lies in a folder, without loading it; None of one on a hub.
-
-    Raises:
-        DataError: its config.json cannot be read.
-    """
-    folder = local_folder(name)
-    if folder is None:
-        return None
-    content = read_json(Path(folder) / "config.json", advice="Fetch the model again.")
-    if not isinstance(content, dict):
-        raise DataError(f"{folder}/config.json: keys and values are expected at its top.")
-    return context_of(content)
+def _stretched(part: Any, n: int) -> int:
+    rope = _of(part, "rope_parameters") or _of(part, "rope_scaling")
+    if not isinstance(rope, Mapping):
+        return n
+    # Models with several kinds of layers have one entry for each.
+    kinds = [r for r in rope.values() if isinstance(r, Mapping)] or [rope]
+    reach = [n]
+    for kind in kinds:
+        factor = kind.get("factor")
+        is_number = isinstance(factor, int | float) and factor > 0
+        if not is_number or kind.get("rope_type") in (None, "default"):
+            continue
+        original = kind.get("original_max_position_embeddings")
+        # Without the number before it was stretched, the number is that.
+        stretched = factor * (original if isinstance(original, int) and original else n)
+        reach.append(int(min(stretched, ENDLESS)))
+    return max(reach)
 
 
 def _of(part: Any, name: str) -> Any:

@@ -92,7 +92,7 @@ class BorrowedModel(ModelCache):
         if key not in self._loaded:
             base = shared_copy(self.model)
             model = LoraModel(base, recipe.lora, seed=recipe.seed, device=self.device)
-            self._loaded[key] = (model, encoder_for(model, self.tokenizer, recipe))
+            self._loaded[key] = (model, encoder_for(model, self.tokenizer, recipe.tokens))
         return self._loaded[key]
 
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from clues.config import ModelSettings, Recipe
+from clues.config import ModelSettings, Recipe, TokenSettings, context_of
 from clues.data.tokens import RowEncoder
 from clues.model.adapters import LoraModel, load_tokenizer
-from clues.model.fitness import check_tokens, n_embeddings, n_positions
+from clues.model.fitness import check_tokens, n_embeddings
 from clues.model.place import fetch, identify
 
 
-def encoder_for(model: LoraModel, tokenizer: Any, recipe: Recipe) -> RowEncoder:
+def encoder_for(model: LoraModel, tokenizer: Any, tokens: TokenSettings) -> RowEncoder:
     """Text to tokens for a model.
 
     Raises:
@@ -17,8 +17,8 @@ def encoder_for(model: LoraModel, tokenizer: Any, recipe: Recipe) -> RowEncoder:
     """
     base = model.peft.get_base_model()
     check_tokens(base, tokenizer)
-    known = n_embeddings(base)
-    return RowEncoder(tokenizer, recipe.tokens, n_known=known, context=n_positions(base))
+    known, context = n_embeddings(base), context_of(base.config)
+    return RowEncoder(tokenizer, tokens, n_known=known, context=context)
 
 
 class ModelCache:
@@ -45,5 +45,6 @@ class ModelCache:
         key = f"{recipe.model!r}{recipe.lora!r}{recipe.tokens!r}{recipe.seed}"
         if key not in self._loaded:
             model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
-            self._loaded[key] = (model, encoder_for(model, load_tokenizer(recipe.model), recipe))
+            encoder = encoder_for(model, load_tokenizer(recipe.model), recipe.tokens)
+            self._loaded[key] = (model, encoder)
         return self._loaded[key]

@@ -1,28 +1,17 @@
 """Whether a base model can do what is asked of it: found out before anything heavy starts."""
 
 import math
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from clues.config import TokenSettings
+from clues.config import TokenSettings, context_of
 from clues.errors import DataError
 from clues.model.layers import Reading
 
 # Of what is said about a text's beginning, the share that its end may move: rounding.
 LOOKS_AHEAD = {torch.float64: 1e-3, torch.float32: 1e-3}
 HALF, HALF_TYPES = 0.05, (torch.bfloat16, torch.float16)
-POSITIONS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_sequence_length",
-    "max_seq_len",
-    "n_ctx",
-)
-# Tables of positions, and how many entries they may have beyond the positions (OPT has two).
-TABLE, SPARE = re.compile(r"pos|wpe", re.IGNORECASE), 8
 
 
 def check_config(config: Any, where: str) -> None:
@@ -67,46 +56,6 @@ def _is_finite(weight: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in weight.detach().flatten().split(2**24))
 
 
-def n_positions(base: Any) -> int | None:
-    """How many tokens a model was made to read; None where it does not say.
-
-    Rotary positions that are stretched count as stretched.
-    """
-    config = base.config.get_text_config()
-    found = [getattr(config, name, None) for name in POSITIONS]
-    known = [n for n in found if isinstance(n, int) and n > 0]
-    if not known:
-        return None
-    return max(known[0], _stretched(config, known[0]))
-
-
-def _stretched(config: Any, n: int) -> int:
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # Models with several kinds of layers have one entry for each.
-    kinds = [r for r in rope.values() if isinstance(r, Mapping)] or [rope]
-    reach = [n]
-    for kind in kinds:
-        factor = kind.get("factor")
-        if not isinstance(factor, int | float) or kind.get("rope_type") in (None, "default"):
-            continue
-        original = kind.get("original_max_position_embeddings")
-        # Without the number before it was stretched, the number is that.
-        reach.append(int(factor * (original or n)))
-    return max(reach)
-
-
-def has_table(base: Any) -> bool:
-    """Whether positions beyond the last one are an error: they are rows of a table."""
-    n = n_positions(base)
-    if n is None:
-        return False
-    tables = [*base.named_parameters(), *base.named_buffers()]
-    return any(
-        TABLE.search(name) and t.dim() >= 2 and n <= max(t.shape[:2]) <= n + SPARE
-        for name, t in tables
-    )
-
-
 def check_tokens(base: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer of another model.
 
@@ -135,7 +84,7 @@ def n_embeddings(base: Any) -> int:
 def notes_on_base(base: Any, tokenizer: Any, settings: TokenSettings) -> list[str]:
     """What is allowed about a model, but often not meant."""
     notes = []
-    n, width = n_positions(base), n_embeddings(base)
+    n, width = context_of(base.config), n_embeddings(base)
     if n is not None and settings.max_length > n:
         notes.append(
             f"recipe.tokens.max_length is {settings.max_length}, and the base model reads {n} tokens "

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from clues.config import BUILT_IN, ModelSettings
+from clues.config import BUILT_IN, ModelSettings, context_of
 from clues.errors import CluesError
 from clues.model.base import empty_base
-from clues.model.fitness import n_positions
 from clues.model.layers import suggested
 from clues.model.place import Opening, model_folder
 from clues.prepare.scaffold import Answers
@@ -31,7 +30,7 @@ def fitted(answers: Answers, base: Any = None) -> Answers:
                 base = empty_base(folder, settings)
         except CluesError:
             return answers
-    targets, most = suggested(base), n_positions(base) or answers.max_length
+    targets, most = suggested(base), context_of(base.config) or answers.max_length
     return replace(
         answers,
         targets=targets if isinstance(targets, str) else tuple(targets),

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clues.atomic import atomic_write_bytes
-from clues.config import BUILT_IN, LoraSettings, ModelSettings, TokenSettings, context_of
+from clues.config import BUILT_IN, LoraSettings, ModelSettings, TokenSettings
 from clues.data.formats import RowFile, read_rows
 from clues.data.samples import Sample
-from clues.data.tokens import RowEncoder, encode_rows
+from clues.data.tokens import encode_rows
 from clues.errors import DataError
 from clues.findings.look import look
 from clues.model.adapters import LoraModel, load_tokenizer
+from clues.model.cache import encoder_for
 from clues.prepare.athand import at_hand
 from clues.report.page import environment
 from clues.scoring.perplexity import losses_before
@@ -96,8 +97,7 @@ def _losses(samples: Sequence[Sample], model: str) -> NDArray[np.float64]:
     settings = ModelSettings.model_validate({"name": model, "dtype": hand.dtype})
     loaded = LoraModel.load(settings, LoraSettings(rank=1, target_modules="all-linear"), seed=0)
     tokens = TokenSettings(max_length=hand.max_length, overlong="truncate", odd_turns="fold")
-    context = context_of(loaded.peft.get_base_model().config)
-    encoder = RowEncoder(load_tokenizer(settings), tokens, context=context)
+    encoder = encoder_for(loaded, load_tokenizer(settings), tokens)
     encoded = encode_rows(samples, encoder, where="rows").rows
     found = dict(
         zip(
