@@ -36,8 +36,9 @@ def _stretched(part: Any, n: int) -> int:
     reach = [n]
     for kind in kinds:
         factor = kind.get("factor")
-        is_number = isinstance(factor, int | float) and factor > 0
-        if not is_number or kind.get("rope_type") in (None, "default"):
+        if not isinstance(factor, int | float) or kind.get("rope_type") in (None, "default"):
+            continue
+        if not factor > 0:  # NaN too
             continue
         original = kind.get("original_max_position_embeddings")
         # Without the number before it was stretched, the number is that.
