@@ -9,10 +9,13 @@ import pytest
 from browser import Opened, chromium
 from test_cli import call, fails
 
+from benchmarks.architectures import ARCHITECTURES, tiny_model
 from clues.config import load_config
 from clues.data.formats import read_rows
-from clues.errors import ConfigError, UsageError
+from clues.errors import ConfigError, DataError, UsageError
+from clues.model.adapters import LoraModel
 from clues.prepare.athand import at_hand
+from clues.prepare.cleaning import _configure as run_of
 from clues.prepare.facts import make_questions
 from clues.prepare.sampling import draw
 
@@ -297,3 +300,25 @@ def test_settings_are_changed_on_the_command_line(tmp_path):
 def test_a_change_that_cannot_be_made_is_named(tmp_path, change, error, said):
     with pytest.raises(error, match=said):
         load_config(configured(tmp_path, seed=3), changes=[change])
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("GPT-2", ["c_attn"]), ("Llama", ["q_proj", "v_proj"])]
+)
+def test_a_model_is_adapted_where_it_has_layers(files, tokenizer, name, layers):
+    tiny_model(ARCHITECTURES[name]).save_pretrained("model")
+    tokenizer.save_pretrained("model")
+    config, _ = run_of("rows.json", Path("checked.json"), Path("run"), model="model", schema=None)
+    assert list(config.recipe.lora.target_modules) == layers
+    assert LoraModel.load(config.recipe.model, config.recipe.lora, seed=0, device="cpu").initial
+
+
+def test_rows_of_two_schemas_are_read_by_the_one_that_is_named(files):
+    rows = [{**row, "prompt": "p", "completion": "c"} for row in pairs(1, 20)]
+    Path("both.json").write_text(json.dumps(rows))
+    config, _ = run_of(
+        "both.json", Path("checked.json"), Path("run"), model="built-in", schema="alpaca"
+    )
+    assert config.silos[0].schema_name == "alpaca"
+    with pytest.raises(DataError, match="several schemas fit"):
+        run_of("both.json", Path("checked.json"), Path("other"), model="built-in", schema=None)

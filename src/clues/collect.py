@@ -17,7 +17,7 @@ from clues.coordinator.public import portable_recipe
 from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
 from clues.results.arms import ArmResult
-from clues.results.run import VERSION, Absence, Curve, Method, Results, Seconds, ThresholdResult
+from clues.results.run import VERSION, Absence, Curve, Method, Results, Seconds
 from clues.results.silos import SiloResult
 from clues.selection.threshold import Threshold
 from clues.selection.weighing import Controls
@@ -58,17 +58,7 @@ def collect_results(config: SharedConfig, coordinator: Coordinator, outcome: Out
         absences=tuple(Absence(**absence) for absence in coordinator.attendance.to_json()),
         stops=tuple(Absence(**stop) for stop in coordinator.attendance.stops),
         curves=_curves(outcome),
-        threshold=ThresholdResult(
-            value=threshold.value,
-            rule=threshold.rule,
-            units=threshold.units_kind,
-            interval=threshold.interval,
-            confidence=threshold.confidence,
-            assurance=threshold.assurance,
-            quantile=recipe.threshold.quantile,
-            n_anchors=threshold.n_anchors,
-            anchor_quantiles=threshold.anchor_quantiles,
-        ),
+        threshold=threshold.as_result(quantile=recipe.threshold.quantile),
         controls=scored.controls,
         controls_kept=kept_copies(threshold, scored),
         questions=len(heldout.options) if heldout else None,

@@ -15,14 +15,16 @@ from typing import Any
 import yaml
 
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
-from clues.config import BUILT_IN, RunConfig, SiloSettings, load_config
+from clues.config import BUILT_IN, RunConfig, load_config
 from clues.data.files import named_container
 from clues.data.formats import RowFile, read_rows, write_rows
 from clues.data.roundtrip import characters_lost
 from clues.findings.look import look
 from clues.model.adapters import load_tokenizer
+from clues.model.layers import suggested
 from clues.pipeline import Run, open_run, overrule, run_until
 from clues.prepare.athand import at_hand
+from clues.prepare.modelfit import shape_of
 from clues.prepare.scaffold import (
     ONE_DOMAIN,
     PublicAnswer,
@@ -32,7 +34,6 @@ from clues.prepare.scaffold import (
 )
 from clues.progress import Progress
 from clues.report.pairs import weak_promise
-from clues.results.run import ThresholdResult
 from clues.selection.threshold import Threshold
 from clues.silo.overrides import Override, Overrides
 
@@ -148,7 +149,11 @@ def clean_file(
     private = silo.private
     decided = list(csv.DictReader(io.StringIO(read_bytes(private / "decisions.csv").decode())))
     files = _copied(private, out, silo.space.rows())
-    warned += [said] if (said := weak_promise(_as_result(found, config))) else []
+    warned += (
+        [said]
+        if (said := weak_promise(found.as_result(quantile=config.recipe.threshold.quantile)))
+        else []
+    )
     return Cleaned(
         **_counts(decided), files=files, warnings=tuple(warned), page=out / "report.html"
     )
@@ -195,15 +200,16 @@ def _configure(
     rows: str, checked: Path, folder: Path, *, model: str, schema: str | None
 ) -> tuple[RunConfig, list[str]]:
     """Write the run's configuration for the model at hand, and what there is to warn of."""
-    check_data(rows)
+    file = check_data(rows, schema=schema) or read_rows(rows, schema=schema, lenient=True)
     model = model if check_model(model) == BUILT_IN else _place(model)
     hand = at_hand(model)
     make_private_folder(folder)
     public = halves_of(PublicAnswer(ONE_DOMAIN, checked, None), folder / "input")
     built_in = model == BUILT_IN
+    targets = "all-linear" if built_in else suggested(shape_of(model))
     recipe = {
         "model": {"name": model, "dtype": hand.dtype},
-        "lora": {"dropout": 0.0, "target_modules": "all-linear"} if built_in else {},
+        "lora": {"target_modules": targets, **({"dropout": 0.0} if built_in else {})},
         "tokens": {"max_length": hand.max_length, "overlong": "truncate", "odd_turns": "fold"},
         "train": {"learning_rate": 2e-3 if built_in else 2e-4, "batch_size": hand.batch_size},
         "public": {
@@ -228,10 +234,10 @@ def _configure(
     path = folder / "clues.yaml"
     atomic_write_bytes(path, yaml.safe_dump(content, sort_keys=False).encode(), private=True)
     config = load_config(path)
-    return config, _warnings(config, config.silos[0], tight=hand.tight)
+    return config, _warnings(config, file, tight=hand.tight)
 
 
-def _warnings(config: RunConfig, silo: SiloSettings, *, tight: bool) -> list[str]:
+def _warnings(config: RunConfig, rows: RowFile, *, tight: bool) -> list[str]:
     model = config.recipe.model
     warned: list[str] = []
     if tight:
@@ -244,7 +250,6 @@ def _warnings(config: RunConfig, silo: SiloSettings, *, tight: bool) -> list[str
             "the built-in model is for trying things out, and judges only what it understands. Name "
             "your own with --model."
         )
-    rows = read_rows(silo.data, schema=silo.schema_name, lenient=True)
     lost = characters_lost(load_tokenizer(model), rows.samples)
     if lost.share > LOSSY:
         signs = f", among them {' '.join(lost.signs)}" if lost.signs else ""
@@ -303,17 +308,3 @@ def _counts(decided: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         "n_unscored": files["unscored"],
         "why": dict(why.most_common()),
     }
-
-
-def _as_result(found: Threshold, config: RunConfig) -> ThresholdResult:
-    return ThresholdResult(
-        value=found.value,
-        rule=found.rule,
-        units=found.units_kind,
-        interval=found.interval,
-        confidence=found.confidence,
-        assurance=found.assurance,
-        quantile=config.recipe.threshold.quantile,
-        n_anchors=found.n_anchors,
-        anchor_quantiles=found.anchor_quantiles,
-    )

@@ -23,11 +23,8 @@ def fitted(answers: Answers, base: Any = None) -> Answers:
     if base is None and answers.model == BUILT_IN:
         return answers
     if base is None:
-        settings = ModelSettings(name=answers.model)
         try:
-            folder = model_folder(settings)
-            with Opening(settings.name, "model"):
-                base = empty_base(folder, settings)
+            base = shape_of(answers.model)
         except CluesError:
             return answers
     targets, most = suggested(base), context_of(base.config) or answers.max_length
@@ -36,3 +33,15 @@ def fitted(answers: Answers, base: Any = None) -> Answers:
         targets=targets if isinstance(targets, str) else tuple(targets),
         max_length=min(answers.max_length, most),
     )
+
+
+def shape_of(name: str) -> Any:
+    """A base model with no numbers in it, for its layers.
+
+    Raises:
+        DataError: it cannot be found, or is no causal model.
+    """
+    settings = ModelSettings(name=name)
+    folder = model_folder(settings)
+    with Opening(settings.name, "model"):
+        return empty_base(folder, settings)

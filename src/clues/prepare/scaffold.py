@@ -144,7 +144,9 @@ def check_name(name: str, *, what: str) -> str:
         raise UsageError(f"{error}.") from None
 
 
-def check_data(data: str, columns: Columns | None = None) -> RowFile | None:
+def check_data(
+    data: str, columns: Columns | None = None, *, schema: str | None = None
+) -> RowFile | None:
     """Read a silo's rows; None for the name of a hub data set, which a run reads.
 
     Raises:
@@ -154,7 +156,7 @@ def check_data(data: str, columns: Columns | None = None) -> RowFile | None:
         return None
     path = _existing(data)
     # A bad row is dropped by name; a run that must not have one says strict in the silo's file.
-    return read_rows(path, columns=fitting(path, columns), lenient=True)
+    return read_rows(path, schema=schema, columns=fitting(path, columns), lenient=True)
 
 
 def check_model(name: str) -> str:

@@ -22,6 +22,7 @@ from clues.errors import (
     NumericsError,
     RecipeMismatchError,
 )
+from clues.results.run import ThresholdResult
 from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
 
 
@@ -59,6 +60,24 @@ class Threshold:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
+
+    def as_result(self, *, quantile: float) -> ThresholdResult:
+        """The threshold as results show it.
+
+        Args:
+            quantile: of the settings it was fitted with.
+        """
+        return ThresholdResult(
+            value=self.value,
+            rule=self.rule,
+            units=self.units_kind,
+            interval=self.interval,
+            confidence=self.confidence,
+            assurance=self.assurance,
+            quantile=quantile,
+            n_anchors=self.n_anchors,
+            anchor_quantiles=self.anchor_quantiles,
+        )
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Threshold":

@@ -19,7 +19,6 @@ from clues.findings.base import SAYS
 from clues.report.cards import DataFacts, data_card
 from clues.report.pairs import threshold_pairs
 from clues.report.private import Grouping, Mark, Review, render_private
-from clues.results.run import ThresholdResult
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
 from clues.selection.threshold import PERSON, SCORE, UNUSABLE, Threshold, cut_of
@@ -61,16 +60,9 @@ def _card(space: Workspace) -> DataFacts:
         base_model=Path(recipe.model.name).name,
         score=_score(recipe, threshold),
         threshold=threshold_pairs(
-            ThresholdResult(
-                value=threshold.value,
-                rule=threshold.rule,
-                units=threshold.units_kind,
-                interval=threshold.interval,
-                confidence=threshold.confidence,
-                assurance=None,  # it is about all groups, and the card about this silo's rows
-                quantile=recipe.threshold.quantile,
-                n_anchors=threshold.n_anchors,
-                anchor_quantiles=threshold.anchor_quantiles,
+            # The assurance is about all groups, and the card about this silo's rows.
+            threshold.as_result(quantile=recipe.threshold.quantile).model_copy(
+                update={"assurance": None}
             )
         ),
         recipe_hash=recipe.hash,
