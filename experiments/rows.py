@@ -85,16 +85,8 @@ def write_inputs(
             )
             rows = [{**r, LABELS: x or ""} for r, x in zip(damaged, labels, strict=True)]
             write_jsonl(folder / f"{name}.jsonl", rows)
-            silos.append(
-                {
-                    "name": name,
-                    "data": f"{name}.jsonl",
-                    "domain": settings.source,
-                    "labels": LABELS,
-                    "share_diagnostics": True,
-                    "max_selections": 1000,
-                }
-            )
+            silo = labelled_silo(name, domain=settings.source)
+            silos.append({**silo, "max_selections": 1000})
     tasks = [
         {**questions.ask, "path": str(_local_file("questions", questions, data).resolve())}
         for questions in scale.questions
@@ -108,6 +100,17 @@ def write_inputs(
         "silos": silos,
     }
     return merged(scale.config, ours)
+
+
+def labelled_silo(name: str, *, domain: str) -> dict[str, Any]:
+    """A silo whose rows say what was done to them, and that shares how well it was found."""
+    return {
+        "name": name,
+        "data": f"{name}.jsonl",
+        "domain": domain,
+        "labels": LABELS,
+        "share_diagnostics": True,
+    }
 
 
 def write_config(config: dict[str, Any], path: Path) -> Path:

@@ -15,14 +15,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from clues.collect import collect_results
 from clues.config import derived_seed, load_config
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
-from experiments.rows import write_jsonl
+from experiments.rows import LABELS, labelled_silo, write_config, write_jsonl
 from experiments.run import name_of
 
 MODEL = "runs/base/smollm2-135m-instruct"
@@ -89,7 +88,7 @@ def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> Path:
         write_jsonl(folder / f"{name}.jsonl", [_without_grade(row) for row in rows])
     for silo, rows in silos.items():
         labelled = [
-            {**_without_grade(row), "damage": "grade 1" if row["grade"] == WORST else ""}
+            {**_without_grade(row), LABELS: "grade 1" if row["grade"] == WORST else ""}
             for row in rows
         ]
         write_jsonl(folder / f"{silo}.jsonl", labelled)
@@ -117,20 +116,9 @@ def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> Path:
             "public": {"medicine": {"validation": "validation.jsonl", "anchor": "anchor.jsonl"}},
         },
         "evaluate": {"arms": []},
-        "silos": [
-            {
-                "name": silo,
-                "data": f"{silo}.jsonl",
-                "domain": "medicine",
-                "labels": "damage",
-                "share_diagnostics": True,
-            }
-            for silo in SILOS
-        ],
+        "silos": [labelled_silo(silo, domain="medicine") for silo in SILOS],
     }
-    path = folder / "clues.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return path
+    return write_config(config, folder / "clues.yaml")
 
 
 def _without_grade(row: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from clues.config import derived_seed, load_config
@@ -23,7 +22,7 @@ from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
 from experiments.partition import take_disjoint
 from experiments.reserved import is_reserved
-from experiments.rows import write_jsonl
+from experiments.rows import LABELS, labelled_silo, write_config, write_jsonl
 from experiments.run import name_of
 from experiments.scores import ALL_SCORES, compare_all, write_scores
 
@@ -66,7 +65,7 @@ def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: 
             kinds=KINDS,
             seed=derived_seed(seed, "damage", silo),
         )
-        private = [{**r, "damage": x or ""} for r, x in zip(damaged, labels, strict=True)]
+        private = [{**r, LABELS: x or ""} for r, x in zip(damaged, labels, strict=True)]
         write_jsonl(folder / f"{silo}.jsonl", private)
     recipe = {
         "seed": seed,
@@ -90,20 +89,9 @@ def write_inputs(folder: Path, rows: list[dict[str, Any]], *, model: str, seed: 
         "recipe": recipe,
         "combine": {"method": "fedavg", "rounds": 6, "local_steps": 10},
         "evaluate": {"heldout": "heldout.jsonl"},
-        "silos": [
-            {
-                "name": silo,
-                "data": f"{silo}.jsonl",
-                "domain": "medicine",
-                "labels": "damage",
-                "share_diagnostics": True,
-            }
-            for silo in SHARES
-        ],
+        "silos": [labelled_silo(silo, domain="medicine") for silo in SHARES],
     }
-    path = folder / "clues.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return path
+    return write_config(config, folder / "clues.yaml")
 
 
 def _with_choices(rows: list[dict[str, Any]], *, seed: int) -> list[dict[str, Any]]:
