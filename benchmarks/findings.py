@@ -8,9 +8,11 @@ import argparse
 import random
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.dirt import KINDS, Row, dirty
+from clues.collect import machine
 from clues.data.formats import read_rows
 from clues.data.samples import Message, Sample
 from clues.findings.look import Findings, look
@@ -79,7 +81,11 @@ def main() -> None:
         "| :--- | ---: | ---: | ---: | ---: |",
         *lines,
     ]
-    out += ["", f"{n_all:,} rows in {seconds:.0f} s on one core."]
+    day = datetime.now(UTC).date()
+    out += [
+        "",
+        f"{day}, seed {SEED}, no base model; {n_all:,} rows in {seconds:.0f} s, {machine()}.",
+    ]
     print("\n".join(out))
     if asked.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)

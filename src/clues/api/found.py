@@ -38,10 +38,10 @@ class Found:
     """A scored set of rows. What `clues.score` and `clues.select` return.
 
     Attributes:
-        scores: one a row, in the units of the threshold; higher is better. NaN where a row could
+        scores: one per row, in the units of the threshold; higher is better. NaN where a row could
             not be scored; its decision says why.
         threshold: the number that scores are compared with, and how it came about.
-        decisions: one a row, in order: `row` (its position, from 0 on), `id`, `score`, `kept` and
+        decisions: one per row, in order: `row` (its position, from 0 on), `id`, `score`, `kept` and
             `reason`.
         recipe: all settings that made the scores and the threshold.
     """

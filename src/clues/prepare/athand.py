@@ -24,7 +24,7 @@ class AtHand:
     Attributes:
         max_length: tokens of a row.
         dtype: of the base weights.
-        batch_size: rows a step.
+        batch_size: rows per step.
         tight: whether not even one row at a time seems to fit into the free memory.
     """
 

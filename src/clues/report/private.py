@@ -80,7 +80,7 @@ class Review:
         texts: turns as (role, content).
         rulings: by id, what a person decided: (keep, reason).
         waiting: the same, decided under another recipe and not in force.
-        reasons: of the decisions in force, one a row.
+        reasons: of the decisions in force, one per row.
         aside: 1 for a row that is set aside for what its text shows, whatever it scores.
         marks: places in the texts that show why.
         summary: what became of the rows, in a sentence.
