@@ -1,4 +1,4 @@
-# make demo   the whole method on five generated silos (five to eight minutes on two cores)
+# make demo   the whole method on five generated silos (six to ten minutes on two cores)
 # make fast   all tests but those of more than a second or two
 # make test   all tests but the longest, of which it has short forms
 # make long-tests  the longest: every write a process can be killed at, every notebook in its kernel
