@@ -12,8 +12,7 @@ from benchmarks.scene import Scene
 from benchmarks.speed import products
 from benchmarks.table import Row
 from benchmarks.ways import gradient_step, published_scores
-from clues.data.tokens import token_budget_batches
-from clues.scoring.batches import token_budget_of
+from clues.data.batching import token_budget_batches, token_budget_of
 
 COUNTER = Path("/proc/self/io")
 # Llama 2 7 B, LoRA of rank 16 on q_proj and v_proj, float32: blocks, layers, A and B, bytes.
@@ -85,7 +84,7 @@ def peak_row(scene: Scene, n_rows: int) -> Row:
     """Peak memory of scoring one full batch against a training step on it, optimiser left out."""
     rows, device = scene.repeated(n_rows), scene.model.device
     lengths = [len(row.ids) for row in rows]
-    first = next(token_budget_batches(lengths, budget=token_budget_of(device)))
+    first = token_budget_batches(lengths, budget=token_budget_of(device))[0]
     batch, directions = [rows[i] for i in first], scene.directions(1)
     scoring = partial(products, scene, batch, directions)
     training = partial(gradient_step, scene, batch)

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.scene import Scene
+from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import IGNORED, make_batch, row_losses
-from clues.scoring.batches import each_batch, token_budget_of
+from clues.scoring.batches import each_batch
 from clues.scoring.direction import BLOCK, trainable
 
 

@@ -187,7 +187,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(make_job, monkeypatch, cap
     tight = influence_scores(model, job.rows, on_rows=done.append, **how)
     np.testing.assert_allclose(tight.products, plain.products, rtol=1e-4, atol=1e-6)
     assert sum(done) == len(job.rows)
-    assert "out of memory with 7 rows" in caplog.text
+    assert "out of memory with 3 rows" in caplog.text
 
 
 def test_a_row_that_does_not_fit_alone_is_named(make_job, monkeypatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from clues.config import TokenSettings, context_of
 from clues.data.roundtrip import characters_lost
 from clues.data.samples import Message, Sample
-from clues.data.tokens import RowEncoder, encode_rows, token_budget_batches
+from clues.data.tokens import RowEncoder, encode_rows
 from clues.errors import ConfigError, DataError
 
 CHATML = (
@@ -301,22 +301,6 @@ def test_encoding_depends_on_the_sample_alone(make_encoder, template):
     assert make_encoder(template, adds_bos=True).encode(one_turn()) == first
     moved = encoder.encode(one_turn(row=5))
     assert (moved.ids, moved.mask, moved.id) == (first.ids, first.mask, first.id)
-
-
-@pytest.mark.parametrize("budget", [1, 10, 50, 64, 1000])
-@pytest.mark.parametrize("max_rows", [1, 3, 256])
-def test_batches_cover_every_row_once_within_the_budget(budget, max_rows):
-    lengths = [7, 50, 3, 3, 18, 49, 1, 22, 8, 8, 30, 5]
-    batches = list(token_budget_batches(lengths, budget=budget, max_rows=max_rows))
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        padded = len(batch) * max(lengths[i] for i in batch)
-        assert len(batch) <= max_rows
-        assert padded <= budget or len(batch) == 1, f"{padded} padded tokens in one batch"
-
-
-def test_no_rows_make_no_batches():
-    assert list(token_budget_batches([], budget=10)) == []
 
 
 def test_a_tokenizer_that_loses_characters_is_noticed(tokenizer):

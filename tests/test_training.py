@@ -10,7 +10,9 @@ from safetensors.torch import save as safetensors_bytes
 from transformers import TrainingArguments
 
 from clues.config import TrainSettings
+from clues.data.batching import token_budget_batches
 from clues.errors import DataError, NumericsError
+from clues.model import training
 from clues.model.adapters import (
     Checkpoint,
     load_checkpoint,
@@ -257,6 +259,30 @@ def test_mean_loss_is_the_mean_over_the_batches_seen(make_lora, run, encoded_row
     settings = TrainSettings(batch_size=len(encoded_rows))
     trained = run(model, start=model.state(), n_steps=1, settings=settings)
     assert trained.mean_loss == pytest.approx(before, rel=1e-5)
+
+
+@pytest.mark.parametrize("proximal", [0.0, 5.0])
+def test_a_step_in_parts_is_the_step_of_all_its_rows(make_lora, run, monkeypatch, proximal):
+    """Rows of similar length go together: the same gradient to rounding, with less padding."""
+    settings, padded = TrainSettings(batch_size=7), []
+
+    def measured(model, batch, **how):
+        padded.append(batch.ids_NT.numel())
+        return row_losses(model, batch, **how)
+
+    monkeypatch.setattr(training, "row_losses", measured)
+    found = []
+    for parts_of in (lambda lengths, budget: [range(len(lengths))], token_budget_batches):
+        monkeypatch.setattr(training, "token_budget_batches", parts_of)
+        padded.clear()
+        trained = run(make_lora(), settings=settings, n_steps=3, proximal=proximal)
+        found.append((trained, sum(padded), len(padded)))
+    (whole, n_whole, calls), (parts, n_parts, more_calls) = found
+    assert more_calls > calls == 3
+    assert n_parts < 0.95 * n_whole
+    assert parts.mean_loss == pytest.approx(whole.mean_loss, rel=1e-5)
+    for name, tensor in whole.adapter.items():
+        torch.testing.assert_close(parts.adapter[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -340,19 +340,3 @@ def own_reason(sample: Sample, settings: TokenSettings) -> str:
     if sample.unwanted:
         return UNWANTED
     return "" if sample.is_trained(last=settings.loss_on == "last") else UNTRAINED
-
-
-def token_budget_batches(
-    lengths: Sequence[int], *, budget: int, max_rows: int = 256
-) -> Iterator[list[int]]:
-    """Yield index batches of rows of similar length, each at most `budget` padded tokens."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    batch: list[int] = []
-    for index in order:
-        # Rows come longest first, so the first row of a batch sets its padded width.
-        if batch and (len(batch) == max_rows or (len(batch) + 1) * lengths[batch[0]] > budget):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

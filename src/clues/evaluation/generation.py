@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from clues.data.tokens import token_budget_batches
+from clues.data.batching import token_budget_batches
 from clues.model.adapters import AdapterState, LoraModel
 
 _BATCH_TOKENS = 16384

@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from clues.config import TrainSettings
+from clues.data.batching import token_budget_batches, token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel, check_state
@@ -84,7 +85,9 @@ def train(
     """Run `n_steps` AdamW steps on `rows`, from the adapter `start` and a fresh optimiser.
 
     The loss of a batch is the mean over its rows of each row's mean response-token loss, so its
-    gradient is the mean of the per-sample gradients that scoring works with.
+    gradient is the mean of the per-sample gradients that scoring works with. The rows of a step
+    go through the model in parts of similar length, which pads less and bounds the memory; the
+    gradient is the same. With an observer they go together.
 
     Args:
         model: is left with the trained adapter.
@@ -174,7 +177,7 @@ class _RowLossTrainer(Trainer):
         """Tell the Trainer that our loss is a mean over the rows of a batch."""
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
-        self.loss_sum, self.n_losses = 0.0, 0
+        self.loss_sum, self.n_losses, self.n_in_step = 0.0, 0, 0
         self.origin: AdapterState = {}
         self.lora: dict[str, torch.nn.Parameter] = {}
 
@@ -185,10 +188,10 @@ class _RowLossTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Mean over rows of the mean response-token loss."""
+        """What these rows give to the mean over the step's rows of the mean response-token loss."""
         assert not return_outputs
         losses_N = row_losses(model, make_batch(inputs, device=self.args.device), head=self.head)
-        loss = losses_N.mean()
+        loss = losses_N.sum() / self.n_in_step
         if not torch.isfinite(loss):
             n_bad = int((~torch.isfinite(losses_N)).sum())
             raise NumericsError(
@@ -198,23 +201,35 @@ class _RowLossTrainer(Trainer):
         if self.observer:
             self.observer.saw(losses_N)
         self.loss_sum += float(loss.detach())
-        self.n_losses += 1
-        if not self.proximal:
-            return loss
+        # Once per step, whatever the number of its parts: this is its share.
+        share = len(losses_N) / self.n_in_step
+        return loss + share * self._pull() if self.proximal else loss
+
+    def _pull(self) -> Tensor:
+        """What FedProx adds to the loss."""
         moved = [
             (weight - self.origin[name].to(weight)).square().sum()
             for name, weight in self.lora.items()
             if weight.requires_grad
         ]
-        return loss + self.proximal / 2 * torch.stack(moved).sum()
+        return self.proximal / 2 * torch.stack(moved).sum()
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Forward and backward, under the observer's eyes."""
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward, part after part, or at once under the observer's eyes."""
+        self.n_in_step, self.n_losses = len(inputs), self.n_losses + 1
         step = self.state.global_step
-        last = step + 1 == self.state.max_steps
-        watching = self.observer.watching(step, last=last) if self.observer else nullcontext()
-        with watching:
-            return super().training_step(*args, **kwargs)
+        if self.observer:
+            with self.observer.watching(step, last=step + 1 == self.state.max_steps):
+                return super().training_step(model, inputs, *args, **kwargs)
+        lengths = [len(row.ids) for row in inputs]
+        parts = token_budget_batches(lengths, budget=token_budget_of(self.args.device))
+        losses = [
+            super(_RowLossTrainer, self).training_step(
+                model, [inputs[i] for i in part], *args, **kwargs
+            )
+            for part in parts
+        ]
+        return torch.stack(losses).sum()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         if self.in_order:

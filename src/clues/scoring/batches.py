@@ -6,19 +6,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from clues.data.tokens import EncodedRow, token_budget_batches
+from clues.data.batching import token_budget_batches
+from clues.data.tokens import EncodedRow
 from clues.errors import DataError, NumericsError
 
-# Padded tokens a batch. On a CPU larger ones fall out of the cache; a GPU wants them large.
-CPU_TOKENS, GPU_TOKENS = 2048, 32768
 SHOWN_IDS = 5
 
 log = logging.getLogger(__name__)
-
-
-def token_budget_of(device: torch.device) -> int:
-    """Padded tokens that a batch starts with; `each_batch` finds out whether they fit."""
-    return GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
 
 
 def each_batch(
@@ -37,7 +31,7 @@ def each_batch(
     Args:
         rows: batched by length, longest first.
         compute: must leave nothing behind where it raises, or `on_retry` must remove it.
-        token_budget: padded tokens to begin with.
+        token_budget: padded tokens per batch to begin with.
         on_rows: called with the number of rows finished.
         on_retry: called with the positions of a batch that failed.
 

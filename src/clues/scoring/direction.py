@@ -11,11 +11,12 @@ from typing import Literal
 import torch
 
 from clues.config import ScoreSettings
+from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.batches import each_batch, token_budget_of
+from clues.scoring.batches import each_batch
 
 LinearForm = Literal["sgd", "adam", "adam_two_sided"]
 ADAM_EPS = 1e-8

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
+from clues.scoring.batches import each_batch, refuse_nonfinite
 from clues.scoring.direction import ADAM_EPS, trainable
 from clues.scoring.layout import Layout, watched
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch
-from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
+from clues.scoring.batches import each_batch, refuse_nonfinite
 
 Weigh = Callable[[EncodedRow], Sequence[float]]
 

@@ -30,10 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
+from clues.scoring.batches import each_batch, refuse_nonfinite
 from clues.scoring.direction import trainable
 from clues.scoring.layout import Layout, watched
 

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from clues.atomic import atomic_write_bytes
 from clues.config import LOSS
-from clues.data.tokens import EncodedRow, token_budget_batches
+from clues.data.batching import token_budget_batches, token_budget_of
+from clues.data.tokens import EncodedRow
 from clues.errors import DataError, NumericsError
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.batches import token_budget_of
 from clues.scoring.influence import side_branches
 
 MIN_RIDERS = 8  # anchors wait until so many are due: small batches waste time

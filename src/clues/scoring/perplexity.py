@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
-from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
+from clues.scoring.batches import each_batch, refuse_nonfinite
 
 
 @torch.no_grad()
