@@ -1,6 +1,7 @@
 # make demo   the whole method on five generated silos (six to ten minutes on two cores)
 # make fast   all tests but those of more than a second or two
-# make test   all tests but the longest, of which it has short forms
+# make test   all tests but whole walks and the longest, of which it has short forms
+# make walks  whole walks: documents as they stand, other environments, real processes; CI runs them too
 # make long-tests  the longest: every write a process can be killed at, every notebook in its kernel
 # make check  lint, format, types
 # make experiment NAME=fiqa ARGS="--seeds 3"   one of the paper's tables; without NAME their list
@@ -22,7 +23,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast check benchmark models experiment base results reference leaves architecture docs picture \
+.PHONY: demo test fast walks check benchmark models experiment base results reference leaves architecture docs picture \
 	federation federation-tests long-tests fuzz clean
 
 demo: $(READY)
@@ -32,7 +33,10 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 fast: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long and not federation"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not walk and not long and not federation"
+
+walks: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m walk
 
 long-tests: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long

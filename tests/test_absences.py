@@ -60,6 +60,7 @@ def config(tmp_path_factory) -> Path:
     return write_micro(folder / "in", tiny_model(folder / "model"), silos=SILOS, changes=changes)
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize(
     ("kind", "cut"),
     [
@@ -116,6 +117,7 @@ def test_a_run_without_a_silo_from_the_start_equals_one_that_lost_it_at_once(con
         assert without_volatile(found[figure]) == without_volatile(expected[figure])
 
 
+@pytest.mark.walk
 def test_below_the_quorum_the_run_stops_and_a_rerun_asks_everyone(config, tmp_path):
     run = open_micro(config, tmp_path / "run")
     run.coordinator.attendance.quorum = 3

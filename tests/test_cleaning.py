@@ -109,7 +109,7 @@ def test_without_checked_rows_the_text_alone_is_looked_at_and_that_is_said(files
     assert not Path("by-text/report.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize("name", ["\u6570\u636e.json", "_rows (final).json", "a=b.json"])
 def test_any_name_of_a_file_will_do(files, capsys, name):
     Path("rows.json").rename(name)
@@ -150,7 +150,7 @@ def test_version_is_an_option_too(capsys):
     assert capsys.readouterr().out == first
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, capsys):
     assert call("clean", "rows.json", "--checked", "checked.json", "-q", "--json")[0] == 0
     told = json.loads(capsys.readouterr().out)

@@ -285,7 +285,7 @@ def test_a_threshold_of_one_silo_needs_a_dry_run(inputs, capsys) -> None:
     assert "--dry-run" in message
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_stages_run_one_by_one_and_the_dry_run_writes_nothing(inputs, tmp_path, capsys) -> None:
     edit(inputs, lambda c: c["recipe"]["train"].update(steps=2, rounds=2, checkpoints=2))
     edit(inputs, lambda c: c["combine"].update(rounds=1, local_steps=1))

@@ -126,7 +126,7 @@ def difference(world: World, silo: Silo, *, batch: int) -> float:
     return best_cosine(left, gradients(model, silo.space.encoded().rows, model.initial, names))
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_two_recipes_of_nearly_equal_steps_leave_no_gradient_of_a_row(world, tmp_path):
     # The attack works where the order is known, so that it would be seen here.
     assert difference(world, world.silo(tmp_path / "known", order_seed=3), batch=1) > 0.999

@@ -159,7 +159,7 @@ def continued(world: World, root: Path) -> list[str]:
     return [name for name in world.files if name.startswith(kept)]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_round_that_is_damaged_before_the_run_goes_on_is_done_again(world, tmp_path):
     names = continued(world, world.root)
     assert any("round-1.safetensors" in n for n in names)

@@ -92,7 +92,7 @@ def desk(small_built_in, tmp_path, monkeypatch) -> Path:
     return tmp_path / "desk"
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize(
     "page", ["one-site.md", "one-machine.md", "three-machines.md", "adding-a-scorer.md"]
 )
@@ -117,7 +117,7 @@ def test_a_tutorial_runs_as_it_stands(desk, page) -> None:
         assert load_silo(desk / "hospital/north.yaml").domain == "medicine-en"
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.filterwarnings("ignore:the threshold keeps")
 def test_the_page_of_the_library_runs_as_it_stands(desk, small_built_in) -> None:
     base = shutil.copytree(small_built_in, desk / "base-model")
@@ -207,7 +207,7 @@ def test_no_page_installs_a_package_of_a_name_that_is_not_ours_yet() -> None:
     assert [str(p) for p, text in texts.items() if named.search(text)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_site_builds_strictly_and_its_pages_ask_nobody(tmp_path) -> None:
     site = tmp_path / "site"
     done = subprocess.run(

@@ -102,7 +102,7 @@ def stored(name: str) -> dict:
     return notebook
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize(("name", "shown"), NOTEBOOKS)
 def test_the_cells_of_a_notebook_run(small_built_in, capsys, name, shown) -> None:
     """In this process, with a base model of no size: the code, without the program of notebooks."""

@@ -186,7 +186,7 @@ def test_a_place_without_experiments_says_so_and_lists_nothing(tmp_path) -> None
             CliRunner().invoke(app, [*words, "--recipes", str(tmp_path)], catch_exceptions=False)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_list_has_every_experiment_and_an_error_is_one_line_and_a_code() -> None:
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "experiments", *words]
@@ -430,7 +430,7 @@ def test_what_variants_share_is_said_once() -> None:
     assert "a correlation of 0.95; alone they reach AUC 0.80, 0.90, in order" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_an_experiment_runs_stores_shows_and_goes_on(data, micro_model, tmp_path) -> None:
     model = micro_model
     (tmp_path / "recipes" / "tiny").mkdir(parents=True)

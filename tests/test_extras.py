@@ -175,7 +175,7 @@ def says(said: str, what: str, missing: str, extra: str) -> None:
     assert said == f"clues: {what}: not installed: {missing}. {install}\n"
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize("verb", [["ca"], ["server", "a.org"], ["node", "north"]])
 def test_without_cryptography_no_key_is_made(call, tmp_path, verb):
     said = call("cryptography", "keys", *verb, folder=tmp_path)
@@ -183,7 +183,7 @@ def test_without_cryptography_no_key_is_made(call, tmp_path, verb):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize("missing", ["flwr", "google.protobuf", "httpx"])
 def test_without_flower_nobody_serves_joins_or_probes(call, micro_model, tmp_path, missing):
     config = write_micro(tmp_path, micro_model)
@@ -208,7 +208,7 @@ def test_without_flower_nobody_serves_joins_or_probes(call, micro_model, tmp_pat
         assert said.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize(
     ("missing", "extra", "changes", "verb"),
     [
@@ -231,7 +231,7 @@ def test_without_what_measures_nothing_is_measured(
     says(last, f"evaluate.{next(iter(changes))}", missing, extra)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_without_opacus_no_silo_trains_privately(call, micro_model, tmp_path):
     config = write_micro(tmp_path / "in", micro_model)
     import yaml

@@ -76,6 +76,7 @@ def undisturbed(config, tmp_path_factory):
     return folder, *run_grid(config, folder)
 
 
+@pytest.mark.walk
 def test_over_flower_the_run_ends_as_in_one_process(reference, undisturbed):
     root, expected = reference
     folder, results, grid = undisturbed
@@ -99,6 +100,7 @@ def test_both_sides_record_the_same_messages(undisturbed):
         assert compare(ours, theirs) == {name: 20}
 
 
+@pytest.mark.walk
 def test_a_message_that_got_lost_is_sent_again(config, reference, tmp_path):
     lost = {(11, "train"): [3, 5], (12, "fit"): [8]}
 
@@ -116,6 +118,7 @@ def test_a_message_that_got_lost_is_sent_again(config, reference, tmp_path):
         assert name in compare(ours, verify(tmp_path / "silos" / name / "ledger.jsonl"))
 
 
+@pytest.mark.walk
 def test_a_silo_that_was_restarted_is_asked_again_though_nobody_said_an_error(config, tmp_path):
     run, grid = open_grid_run(config, tmp_path)
 
@@ -131,6 +134,7 @@ def test_a_silo_that_was_restarted_is_asked_again_though_nobody_said_an_error(co
     assert grid.pushed.count((11, "score")) == 2
 
 
+@pytest.mark.walk
 def test_a_silo_that_never_comes_is_waited_for_and_named(config, tmp_path):
     run, grid = open_grid_run(config, tmp_path)
     grid.offline = {11}

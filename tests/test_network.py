@@ -146,6 +146,7 @@ def test_a_silo_leaves_a_coordinator_with_the_wrong_certificate(doorway, tmp_pat
         join(settings, progress=Silent(), say=lambda _: None)
 
 
+@pytest.mark.walk
 @needs_nginx
 def test_flower_itself_refuses_wrong_and_missing_certificates_and_keys(doorway, tmp_path):
     """Side by side, as each takes a second to start."""

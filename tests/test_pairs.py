@@ -25,7 +25,7 @@ def facts() -> list[dict]:
     return [{k: row[k] for k in ("instruction", "output")} for row in made]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.filterwarnings("ignore:the threshold keeps")
 def test_swapped_pairs_score_higher_on_the_rejected_side(facts):
     good, n = facts[:24], 24

@@ -130,7 +130,7 @@ def test_half_and_half_of_epsilon_is_no_more_than_the_whole():
     assert epsilon_of([], delta=1e-5) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_private_run_reports_epsilon_and_a_second_arm_is_refused(tmp_path):
     changes = {"privacy": {"epsilon": 8.0, "delta": 1e-3}, "share_diagnostics": False}
     model = tiny_model(tmp_path / "model")
@@ -200,7 +200,7 @@ def dlaplace_of(space, of):
     return Budget(space).count(0, what="kept", of=of)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_what_changes_an_answer_changes_its_noise_and_is_paid_for(space, monkeypatch):
     seeds: list[int] = []
     monkeypatch.setattr(

@@ -376,6 +376,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser, world, width):
     view.close()
 
 
+@pytest.mark.walk
 def test_equal_runs_give_an_equal_page(world, tmp_path):
     before = (world.private / "report.html").read_bytes()
     run_clues("report", world.config, world.root)

@@ -66,7 +66,7 @@ def forget_answers(silo: Silo) -> None:
     shutil.rmtree(silo.outbox)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_second_threshold_under_one_recipe_is_refused_by_any_process(world, tmp_path):
     for _ in range(2):
         with pytest.raises(RecipeMismatchError, match=r"north.*already decided"):

@@ -206,7 +206,7 @@ def test_the_report_says_what_the_threshold_lets_pass(finished) -> None:
         assert f"{group}: of damaged copies of its anchors it would keep {said}" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize(
     ("recipe", "combine"),
     [
@@ -251,7 +251,7 @@ def test_every_way_to_score_and_combine_runs_to_the_end(model, tmp_path, recipe,
     PeftModel.from_pretrained(base, tmp_path / "run" / "coordinator" / "adapter")
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(
     model, finished, tmp_path
 ) -> None:

@@ -151,6 +151,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser, world, width):
     view.close()
 
 
+@pytest.mark.walk
 def test_paper_is_light_and_has_the_recipe(browser, world):
     view = Opened(browser, world.root / "report.html", color_scheme="dark")
     view.page.emulate_media(media="print")

@@ -50,7 +50,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(unpacked) -> None:
     assert "clues/py.typed" in files
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_library_and_the_command_line_work_from_the_wheel(unpacked, tmp_path) -> None:
     where = "import clues; print(clues.__file__); print(clues.score.__module__, dir(clues))"
     found = in_python(where, unpacked, tmp_path)
