@@ -6,7 +6,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
 Advance = Callable[[int], None]
@@ -30,9 +36,12 @@ class Silent:
 
 
 class Terminal:
-    """A bar for the step under way; where output is no terminal, a line per slow step."""
+    """A bar for the step under way; where output is no terminal, a line per slow step.
 
-    SLOW_S = 2.0
+    A step of many minutes has a line every minute there, with the time that is left.
+    """
+
+    SLOW_S, EVERY_S = 2.0, 60.0
 
     def __init__(self, console: Console) -> None:
         """Write to this console, which should be the error stream."""
@@ -43,7 +52,7 @@ class Terminal:
         """Show one step."""
         if not self.console.is_terminal:
             started = time.perf_counter()
-            yield lambda _: None
+            yield self._lines(description, total, started)
             seconds = time.perf_counter() - started
             if seconds >= self.SLOW_S:
                 self.console.print(f"{description}: {seconds:.0f} s", highlight=False)
@@ -53,8 +62,28 @@ class Terminal:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=self.console,
             transient=True,
         ) as bar:
             task = bar.add_task(description, total=total)
             yield lambda n: bar.advance(task, n)
+
+    def _lines(self, description: str, total: int, started: float) -> Advance:
+        """Count what is finished, and say every minute how far it is."""
+        done, said = 0, started
+
+        def advance(n: int) -> None:
+            nonlocal done, said
+            done += n
+            now = time.perf_counter()
+            if now - said < self.EVERY_S or not 0 < done < total:
+                return
+            said = now
+            left = (now - started) * (total - done) / done
+            self.console.print(
+                f"{description}: {done} of {total}, about {left / 60:.0f} min left", highlight=False
+            )
+
+        return advance

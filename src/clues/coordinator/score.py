@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from clues.model.adapters import AdapterState, Checkpoint, load_checkpoint
 from clues.scoring.compared import AnchorScores, Standpoint, compare_anchors
 from clues.scoring.forms import form_directions
 from clues.scoring.trajectory import (
+    TrajectoryScores,
     anchors_at_coordinator,
     group_names,
     moments_at_rows,
+    n_passes,
     probe_loss,
     score_rows,
     set_weights,
@@ -150,25 +153,31 @@ def _domain_request(
     settings, validation = desk.recipe.score, desk.validation(domain)
     directions: list[dict[str, AdapterState]] = []
     weights = desk.scored_weights()
-    with desk.progress.task(f"coordinator: directions, {domain}", len(checkpoints)) as advance:
-        for checkpoint in checkpoints:
-            sets: dict[str, list[EncodedRow]] = validation if settings.sends_directions else {}
-            directions.append(
-                form_directions(desk.model, sets, checkpoint, form=settings.form, weights=weights)
-            )
-            advance(1)
+    sets: dict[str, list[EncodedRow]] = validation if settings.sends_directions else {}
+    n_rows = sum(map(len, sets.values())) * len(checkpoints)
+    with desk.progress.task(f"coordinator: directions, {domain}", n_rows) as advance:
+        how: dict[str, Any] = {"form": settings.form, "weights": weights, "on_rows": advance}
+        directions += [form_directions(desk.model, sets, c, **how) for c in checkpoints]
     anchor_scores: dict[str, list[float]] = {}
     compared = AnchorScores({}, {})
     controls = None
     if anchors_at_coordinator(desk.recipe):
         where = (checkpoints, directions)
-        scored = score_rows(desk.model, desk.anchors(domain), *where, settings=settings)
+        passes = n_passes(settings, len(checkpoints), knows_before=False)
+
+        def public_scores(what: str, rows: Sequence[EncodedRow]) -> TrajectoryScores:
+            bar = f"coordinator: {what}, {domain}"
+            with desk.progress.task(bar, len(rows) * passes) as advance:
+                return score_rows(desk.model, rows, *where, settings=settings, on_rows=advance)
+
+        scored = public_scores("anchors", desk.anchors(domain))
         anchor_scores = {k: [float(x) for x in v] for k, v in scored.raw.items()}
         place = Standpoint(desk.model, validation, checkpoints, desk.recipe, domain, weights)
-        compared = compare_anchors(place, desk.anchors(domain))
+        bar = partial(desk.progress.task, f"coordinator: compared scores, {domain}")
+        compared = compare_anchors(place, desk.anchors(domain), task=bar)
         if any(settings.weighed.values()):
             rows, kinds = desk.damaged_anchors(domain)
-            damaged = score_rows(desk.model, rows, *where, settings=settings)
+            damaged = public_scores("damaged copies", rows)
             controls = Controls(damaged.raw, kinds)
     probes = [probe_loss(desk.model, validation, c) for c in checkpoints]
     return _request(desk, checkpoints, directions, probes, anchor_scores, compared), controls

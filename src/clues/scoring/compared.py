@@ -1,6 +1,7 @@
 """Other scores beside the one that decides; they decide nothing."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +17,13 @@ from clues.scoring.forms import explicit_scores, form_directions, linear_scores
 from clues.selection.units import combine
 
 Rows = Sequence[EncodedRow]
+# Opens a bar over so many rows; what it yields takes the rows finished.
+Task = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
+
+def no_bar(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """A bar that nobody sees."""
+    return nullcontext(lambda n: None)
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ def compare(
     *,
     known: Mapping[str, Compared],
     sent: AnchorScores | None = None,
+    task: Task = no_bar,
 ) -> dict[str, Compared]:
     """Every score that `recipe.score.compare` lists, for one group of rows.
 
@@ -99,24 +108,37 @@ def compare(
         known: scores among them that are there already.
         sent: what `compare_anchors` returned at the coordinator; None where the anchors' scores
             depend on the silo.
+        task: opens a bar.
 
     Raises:
         DataError: what was sent does not fit the recipe or the anchors.
     """
     if sent is not None:
         _check_sent(place, sent, n_anchors=len(anchors))
-    found = score_by_forms(place, place.forms(known=known), rows, anchors, sent=sent)
-    # In-run scores are made while training.
-    names = place.baselines(known=known)
-    found |= score_by_baselines(place, names, rows, anchors, sent=sent)
+    forms, names = place.forms(known=known), place.baselines(known=known)
+    n_rows = len(rows) + (len(anchors) if sent is None else 0)
+    with task(n_rows * _n_passes(place, forms, names)) as advance:
+        found = score_by_forms(place, forms, rows, anchors, sent=sent, on_rows=advance)
+        # In-run scores are made while training.
+        found |= score_by_baselines(place, names, rows, anchors, sent=sent, on_rows=advance)
     return {n: {**found, **known}[n] for n in place.recipe.score.compare if n != "inrun"}
 
 
-def compare_anchors(place: Standpoint, anchors: Rows) -> AnchorScores:
-    """The anchors' scores beside the deciding one, at the coordinator."""
-    found = form_parts(place, place.forms(known=place.deciding_form), anchors)
-    scene = _scene(place, rows=())
-    scored = {name: BASELINES[name](scene)(anchors) for name in place.baselines(known=NEEDS_ROWS)}
+def _n_passes(place: Standpoint, forms: Sequence[str], baselines: Sequence[str]) -> int:
+    """How often every row is looked at: forms share a pass per checkpoint."""
+    return len(place.checkpoints) * bool(forms) + len(baselines)
+
+
+def compare_anchors(place: Standpoint, anchors: Rows, *, task: Task = no_bar) -> AnchorScores:
+    """The anchors' scores beside the deciding one, at the coordinator; `task` opens a bar."""
+    forms = place.forms(known=place.deciding_form)
+    names = place.baselines(known=NEEDS_ROWS)
+    scene, scored = _scene(place, rows=()), dict[str, np.ndarray]()
+    with task(len(anchors) * _n_passes(place, forms, names)) as advance:
+        found = form_parts(place, forms, anchors, on_rows=advance)
+        for name in names:
+            scored[name] = BASELINES[name](scene)(anchors)
+            advance(len(anchors))
     return AnchorScores(
         {f: {s: [float(x) for x in v] for s, v in sets.items()} for f, sets in found.items()},
         {name: [float(x) for x in values] for name, values in scored.items()},
@@ -130,6 +152,7 @@ def score_by_baselines(
     anchors: Rows,
     *,
     sent: AnchorScores | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> dict[str, Compared]:
     """Score rows and anchors by baselines at the last checkpoint."""
     scene, brought = _scene(place, rows=rows), sent.baselines if sent else {}
@@ -138,6 +161,8 @@ def score_by_baselines(
         score = BASELINES[name](scene)
         theirs = np.array(brought[name]) if name in brought else score(anchors)
         found[name] = Compared(score(rows), theirs)
+        if on_rows:
+            on_rows(len(rows) + (0 if name in brought else len(anchors)))
     return found
 
 
@@ -148,12 +173,13 @@ def score_by_forms(
     anchors: Rows,
     *,
     sent: AnchorScores | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> dict[str, Compared]:
     """Score rows and anchors by influence forms along a trajectory, without the loss."""
     everyone = [*rows, *anchors] if sent is None else rows
     n, weights = len(rows), place.weights
     found: dict[str, Compared] = {}
-    for form, parts in form_parts(place, forms, everyone).items():
+    for form, parts in form_parts(place, forms, everyone, on_rows=on_rows).items():
         ours = {name: parts[name][:n] for name in weights}
         theirs = {
             name: parts[name][n:] if sent is None else np.array(sent.forms[form][name])
@@ -164,7 +190,11 @@ def score_by_forms(
 
 
 def form_parts(
-    place: Standpoint, forms: Sequence[str], rows: Rows
+    place: Standpoint,
+    forms: Sequence[str],
+    rows: Rows,
+    *,
+    on_rows: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Influence of every row by form and validation set along a trajectory, without the loss."""
     raw: dict[str, dict[str, np.ndarray]] = {form: {} for form in forms}
@@ -179,9 +209,11 @@ def form_parts(
             form: [precondition(v, checkpoint, form=form) for v in directions] for form in linear
         }
         if explicit:
-            found = explicit_scores(model, rows, checkpoint, directions, forms=explicit, linear=own)
+            found = explicit_scores(
+                model, rows, checkpoint, directions, forms=explicit, linear=own, on_rows=on_rows
+            )
         else:
-            found = linear_scores(model, rows, checkpoint, own)
+            found = linear_scores(model, rows, checkpoint, own, on_rows=on_rows)
         for form, scores in found.items():
             for k, part in enumerate(validation):
                 term = checkpoint.learning_rate * scores.products[:, k]

@@ -4,7 +4,7 @@ P LoRA parameters that train; a direction is kept as a dictionary by weight name
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -30,6 +30,7 @@ def validation_direction(
     *,
     form: LinearForm,
     weights: Sequence[str],
+    on_rows: Callable[[int], None] | None = None,
 ) -> AdapterState:
     """Direction that a row's gradient is multiplied with at one checkpoint.
 
@@ -44,6 +45,7 @@ def validation_direction(
         checkpoint: adapter and, for adam, optimiser state matched by name.
         form: see above.
         weights: names of the LoRA weights that count.
+        on_rows: called with the number of rows finished.
 
     Raises:
         DataError: form adam and the checkpoint has no second moment for a weight.
@@ -52,7 +54,7 @@ def validation_direction(
     Source: Pruthi et al. 2020, arXiv 2002.08484; the preconditioner as in arXiv 2402.04333,
     but on the direction alone, so that a score stays linear in the row's gradient.
     """
-    gradient, _ = mean_gradient(model, rows, checkpoint.adapter, weights=weights)
+    gradient, _ = mean_gradient(model, rows, checkpoint.adapter, weights=weights, on_rows=on_rows)
     return precondition(gradient, checkpoint, form=form)
 
 
@@ -88,6 +90,7 @@ def mean_gradient(
     adapter: AdapterState,
     *,
     weights: Sequence[str],
+    on_rows: Callable[[int], None] | None = None,
 ) -> tuple[AdapterState, float]:
     """Mean over rows of the gradient of each row's mean response-token loss, and of that loss."""
     model.set_state(adapter)
@@ -108,7 +111,7 @@ def mean_gradient(
                 sum_ += gradient
 
     with model.evaluating(), trainable(parameters.values(), only=wanted):
-        each_batch(rows, compute, token_budget=token_budget_of(model.device))
+        each_batch(rows, compute, token_budget=token_budget_of(model.device), on_rows=on_rows)
     if not all(torch.isfinite(t).all() for t in total):
         raise NumericsError(
             "the validation gradient is not finite. Lower recipe.train.learning_rate, or use "

@@ -42,6 +42,7 @@ def form_directions(
     *,
     form: str,
     weights: Sequence[str],
+    on_rows: Callable[[int], None] | None = None,
 ) -> dict[str, AdapterState]:
     """Direction of every validation set at one checkpoint, as the form wants it.
 
@@ -51,7 +52,9 @@ def form_directions(
     """
     kind = cast(LinearForm, form if form in LINEAR_FORMS else "sgd")
     return {
-        name: validation_direction(model, rows, checkpoint, form=kind, weights=weights)
+        name: validation_direction(
+            model, rows, checkpoint, form=kind, weights=weights, on_rows=on_rows
+        )
         for name, rows in validation.items()
     }
 
@@ -161,6 +164,8 @@ def linear_scores(
     rows: Sequence[EncodedRow],
     checkpoint: Checkpoint,
     directions: Mapping[str, Sequence[AdapterState]],
+    *,
+    on_rows: Callable[[int], None] | None = None,
 ) -> dict[str, RowScores]:
     """Scores in several linear forms from one pass by the side branch, which makes no gradients.
 
@@ -169,12 +174,15 @@ def linear_scores(
         rows: the rows.
         checkpoint: its adapter is what counts.
         directions: of every form.
+        on_rows: called with the number of rows finished.
 
     Raises:
         NumericsError: a score is not finite.
     """
     flat = [direction for own in directions.values() for direction in own]
-    found = influence_scores(model, rows, adapter=checkpoint.adapter, directions=flat)
+    found = influence_scores(
+        model, rows, adapter=checkpoint.adapter, directions=flat, on_rows=on_rows
+    )
     return _by_form(found, directions)
 
 

@@ -46,14 +46,20 @@ def mean_losses(
 
 
 def losses_before(
-    model: LoraModel, rows: Sequence[EncodedRow], *, skip_nonfinite: bool = False
+    model: LoraModel,
+    rows: Sequence[EncodedRow],
+    *,
+    skip_nonfinite: bool = False,
+    on_rows: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Mean loss of every row under the base model: the initial adapter changes nothing of it.
 
     Raises:
         NumericsError: a loss is NaN or infinite.
     """
-    return mean_losses(model, rows, adapter=model.initial, skip_nonfinite=skip_nonfinite)
+    return mean_losses(
+        model, rows, adapter=model.initial, skip_nonfinite=skip_nonfinite, on_rows=on_rows
+    )
 
 
 def answer_alone(row: EncodedRow) -> EncodedRow | None:
@@ -76,6 +82,7 @@ def alignments(
     *,
     adapter: AdapterState,
     skip_nonfinite: bool = False,
+    on_rows: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """How much its question lowers the loss of every row's response, in nats a token.
 
@@ -89,6 +96,7 @@ def alignments(
         losses: loss(answer | question) of each, under the same adapter.
         adapter: LoRA weights.
         skip_nonfinite: give NaN instead of raising.
+        on_rows: called with the number of rows finished.
 
     Raises:
         NonFiniteScoreError: a loss is NaN or infinite.
@@ -104,6 +112,7 @@ def alignments(
             [row for row in alone if row is not None],
             adapter=adapter,
             skip_nonfinite=skip_nonfinite,
+            on_rows=on_rows,
         )
         - losses[asked]
     )

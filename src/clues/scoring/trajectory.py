@@ -79,7 +79,8 @@ def score_rows(
         checkpoints: the trajectory.
         directions: by checkpoint and validation set.
         settings: form, way, parts.
-        on_rows: called with the number of rows finished.
+        on_rows: called with the number of rows finished; they add up to `n_passes`, or to a little
+            less where a row has no question.
         shards: folder where finished scores wait for a rerun; nothing is kept if None.
         team: processes that share the work through that folder.
         skip_nonfinite: give NaN instead of raising.
@@ -131,14 +132,36 @@ def score_rows(
         raw[LOSS] = -np.mean(losses, axis=0)
     elif LOSS in wanted:
         raw[LOSS] = -(
-            losses_before(model, rows, skip_nonfinite=skip_nonfinite) if before is None else before
+            losses_before(model, rows, skip_nonfinite=skip_nonfinite, on_rows=on_rows)
+            if before is None
+            else before
         )
     if ALIGNMENT in wanted:
         adapter = checkpoints[-1].adapter
         raw[ALIGNMENT] = alignments(
-            model, rows, losses[-1], adapter=adapter, skip_nonfinite=skip_nonfinite
+            model,
+            rows,
+            losses[-1],
+            adapter=adapter,
+            skip_nonfinite=skip_nonfinite,
+            on_rows=on_rows,
         )
     return TrajectoryScores(raw, parts)
+
+
+def n_passes(settings: ScoreSettings, n_checkpoints: int, *, knows_before: bool) -> int:
+    """How often `score_rows` looks at every row.
+
+    Args:
+        settings: form and parts.
+        n_checkpoints: along the trajectory.
+        knows_before: whether the losses before the training are given.
+    """
+    if settings.method == "perplexity":
+        return n_checkpoints
+    wanted = set_weights(settings, {})
+    makes_before = LOSS in wanted and settings.loss_under == "base" and not knows_before
+    return n_checkpoints + makes_before + (ALIGNMENT in wanted)
 
 
 def _losses_alone(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from clues.scoring.trajectory import (
     check_probe,
     fold_of,
     group_names,
+    n_passes,
     probe_loss,
     score_rows,
     set_weights,
@@ -73,7 +75,8 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
     groups = group_names(recipe, space.name, space.settings.domain)
     _check_weights(space, request)
     # Whether a row's score is finite must not show in the answer, so such rows are noted inside.
-    before = losses_before(space.model(), rows, skip_nonfinite=True)
+    with space.progress.task(f"{space.name}: loss before training", len(rows)) as advance:
+        before = losses_before(space.model(), rows, skip_nonfinite=True, on_rows=advance)
     fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {BEFORE: before}
@@ -170,6 +173,7 @@ def _score_group(
         space.anchors() if recipe.score.compare else [],
         known=_known(recipe, space.settings.domain, scored.raw, anchors, finite),
         sent=sent_scores(request) if anchors_at_coordinator(recipe) else None,
+        task=partial(space.progress.task, f"{space.name}: compared scores"),
     )
     if "inrun" in recipe.score.compare:
         compared["inrun"] = _compared_in_run(space, rows, finite)
@@ -239,7 +243,8 @@ def _deciding_scores(
         anchor_scores = sent_anchors(space, request, names=names)
     else:
         anchor_scores = score_rows(model, anchors, checkpoints, scene.directions, **how).raw
-    with space.progress.task(f"{space.name}: score", len(rows) * len(checkpoints)) as advance:
+    passes = n_passes(recipe.score, len(checkpoints), knows_before=True)
+    with space.progress.task(f"{space.name}: score", len(rows) * passes) as advance:
         scored = score_rows(
             model,
             rows,
