@@ -255,6 +255,9 @@ def test_names_of_peft_and_transformers_are_taken(tmp_path):
     assert (recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout) == (8, 32.0, 0.1)
     assert (recipe.model.dtype, recipe.tokens.max_length) == ("bfloat16", 100)
     assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.warmup) == (2.0, 4, 0.1)
+    assert recipe.model.quantization is None
+    packed = load_config(configured(tmp_path, model={"load_in_4bit": True})).recipe
+    assert packed.model.quantization == "nf4"
     own = load_config(configured(tmp_path, lora={"rank": 8, "alpha": 32, "dropout": 0.1})).recipe
     assert own.lora == recipe.lora, "another name is another recipe"
 
@@ -263,8 +266,8 @@ def test_names_of_peft_and_transformers_are_taken(tmp_path):
     ("recipe", "said"),
     [
         (
-            {"model": {"load_in_4bit": True}},
-            "recipe.model: load_in_4bit: weights of 4 bits are not",
+            {"model": {"load_in_4bit": True, "load_in_8bit": True}},
+            "recipe.model: quantization stands there twice",
         ),
         ({"lora": {"r": 8, "rank": 8}}, "recipe.lora: rank stands there twice, once as r"),
         ({"train": {"gradient_checkpointing": True}}, "gradient checkpointing is not supported"),

@@ -8,6 +8,7 @@ from clues.errors import ExtraError
 
 # The extra of pyproject.toml that brings a library, by the name under which it is imported.
 EXTRA_OF = {
+    "bitsandbytes": "quant",
     "cryptography": "flower",
     "flwr": "flower",
     "google.protobuf": "flower",

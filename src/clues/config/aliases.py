@@ -11,12 +11,11 @@ TOKENS = {"max_seq_length": "max_length", "cutoff_len": "max_length", "sequence_
 TRAIN = {"num_train_epochs": "epochs", "num_epochs": "epochs", "max_steps": "steps"}
 TRAIN |= {"per_device_train_batch_size": "batch_size", "lr": "learning_rate"}
 TRAIN |= {"warmup_ratio": "warmup"}
-_WHOLE = "the base model is loaded whole, in the number type of model.dtype (bfloat16 takes two bytes a weight)"
+# What asks for a base model in few bits, by the form that it asks for.
+PACKED = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
 # What is false or null asks for nothing, and is taken.
 ABSENT = {
-    "load_in_4bit": f"weights of 4 bits are not supported: {_WHOLE}",
-    "load_in_8bit": f"weights of 8 bits are not supported: {_WHOLE}",
-    "quantization_config": f"quantisation is not supported: {_WHOLE}",
+    "quantization_config": "set quantization: nf4 or int8; what else it may hold is fixed here",
     "gradient_checkpointing": "gradient checkpointing is not supported; a smaller train.batch_size or "
     "tokens.max_length takes less memory",
     "use_dora": "DoRA is not supported: adapters are plain LoRA",
@@ -46,3 +45,23 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
             raise ValueError(f"{own} stands there twice, once as {key}; leave one")
         found[own] = setting
     return found
+
+
+def with_quantization(value: Any) -> Any:
+    """Settings of a model in which `load_in_4bit` and `load_in_8bit` are `quantization`.
+
+    Raises:
+        ValueError: both are asked for, or one beside another quantization.
+    """
+    if not isinstance(value, dict):
+        return value
+    asked = {PACKED[key] for key in PACKED if value.get(key) not in _NOTHING}
+    left = {key: setting for key, setting in value.items() if key not in PACKED}
+    odd = [key for key in PACKED if key in value and not isinstance(value[key], bool | None)]
+    if odd:
+        raise ValueError(f"{odd[0]}: true or false is needed")
+    if not asked:
+        return left
+    if len(asked) > 1 or left.get("quantization", *asked) not in asked:
+        raise ValueError("quantization stands there twice; leave one of its names")
+    return {**left, "quantization": asked.pop()}

@@ -4,16 +4,18 @@ A configuration of a kilobyte can ask for a million layers or a terabyte of weig
 for is counted first, on a device that holds no numbers, and compared with what the folder has.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from clues.config import BUILT_IN, ModelSettings
 from clues.errors import DataError
+from clues.extras import require
 from clues.model.fitness import check_config
 from clues.model.place import first_line, read_object, stored_shapes
 
@@ -32,8 +34,12 @@ def load_base(folder: Path, settings: ModelSettings) -> Any:
     """Load a causal model's weights; every one of them has to come from the folder.
 
     Raises:
-        DataError: configuration and weights do not fit together.
+        DataError: configuration and weights do not fit together, or the weights are packed already
+            and are to be packed again.
+        ExtraError: they are to be packed, and the library is missing.
     """
+    if settings.quantization:
+        require("bitsandbytes", what=f"recipe.model.quantization: {settings.quantization}")
     config = _checked_config(folder, settings)
     base, found = _loaded(folder, config, settings)
     missing, odd = sorted(found["missing_keys"]), sorted(map(str, found["mismatched_keys"]))
@@ -61,6 +67,7 @@ def _loaded(folder: Path, config: Any, settings: ModelSettings) -> tuple[Any, di
             use_safetensors=True,
             weights_only=True,
             output_loading_info=True,
+            **_packing(settings),
         )
     except (ImportError, ValueError, RuntimeError) as error:
         method = getattr(config, "quantization_config", None)
@@ -74,6 +81,27 @@ def _loaded(folder: Path, config: Any, settings: ModelSettings) -> tuple[Any, di
     )
 
 
+def _packing(settings: ModelSettings) -> dict[str, Any]:
+    """How the weights are packed while they are loaded; nothing where they stay whole."""
+    if settings.quantization is None:
+        return {}
+    if settings.quantization == "nf4":
+        # As QLoRA: the scales of the blocks are packed, too.
+        how = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
+        )
+    else:
+        # Without a threshold: columns that stand out would be chosen over all rows of a batch, and
+        # a row's loss would depend on the others.
+        how = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+        # One line per product says that inputs are rounded, which is what int8 is.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return {"quantization_config": how}
+
+
 def _checked_config(folder: Path, settings: ModelSettings) -> Any:
     """The configuration, once it asks for no more than the folder has.
 
@@ -83,6 +111,11 @@ def _checked_config(folder: Path, settings: ModelSettings) -> Any:
     stored = stored_shapes(folder)
     n_stored = sum(math.prod(shape) for shape in stored.values())
     quantized = "quantization_config" in read_object(folder / "config.json")
+    if quantized and settings.quantization:
+        raise DataError(
+            f"{folder}: its weights are packed already. Leave recipe.model.quantization out, or take "
+            "the model's weights before they were quantised."
+        )
     config = _read_config(folder, settings)
     empty = _empty(config, settings)
     wanted = sum(p.numel() for p in empty.parameters())

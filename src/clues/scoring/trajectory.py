@@ -34,7 +34,7 @@ from clues.scoring.shards import Job, Team, score_in_shards
 N_FOLDS = 2
 N_PROBES = 4
 # Half precision rounds differently on different hardware.
-PROBE_TOLERANCE = {"bfloat16": 0.05, "float16": 0.05}
+PROBE_TOLERANCE = {"bfloat16": 0.05, "float16": 0.05, "nf4": 0.05, "int8": 0.05}
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def check_probe(found: float, expected: float, *, recipe: Recipe, where: str) ->
     Raises:
         RecipeMismatchError: they differ by more than rounding.
     """
-    tolerance = PROBE_TOLERANCE.get(recipe.model.dtype, 1e-3)
+    tolerance = PROBE_TOLERANCE.get(recipe.model.quantization or recipe.model.dtype, 1e-3)
     if abs(found - expected) > tolerance * max(1.0, abs(expected)):
         raise RecipeMismatchError(
             f"{where}: public rows have a mean loss of {found:.4f} here and {expected:.4f} at the "
