@@ -59,8 +59,10 @@ def find_answers(render: Render, turns: Sequence[Message], *, last: bool) -> Fou
     counted = [len(turns) - 1] if last else [i for i in answers if i > 0]
     counted = [i for i in counted if turns[i].trained]
     whole = render(turns, header=False)
-    words = _words(render, turns, counted, whole.text)
-    spans = tuple(_spans(render, turns, words, whole.text))
+    # How the last turn ends says how earlier ones do, trained or not.
+    places = _words(render, turns, sorted({*counted, len(turns) - 1}), whole.text)
+    words = {turn: place for turn, place in places.items() if turn in counted}
+    spans = tuple(s for s in _spans(render, turns, places, whole.text) if s.turn in words)
     pieces = tuple((span.start, span.end, span.tail) for span in spans)
     if whole.marked:
         shown = None if counted == answers else list(words.values())
@@ -226,7 +228,7 @@ def _closing(after: str, own: str) -> str:
         after: the text behind the answer.
         own: the text behind the answer where the conversation ends there.
     """
-    if after.startswith(own):
+    if own and after.startswith(own):
         return own
     shared = _OPEN_TAG.sub("", after[: common_start(after, own)])
     if shared.strip():
