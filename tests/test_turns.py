@@ -3,18 +3,24 @@
 import random
 from dataclasses import replace
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_influence import checkpoint_of, gradients_by_loop, random_direction, row_error
 from test_spans import FAMILIES, conversation, every_family
 
-from clues.config import TokenSettings
+from clues.api.rows import take_rows
+from clues.config import Recipe, TokenSettings, validate
 from clues.data.samples import Sample
 from clues.data.tokens import RowEncoder
 from clues.data.turnrows import by_turn, without_turns
+from clues.errors import ConfigError
 from clues.scoring.forms import form_scores
 from clues.scoring.perplexity import mean_losses
+from clues.scoring.turns import one_turn
+from clues.selection.turns import Turns, TurnScore
 
 ANSWERS = ("The heart.", "In the pancreas, behind the stomach.", "No.", "It is red.")
 ASKED = ("What pumps?", "Where is insulin made?", "Does it?", "And blood?")
@@ -138,3 +144,89 @@ def test_a_turn_scores_as_the_row_in_which_it_alone_is_trained(chats, make_lora,
             total = shares @ found.products[at : at + len(own)]
             assert total == pytest.approx(whole.products[number], rel=1e-10)
             at += len(own)
+
+
+@pytest.mark.parametrize("low_turn", ["keep", "mask", "drop"])
+@pytest.mark.parametrize("marks", [True, False])
+def test_what_is_compared_with_the_threshold_says_whether_the_row_is_kept(low_turn, marks):
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        n = int(rng.integers(0, 5))
+        own = {7: tuple(TurnScore(float(x), i) for i, x in enumerate(rng.normal(size=n)))}
+        turns = Turns(own if n else {}, low_turn, frozenset({7} if marks else ()))
+        score, cut = rng.normal(size=2).tolist()
+        found = turns.verdict(7, cut=cut, kept=score >= cut)
+        kept = found.kept if found else score >= cut
+        assert kept == (turns.deciding(7, score) >= cut)
+        if found:
+            assert all(t.score < cut for t in found.low)
+            trained = [t.turn for t in found.turns if t.turn not in found.untrained]
+            assert trained, "a kept row trains nothing"
+            assert not (found.untrained and not found.kept)
+            assert not found.untrained or (low_turn == "mask" and marks)
+
+
+def test_one_turn_of_each_anchor_is_drawn_by_its_content_and_the_seed(chats):
+    rows, _ = chats
+    for _, row in rows:
+        own = list(by_turn(row).values())
+        drawn = [one_turn(row, seed=seed) for seed in range(30)]
+        assert {one.ids for one in drawn} == {one.ids for one in own}, "a turn is never drawn"
+        assert one_turn(row, seed=4) == drawn[4]
+        single = replace(row, turns=())
+        assert one_turn(single, seed=1) is single
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"threshold": {"low_turn": "mask"}}, "low_turn mask needs a score of every turn"),
+        ({"score": {"turns": True, "method": "rds"}}, "needs method influence or perplexity"),
+        (
+            {"score": {"turns": True, "trajectory": "inrun"}, "train": {"epochs": 1}},
+            "a step of training sees a whole row",
+        ),
+        ({"score": {"turns": True}, "tokens": {"loss_on": "last"}}, "loss_on last trains one"),
+    ],
+)
+def test_settings_of_turns_that_do_not_fit_are_refused(settings, said):
+    public = {"d": {"validation": "v.jsonl", "anchor": "a.jsonl"}}
+    with pytest.raises(ConfigError, match=said):
+        validate(Recipe, {"public": public, **settings}, where="recipe")
+
+
+def test_a_recipe_that_does_not_ask_for_turns_keeps_its_hash():
+    public = {"d": {"validation": "v.jsonl", "anchor": "a.jsonl"}}
+    plain, off, on, mask = (
+        validate(Recipe, {"public": public, **more}, where="recipe")
+        for more in (
+            {},
+            {"score": {"turns": False}, "threshold": {"low_turn": "keep"}},
+            {"score": {"turns": True}},
+            {"score": {"turns": True}, "threshold": {"low_turn": "mask"}},
+        )
+    )
+    assert plain.hash == off.hash != on.hash
+    assert "turns" not in plain.model_dump()["score"]
+    assert on.scoring_hash == mask.scoring_hash, "what a low turn costs changes no score"
+
+
+def test_a_caller_s_rows_come_back_in_their_type_with_the_mark_in_a_copy(tmp_path):
+    turns = [{"role": m.role, "content": m.content} for m in chat(2).messages]
+    rows = [{"messages": turns, "n": n} for n in range(3)]
+    sources = {
+        "list": (rows, lambda found: found),
+        "frame": (pd.DataFrame(rows, index=[7, 8, 9]), lambda f: f.to_dict("records")),
+        "dataset": (datasets.Dataset.from_list(rows), lambda d: d.to_list()),
+    }
+    for name, (source, plain) in sources.items():
+        given = take_rows(source, name, tmp_path)
+        kept = given.at([2, 1], {1: [3]})
+        assert type(kept) is type(source)
+        found = plain(kept)
+        assert [row["n"] for row in found] == [2, 1]
+        marks = [[turn.get("train") for turn in row["messages"]] for row in found]
+        assert marks == [[None] * 4, [None, None, None, False]]
+        if name == "frame":
+            assert list(kept.index) == [9, 8]
+    assert all("train" not in turn for row in rows for turn in row["messages"]), "not a copy"
