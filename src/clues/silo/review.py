@@ -191,6 +191,8 @@ def _score(recipe: Recipe, threshold: Threshold) -> str:
         weights = next(iter(threshold.units.values())).weights
         others = [f"{n} {weights[n]:g}" for n in (LOSS, ALIGNMENT) if n in weights]
         score += f", with {' and '.join(others)}" if others else ""
+    if recipe.score.turns:
+        score += f", turns of chats too (low_turn: {recipe.threshold.low_turn})"
     return f"{score}, trajectory {recipe.score.trajectory}"
 
 

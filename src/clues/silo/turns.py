@@ -64,18 +64,20 @@ def score_turns(
     drawn = [one_turn(row, seed=seed) for row in space.anchors()]
     where = (place.checkpoints, directions)
     anchors = score_rows(place.model, drawn, *where, settings=settings).raw
+    raw = dict.fromkeys(anchors, np.zeros(0))
     n_steps = len(alone) * len(place.checkpoints)
     with space.progress.task(f"{space.name}: score turns", n_steps) as advance:
-        raw = score_rows(
-            place.model,
-            alone,
-            *where,
-            settings=settings,
-            on_rows=advance,
-            shards=space.private / "shards",
-            team=space.team,
-            skip_nonfinite=True,
-        ).raw
+        if alone:
+            raw = score_rows(
+                place.model,
+                alone,
+                *where,
+                settings=settings,
+                on_rows=advance,
+                shards=space.private / "shards",
+                team=space.team,
+                skip_nonfinite=True,
+            ).raw
     return ScoredTurns(alone, np.array([turn for turn, _ in found], int), raw, anchors)
 
 
