@@ -236,7 +236,7 @@ def _scores(decisions: Sequence[Decision]) -> Floats:
 
 def _warned(found: Found) -> Found:
     n_kept, n_rows = len(found.positions), len(found.decisions)
-    if n_kept in (0, n_rows):
+    if n_kept in (0, n_rows) and not any(d.untrained for d in found.decisions):
         what = "every row" if n_kept else "no row"
         warnings.warn(
             f"the threshold keeps {what} of {n_rows}. Are the anchors of the rows' own subject?",

@@ -477,7 +477,8 @@ def select(
     decisions = [_ruled(d, rulings or {}, where) for d in decisions]
     selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
     n_kept, n_rows = len(selection.kept), len(rows)
-    if not allow_degenerate and n_kept in (0, n_rows):
+    # Where turns are left out, keeping every row is a choice.
+    if not allow_degenerate and n_kept in (0, n_rows) and not selection.untrained:
         what = "every row" if n_kept else "no row"
         raise DegenerateSelectionError(
             f"{where}: the threshold {cut:.4g} keeps {what} of {n_rows} (scores run from "
