@@ -625,6 +625,75 @@ def test_one_bad_row_in_very_many_is_found_in_a_moment(tmp_path):
     assert time.process_time() - started < 12, "a million rows would take minutes"
 
 
+ONE = json.dumps(ROWS[0])
+TALK = [{"role": "user", "content": WHO}, {"role": "assistant", "content": ANN}]
+TEXT = json.dumps(TALK)
+NEARLY_JSON = {
+    "a comma after every row": ("rows.jsonl", (ONE + ",\n") * 2, "line 1: * a comma after the end"),
+    "a comma after the last": ("rows.json", f"[{ONE},\n{ONE},\n]", "(line * a comma before"),
+    "a comma within": ("rows.jsonl", ONE + "\n" + ONE[:-1] + ",}\n", "line 2: * a comma before"),
+    "rows without lines": ("rows.jsonl", ONE * 3, "line 1: its rows are JSON objects one * jq -c"),
+    "rows over lines": (
+        "rows.jsonl",
+        "\n".join(json.dumps(row, indent=1) for row in ROWS),
+        "line 1: its rows are JSON objects one after another, * jq -c . rows.jsonl > NEW.jsonl",
+    ),
+    "documents": (
+        "rows.json",
+        "\n".join(json.dumps(row, indent=1) for row in ROWS),
+        "(line 5, character 1: another value begins, * jq -c . does it",
+    ),
+    "a text with a comma": (
+        "rows.jsonl",
+        json.dumps({"messages": TEXT[:-1] + ",]"}),
+        "line 1: messages is not valid JSON (*: a comma before the closing bracket; remove it)",
+    ),
+    "a text of documents": (
+        "rows.jsonl",
+        json.dumps({"messages": "\r".join(map(json.dumps, TALK))}),
+        "line 1: messages is not valid JSON (*: another value begins, and one is read here)",
+    ),
+    "a text with a break in a text": (
+        "rows.jsonl",
+        json.dumps({"messages": TEXT.replace(WHO, "Who\rcame?")}),
+        "line 1: messages is not valid JSON (*: a line break or a tab within a text; JSON writes",
+    ),
+    "a cell of csv with a comma": (
+        "rows.csv",
+        'x,messages\n1,"' + TEXT.replace("}]", "},]").replace('"', '""') + '"\n',
+        "line 2: messages is not valid JSON (*: a comma before the closing bracket; remove it)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEARLY_JSON)
+def test_what_is_nearly_json_is_named_with_its_place_and_the_way_out(case, tmp_path):
+    name, text, expected = NEARLY_JSON[case]
+    path = tmp_path / name
+    path.write_text(text)
+    said = str(error_of(path))
+    start = 0
+    for part in expected.split("*"):
+        start = said.index(part.strip(), start)
+    assert ANN not in said.replace(name, "")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows", "rows.csv"])
+def test_lines_that_end_in_carriage_returns_alone_are_read_and_kept(name, tmp_path):
+    lines = [json.dumps(row) for row in ROWS]
+    if name == "rows.csv":
+        lines = ["instruction,output", *(",".join(row.values()) for row in ROWS)]
+    path = tmp_path / name
+    path.write_bytes("".join(line + "\r" for line in lines).encode().rstrip())
+    rows = read_rows(path)
+    assert turns_of(rows) == PLAIN
+    kept = write_rows(rows, [5, 1], tmp_path / "kept").read_bytes()
+    head = lines[:-6]
+    assert kept == "\r".join([*head, lines[-1], lines[-5]]).encode() + b"\r"
+    text = json.dumps({"messages": TEXT.replace(", ", ",\r")})
+    assert read(tmp_path, json.loads(text)).samples[0].messages == (user(WHO), assistant(ANN))
+
+
 def test_a_column_that_is_a_number_in_half_of_the_rows_is_one_reason(tmp_path):
     rows = [{"prompt": "1 + 1?", "completion": "2" if i % 2 else 2} for i in range(2000)]
     error = str(error_of(write_jsonl(tmp_path / "rows.jsonl", *rows)))

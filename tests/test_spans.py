@@ -6,6 +6,7 @@ The templates have the shapes of those in use and are written for these tests.
 import json
 import random
 import re
+from dataclasses import replace
 
 import jinja2
 import pytest
@@ -465,6 +466,17 @@ def test_masks_are_those_of_the_training_templates_of_trl(make_tokenizer):
         assert trained(encoder, sample) == [text.rstrip() for text in said], path.name
         compared += 1
     assert compared > 10
+
+
+@every_family
+def test_an_earlier_turn_keeps_its_end_where_the_last_one_is_not_trained(family, make_tokenizer):
+    template, expected = FAMILIES[family]
+    encoder = RowEncoder(make_tokenizer(chat_template=template), TokenSettings())
+    sample = conversation("What pumps?", "The heart.", "And blood?", "It is red.")
+    quiet = replace(sample.messages[3], trained=False)
+    segments = encoder.segments(replace(sample, messages=(*sample.messages[:3], quiet)))
+    (trained,) = [segment.text for segment in segments if segment.is_response]
+    assert trained == expected("The heart.", False)
 
 
 @pytest.mark.slow

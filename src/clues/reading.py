@@ -246,7 +246,8 @@ def parse_json(text: str | bytes, *, max_items: int = MAX_ITEMS, max_depth: int 
     except json.JSONDecodeError as problem:
         at = f"character {problem.colno}"
         where = at if problem.lineno == 1 else f"line {problem.lineno}, {at}"
-        reason = f"not valid JSON ({where})"
+        hint = _hint(problem)
+        reason = f"not valid JSON ({where}{hint and f': {hint}'})"
     except RecursionError:
         reason = "not readable JSON (brackets too deep)"
     except ValueError:
@@ -256,6 +257,25 @@ def parse_json(text: str | bytes, *, max_items: int = MAX_ITEMS, max_depth: int 
             check_depth(value, max_depth=max_depth)
         return value
     raise Unreadable(reason)
+
+
+def _hint(problem: json.JSONDecodeError) -> str:
+    """What people write that is nearly JSON, and how to mend it; empty where it is something else."""
+    before, after = problem.doc[: problem.pos].rstrip(), problem.doc[problem.pos :].lstrip()
+    if problem.msg.startswith("Extra data"):
+        if after.strip() == ",":
+            return "a comma after the end; remove it"
+        if after.lstrip(", \t\r\n").startswith(("{", "[")):
+            return "another value begins, and one is read here"
+        return ""
+    ends = after.removeprefix(",").lstrip().startswith(("]", "}"))
+    if ends and (after.startswith(",") or before.endswith(",")):
+        return "a comma before the closing bracket; remove it"
+    if problem.msg.startswith("Invalid control character"):
+        return "a line break or a tab within a text; JSON writes \\n, \\r or \\t"
+    if not after:
+        return "the text ends before the value does"
+    return ""
 
 
 def check_depth(value: Any, *, max_depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) -> None:

@@ -1,7 +1,7 @@
 """What scoring found: a score and a decision for every row, and the rows that are kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,15 @@ class Evidence:
         table: raw scores of the rows.
         groups: that they fall into, by fold.
         anchors: raw scores of the anchors, by group and part.
+        turns: raw scores of turns, where the recipe asks for them.
+        turn_anchors: those of one turn of every anchor.
     """
 
     table: ScoreTable
     groups: tuple[str, ...]
     anchors: Mapping[str, Mapping[str, Floats]]
+    turns: ScoreTable | None = None
+    turn_anchors: Mapping[str, Mapping[str, Floats]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -42,7 +46,9 @@ class Found:
             not be scored; its decision says why.
         threshold: the number that scores are compared with, and how it came about.
         decisions: one per row, in order: `row` (its position, from 0 on), `id`, `score`, `kept` and
-            `reason`.
+            `reason`. With `score.turns`, `turns` are the scores of the turns of a row that has several
+            (`turn`, its position from 0 on, and `score`), `worst` the lowest of them, and
+            `untrained` the turns that are not trained.
         recipe: all settings that made the scores and the threshold.
     """
 
@@ -69,21 +75,32 @@ class Found:
 
         A list gives a list of the same dicts, a Dataset a Dataset, a DataFrame a DataFrame with its
         index. A path gives a list of dicts; `clues.write_rows(clues.read_rows(path),
-        found.positions, Path("kept.jsonl"))` writes them in the file's own format.
+        found.positions, Path("kept.jsonl"))` writes them in the file's own format. With
+        `threshold.low_turn: mask`, turns below the threshold say `train: false`, in a copy of the row.
         """
-        return self.given.at(self.positions)
+        return self.given.at(
+            self.positions, {d.row: d.untrained for d in self.decisions if d.untrained}
+        )
 
     def dropped(self) -> Any:
         """The other rows, likewise."""
-        return self.given.at([d.row for d in self.decisions if not d.kept])
+        return self.given.at([d.row for d in self.decisions if not d.kept], {})
 
     def to_pandas(self) -> Any:
-        """A DataFrame with one line a row: row, id, score, kept, reason. No row's text."""
+        """A DataFrame with one line a row: row, id, score, kept, reason. No row's text.
+
+        With `score.turns` also worst_turn (a position, from 0 on) and worst_turn_score.
+        """
         import pandas as pd  # half a second, for one method
 
         names = ("row", "id", "score", "kept", "reason")
         table = {name: [getattr(d, name) for d in self.decisions] for name in names}
-        return pd.DataFrame(table | {"score": self.scores})
+        table |= {"score": self.scores}
+        if self.recipe.score.turns:
+            worst = [d.worst for d in self.decisions]
+            table["worst_turn"] = pd.array([w.turn if w else None for w in worst], "Int64")
+            table["worst_turn_score"] = [w.score if w else np.nan for w in worst]
+        return pd.DataFrame(table)
 
     def report(self, path: str | Path) -> Path:
         """Write the page that shows every row with its score, and a slider for the threshold.

@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 
 from clues.atomic import atomic_write_bytes
+from clues.data.arrowvalues import with_values
 from clues.data.formats import RowFile, read_rows, write_rows
+from clues.data.jsonfiles import Changes
 from clues.data.layouts import KNOWN_COLUMNS, layouts_of
+from clues.data.untrained import mark_untrained
 from clues.errors import CluesError, DataError, UsageError
 
 TYPES = "a list of dicts, a datasets.Dataset, a pandas DataFrame, or a path"
@@ -48,16 +51,40 @@ class Given:
         """Content ids, in order."""
         return [sample.id for sample in self.rows.samples]
 
-    def at(self, positions: Sequence[int]) -> Any:
-        """Rows at these positions: in the type that went in, of a path as a list of dicts."""
+    def at(self, positions: Sequence[int], untrained: Mapping[int, Sequence[int]]) -> Any:
+        """Rows at these positions: in the type that went in, of a path as a list of dicts.
+
+        Args:
+            positions: from 0 on.
+            untrained: by position, turns that a row is to say of that they are not trained. Such a
+                row is a copy; the caller's own stays as it is.
+        """
+        changes = mark_untrained(self.rows, untrained)
         if isinstance(self.source, str | Path):
             records = self.rows.table.read(self.rows.table.columns)
-            return [records[i] for i in positions]
+            return [{**records[i], **changes.get(i, {})} for i in positions]
         if _is_a(self.source, "datasets", "Dataset"):
-            return self.source.select(list(positions))
+            return _changed_dataset(self.source.select(list(positions)), positions, changes)
         if _is_a(self.source, "pandas", "DataFrame"):
-            return self.source.iloc[list(positions)]
-        return [self.source[i] for i in positions]
+            frame = self.source.iloc[list(positions)]
+            for name in dict.fromkeys(name for values in changes.values() for name in values):
+                new = [
+                    changes.get(i, {}).get(name, old)
+                    for i, old in zip(positions, frame[name], strict=True)
+                ]
+                frame = frame.assign(**{name: new})
+            return frame
+        return [
+            {**self.source[i], **changes[i]} if i in changes else self.source[i] for i in positions
+        ]
+
+
+def _changed_dataset(rows: Any, positions: Sequence[int], changes: Changes) -> Any:
+    """A `datasets.Dataset` with other values in some cells."""
+    if not changes:
+        return rows
+    at = {place: changes[row] for place, row in enumerate(positions) if row in changes}
+    return type(rows)(with_values(rows.flatten_indices().data.table, at))
 
 
 def take_rows(

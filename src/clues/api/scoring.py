@@ -4,7 +4,6 @@ No step is made here. `clues init` writes the configuration, a run trains, score
 what it leaves is read back.
 """
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,13 +21,16 @@ from clues.api.rows import Given, callers_words
 from clues.api.single import configure, take_all
 from clues.config import Recipe, ThresholdSettings, derived_seed
 from clues.config import validate as validated
+from clues.data.untrained import markable
 from clues.errors import DataError, UsageError
 from clues.model.borrowed import BorrowedModel
 from clues.pipeline import Run, open_run, run_until
 from clues.prepare.scaffold import ONE_DOMAIN, check_name
 from clues.progress import Progress
+from clues.scoring.turns import turns_in_units
 from clues.selection.threshold import Apart, Decision, Threshold, fit_threshold
 from clues.selection.threshold import select as decide
+from clues.selection.turns import Turns, positions
 
 WITH_QUANTILE = ("anchor_tolerance", "anchor_quantile")
 
@@ -168,9 +170,26 @@ def select(
         dropped={d.row: Apart(d.id, d.why, d.reason) for d in found.decisions if d.score is None},
         where="rows",
         allow_degenerate=True,
+        turns=_turns(found, recipe.threshold),
     )
     changed = {"scores": _scores(selection.decisions), "decisions": selection.decisions}
     return _warned(replace(found, threshold=new, recipe=recipe, page=None, **changed))
+
+
+def _turns(found: Found, settings: ThresholdSettings) -> Turns | None:
+    """Scores of turns as they compare with a threshold of these settings."""
+    evidence = found.evidence
+    if evidence.turns is None:
+        return None
+    weights = next(iter(found.threshold.units.values())).weights
+    groups = evidence.groups
+    scores = turns_in_units(evidence.turns, evidence.turn_anchors, weights, settings, groups)
+    marks = (
+        markable(found.given.rows, positions(scores))
+        if settings.low_turn == "mask"
+        else frozenset[int]()
+    )
+    return Turns(scores, settings.low_turn, marks)
 
 
 def _is_pair(model: Any) -> bool:
@@ -191,17 +210,24 @@ def _read(run: Run, threshold: Threshold, given: Given) -> Found:
     """What a run of one silo left, before its folder goes."""
     (silo,) = run.silos.values()
     decisions = silo.select(threshold).decisions
-    stored = json.loads((silo.private / "anchors.json").read_text())
-    anchors = {g: {k: np.array(v) for k, v in sets.items()} for g, sets in stored.items()}
+    space, turns = silo.space, None
+    by_turn: dict[str, dict[str, Floats]] = {}
+    if run.config.recipe.score.turns:
+        turns, by_turn = space.turn_table(), _arrays(space.turn_anchors())
+    groups, anchors = tuple(space.groups()), _arrays(space.anchor_scores())
     return Found(
         scores=_scores(decisions),
         threshold=threshold,
         decisions=decisions,
         recipe=run.config.recipe,
         given=given,
-        evidence=Evidence(silo.space.scores(), tuple(silo.space.groups()), anchors),
+        evidence=Evidence(space.scores(), groups, anchors, turns, by_turn),
         page=(silo.private / "report.html").read_text(encoding="utf-8"),
     )
+
+
+def _arrays(stored: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, Floats]]:
+    return {g: {k: np.array(v) for k, v in sets.items()} for g, sets in stored.items()}
 
 
 def _scores(decisions: Sequence[Decision]) -> Floats:
@@ -210,7 +236,7 @@ def _scores(decisions: Sequence[Decision]) -> Floats:
 
 def _warned(found: Found) -> Found:
     n_kept, n_rows = len(found.positions), len(found.decisions)
-    if n_kept in (0, n_rows):
+    if n_kept in (0, n_rows) and not any(d.untrained for d in found.decisions):
         what = "every row" if n_kept else "no row"
         warnings.warn(
             f"the threshold keeps {what} of {n_rows}. Are the anchors of the rows' own subject?",

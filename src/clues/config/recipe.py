@@ -294,6 +294,20 @@ class Recipe(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _turns_are_scored(self) -> "Recipe":
+        if self.threshold.low_turn != "keep" and not self.score.turns:
+            raise ValueError(
+                f"threshold.low_turn {self.threshold.low_turn} needs a score of every turn: set "
+                "score.turns: true"
+            )
+        if self.score.turns and self.tokens.loss_on == "last":
+            raise ValueError(
+                "score.turns is about rows of which several turns are trained, and tokens.loss_on "
+                "last trains one; set one of the two"
+            )
+        return self
+
     @property
     def hash(self) -> str:
         """SHA-256 of the recipe; where a file lies does not count."""

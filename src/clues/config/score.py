@@ -63,6 +63,9 @@ class ScoreSettings(Settings):
             does not count with `inrun`.
         compare: scores to compute beside the one that decides. They have thresholds of their own
             and decide nothing.
+        turns: also score every turn of the assistant in rows where several are trained. It takes
+            influence or perplexity, and no in-run scores. What a turn far below the anchors' turns
+            costs says `threshold.low_turn`.
     """
 
     method: Literal["influence", "perplexity", Baseline] = "influence"
@@ -79,6 +82,8 @@ class ScoreSettings(Settings):
     loss_under: Literal["base", "checkpoints"] = "base"
     alignment_weight: FactorOrZero | Literal["auto"] = "auto"
     compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
+    # Off, it is not written: recipes that never heard of it keep their hash.
+    turns: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +118,17 @@ class ScoreSettings(Settings):
             self.per_block or self.way not in ("auto", "side_branch")
         ):
             raise ValueError("in-run scores come from side branches, all blocks in one number")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_are_rows(self) -> "ScoreSettings":
+        if self.turns and self.method not in ("influence", "perplexity"):
+            raise ValueError(f"score.turns needs method influence or perplexity, not {self.method}")
+        if self.turns and self.trajectory == "inrun":
+            raise ValueError(
+                "a step of training sees a whole row, so in-run scores have no turns; set "
+                "score.turns: false, or trajectory: global"
+            )
         return self
 
     @property
@@ -177,6 +193,10 @@ class ThresholdSettings(Settings):
             up for a bad one.
         bootstrap: number of draws for the interval of the threshold.
         confidence: the probability of rule `anchor_tolerance`, and of the threshold's interval.
+        low_turn: what becomes of a row one of whose turns is below the threshold, with
+            `score.turns`. `keep`: nothing; it is shown. `mask`: such a turn is read and not
+            trained, in `kept` too, and a row with several trained turns is dropped only if none
+            of them is left. `drop`: the row is dropped.
     """
 
     rule: Literal[
@@ -189,6 +209,10 @@ class ThresholdSettings(Settings):
     combine: Literal["shortfall", "sum"] = "shortfall"
     bootstrap: int = Field(default=1000, ge=1, le=100_000)
     confidence: Share = 0.95
+    # As it is by itself, it is not written: recipes that never heard of it keep their hash.
+    low_turn: Literal["keep", "mask", "drop"] = Field(
+        default="keep", exclude_if=lambda value: value == "keep"
+    )
 
     @model_validator(mode="after")
     def _preset_has_a_number(self) -> "ThresholdSettings":

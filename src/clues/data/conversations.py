@@ -25,11 +25,11 @@ _ROLE_OF = {spelling: role for role, spellings in _ROLES.items() for spelling in
 # The first key of each group that says something counts.
 _SPEAKER, _WORDS = ("from", "role", "speaker"), ("value", "content", "text")
 _THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought")
-_TRAINED = ("weight", "train", "trainable", "loss", "loss_weight")
+TRAINED = ("weight", "train", "trainable", "loss", "loss_weight")
 _CALLS = ("tool_calls", "function_call")
 _RESULT = ("name", "tool_call_id")
 _PARTIAL = ("train_detail", "train_details")
-_KNOWN = frozenset((*_SPEAKER, *_WORDS, *_THOUGHT, *_TRAINED, *_CALLS, *_RESULT, *_PARTIAL))
+_KNOWN = frozenset((*_SPEAKER, *_WORDS, *_THOUGHT, *TRAINED, *_CALLS, *_RESULT, *_PARTIAL))
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("reasoning", "thinking")
 _CALL_PARTS = ("tool_call", "tool_use", "function_call")
@@ -127,7 +127,7 @@ def _read_turn(turn: dict[str, Any], number: int, missing: set[str]) -> tuple[Me
         content = text if calls and text is None else text_of(text, what, empty=bool(calls))
         message = Message("assistant", content or "", thought, call_json(calls), trained=trained)
         return message, role == "call"
-    missing |= {f"{key} of other turns" for key in _TRAINED if turn.get(key) and role != "tool"}
+    missing |= {f"{key} of other turns" for key in TRAINED if turn.get(key) and role != "tool"}
     missing |= {key for key in _THOUGHT if not is_empty(turn.get(key))}
     if role != "tool":
         missing |= {key for key in _RESULT if not is_empty(turn.get(key))}
@@ -162,7 +162,7 @@ def _is_trained(turn: dict[str, Any], what: str) -> bool:
         BadRow: a weight between: a row's loss is the mean over the tokens that are trained.
     """
     trained = True
-    for key in _TRAINED:
+    for key in TRAINED:
         value = turn.get(key)
         if isinstance(value, str):
             value = {"true": 1, "1": 1, "false": 0, "0": 0}.get(value.strip().lower(), value)

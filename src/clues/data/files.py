@@ -127,7 +127,7 @@ def _sniff(path: Path, data: bytes) -> str:
         if not named:
             raise DataError(f"{path}: is none of {_SUPPORTED}.")
         return named
-    first, _, rest = text.partition("\n")
+    first, _, rest = text.partition("\n" if "\n" in text else "\r")
     value, problem = parse_json(first)
     if problem is None and not rest.strip():  # one line, and it is whole
         return "json" if named == "json" or isinstance(value, list) else "jsonl"

@@ -23,6 +23,7 @@ from clues.data.choosing import (
     shown_columns,
 )
 from clues.data.files import named_container, read_source, suffix_of
+from clues.data.jsonfiles import Changes
 from clues.data.layouts import SCHEMAS, Layout
 from clues.data.samples import Message, Sample
 from clues.data.schemas import MAX_CHARACTERS, parse_row
@@ -51,6 +52,8 @@ class RowFile:
         unused: columns and keys of turns that are not read, and in how many rows they say
             something.
         unusable: by position, why a row cannot be used; its sample holds what could be read.
+        layout: how the columns are read.
+        parts: the file's own column of each part of a row.
     """
 
     path: Path
@@ -63,6 +66,8 @@ class RowFile:
     table: Table = field(repr=False, compare=False)
     unused: Mapping[str, int] = field(default_factory=dict, compare=False)
     unusable: dict[int, str] = field(default_factory=dict)
+    layout: Layout = field(default=Layout("", "", ""), repr=False, compare=False)
+    parts: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def suffix(self) -> str:
@@ -165,6 +170,8 @@ def _read(
         table,
         _unused(table, others, keys),
         unusable,
+        layout,
+        used,
     )
 
 
@@ -207,7 +214,9 @@ def read_file(file: RowsFile) -> RowFile:
     return read_rows(file.path, schema=file.schema_name, columns=file.columns)
 
 
-def write_rows(rows: RowFile, indices: Sequence[int], path: Path) -> Path:
+def write_rows(
+    rows: RowFile, indices: Sequence[int], path: Path, *, changes: Changes | None = None
+) -> Path:
     """Write the rows at `indices`, in that order, with every column of the user's untouched.
 
     The container is `rows.container`: lines of jsonl and csv keep their bytes, parquet and
@@ -219,6 +228,7 @@ def write_rows(rows: RowFile, indices: Sequence[int], path: Path) -> Path:
         rows: what `read_rows` returned.
         indices: zero-based row positions.
         path: file to write; without a known suffix, `rows.suffix` is added.
+        changes: by row and column, values that are written instead, as `untrained` gives them.
 
     Returns:
         The file that was written.
@@ -235,27 +245,39 @@ def write_rows(rows: RowFile, indices: Sequence[int], path: Path) -> Path:
         path = path.with_name(path.name + rows.suffix)
     elif named != rows.container.removesuffix("-stream"):
         raise UsageError(f"{path}: these rows are written as {rows.container}. Use {rows.suffix}.")
-    write_atomically(path, partial(_write, rows.table, [int(row) for row in indices]))
+    chosen = [int(row) for row in indices]
+    write_atomically(path, partial(_write, rows.table, chosen, changes or {}))
     return path
 
 
-def _write(table: Table, indices: Sequence[int], part: Path) -> None:
+def _write(table: Table, indices: Sequence[int], changes: Changes, part: Path) -> None:
     with part.open("wb") as sink:
-        write_table(table, indices, sink)
+        write_table(table, indices, sink, changes)
 
 
 def _records(table: Table, used: Mapping[str, str]) -> Sequence[dict[str, Any]]:
     """The rows with what is read of them, under the names of their parts."""
     records = table.read(tuple(used.values()))
-    if table.arrow is not None:
-        # Arrow fills in null for keys that a turn or a call does not have.
-        records = [{key: _without_nulls(v) for key, v in record.items()} for record in records]
-    if all(part == column for part, column in used.items()):
+    if table.arrow is None and all(part == column for part, column in used.items()):
         return records
-    return [
-        {part: record[column] for part, column in used.items() if column in record}
-        for record in records
-    ]
+    return [in_parts(record, used, from_arrow=table.arrow is not None) for record in records]
+
+
+def in_parts(
+    record: Mapping[str, Any], used: Mapping[str, str], *, from_arrow: bool
+) -> dict[str, Any]:
+    """A row as it is parsed: by the names of its parts.
+
+    Args:
+        record: its values by column.
+        used: the column of each part.
+        from_arrow: whether null was filled in for keys that a turn or a call does not have.
+    """
+    return {
+        part: _without_nulls(record[column]) if from_arrow else record[column]
+        for part, column in used.items()
+        if column in record
+    }
 
 
 def _without_nulls(value: Any) -> Any:

@@ -16,7 +16,9 @@ from clues.printable import is_printable
 
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
-Rebuild = Callable[[Sequence[int]], str]
+# By row and column, values that take the place of the file's own.
+Changes = Mapping[int, Mapping[str, Any]]
+Rebuild = Callable[[Sequence[int], Changes], str]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class JsonRows:
 
     Attributes:
         records: the rows; those that are no objects too.
-        rebuild: gives the text of a file of the same shape with some of them.
+        rebuild: gives the text of a file of the same shape with some of them, and with changes.
     """
 
     records: Sequence[Any]
@@ -97,11 +99,11 @@ def _spellings(names: Mapping[str, Any]) -> tuple[str, ...]:
 def _columns(columns: Mapping[str, Any], keys: Sequence[Any], *, as_lists: bool) -> JsonRows:
     records = [{name: part[key] for name, part in columns.items()} for key in keys]
 
-    def rebuild(indices: Sequence[int]) -> str:
-        kept = [keys[row] for row in indices]
+    def rebuild(indices: Sequence[int], changes: Changes) -> str:
+        kept = {keys[row]: {**records[row], **changes.get(row, {})} for row in indices}
         if as_lists:
-            return _dumped({name: [part[key] for key in kept] for name, part in columns.items()})
-        return _dumped({name: {key: part[key] for key in kept} for name, part in columns.items()})
+            return _dumped({name: [kept[keys[row]][name] for row in indices] for name in columns})
+        return _dumped({name: {key: kept[key][name] for key in kept} for name in columns})
 
     return JsonRows(records, rebuild)
 
@@ -116,8 +118,16 @@ def _by_split(value: Mapping[str, Any]) -> JsonRows | None:
     ):
         return None
 
-    def rebuild(indices: Sequence[int]) -> str:
-        kept = {"data": [cells[row] for row in indices]}
+    def rebuild(indices: Sequence[int], changes: Changes) -> str:
+        kept = {
+            "data": [
+                [
+                    changes.get(row, {}).get(n, cell)
+                    for n, cell in zip(names, cells[row], strict=True)
+                ]
+                for row in indices
+            ]
+        }
         index = value.get("index")
         if isinstance(index, list) and len(index) == len(cells):
             kept["index"] = [index[row] for row in indices]
@@ -139,7 +149,7 @@ def _by_ids(text: str, value: Mapping[str, Any]) -> JsonRows | None:
     members = list(_members(text, _after(text, 0)))
     if len(members) != len(rows):
         return None
-    return JsonRows(rows, _joined(text, [(start, end) for start, _, end, _ in members]))
+    return JsonRows(rows, _joined(text, [(start, at, end) for start, at, end, _ in members]))
 
 
 def _cut_out(text: str, keys: tuple[str, ...]) -> Rebuild:
@@ -148,21 +158,42 @@ def _cut_out(text: str, keys: tuple[str, ...]) -> Rebuild:
     for key in keys:
         # Of a key that stands twice the last value counts.
         start = [at for _, at, _, name in _members(text, start) if name == key][-1]
-    return _joined(text, list(_elements(text, start)))
+    return _joined(text, [(at, at, end) for at, end in _elements(text, start)])
 
 
-def _joined(text: str, places: Sequence[tuple[int, int]]) -> Rebuild:
+def _joined(text: str, places: Sequence[tuple[int, int, int]]) -> Rebuild:
+    """From where a row begins (its id, if it has one), over where its object does, to its end."""
     if not places:
-        return lambda indices: text
-    head, tail = text[: places[0][0]], text[places[-1][1] :]
-    gap = text[places[0][1] : places[1][0]] if len(places) > 1 else ","
+        return lambda indices, changes: text
+    head, tail = text[: places[0][0]], text[places[-1][2] :]
+    gap = text[places[0][2] : places[1][0]] if len(places) > 1 else ","
 
-    def rebuild(indices: Sequence[int]) -> str:
-        if list(indices) == list(range(len(places))):
+    def rebuild(indices: Sequence[int], changes: Changes) -> str:
+        if not changes and list(indices) == list(range(len(places))):
             return text
-        return head + gap.join(text[slice(*places[row])] for row in indices) + tail
+        return head + gap.join(_row(*places[row], changes.get(row, {})) for row in indices) + tail
+
+    def _row(first: int, start: int, end: int, values: Mapping[str, Any]) -> str:
+        return text[first:start] + changed_object(text[start:end], values)
 
     return rebuild
+
+
+def changed_object(text: str, values: Mapping[str, Any]) -> str:
+    """The text of an object with other values of some keys; all else keeps its characters.
+
+    Args:
+        text: holds one object, and white space around it.
+        values: by key; all of them are there.
+    """
+    if not values:
+        return text
+    # Of a key that stands twice the last value counts.
+    places = {key: (at, end) for _, at, end, key in _members(text, _after(text, 0))}
+    for key, (at, end) in sorted(places.items(), key=lambda item: -item[1][0]):
+        if key in values:
+            text = text[:at] + json.dumps(values[key], ensure_ascii=text.isascii()) + text[end:]
+    return text
 
 
 def _elements(text: str, start: int) -> Iterator[tuple[int, int]]:

@@ -10,9 +10,10 @@ each goes to the piece where its characters are.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 BREAK = "\n"  # never one token with a letter after it
+NO_TURN = -1
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,44 @@ class Segment:
     text: str = field(repr=False)
     is_response: bool
     ends_text: bool = False
+    turn: int = NO_TURN  # whose words a response is: its position among the row's turns
+
+
+class TurnRun(NamedTuple):
+    """Tokens that follow one another and are trained as one turn's.
+
+    Attributes:
+        turn: position of the turn in the row.
+        start: first token.
+        end: the place after the last one.
+    """
+
+    turn: int
+    start: int
+    end: int
+
+
+def turn_runs(turns: Sequence[int], mask: Sequence[bool]) -> tuple[TurnRun, ...]:
+    """Runs of the trained tokens of each turn.
+
+    Args:
+        turns: of every token the position of its turn, or `NO_TURN`.
+        mask: whether it is trained.
+
+    Returns:
+        Empty where fewer than two turns are trained, or nobody knows whose a trained token is.
+    """
+    runs: list[TurnRun] = []
+    for place, (turn, trained) in enumerate(zip(turns, mask, strict=True)):
+        if not trained:
+            continue
+        if turn == NO_TURN:
+            return ()
+        if runs and runs[-1].turn == turn and runs[-1].end == place:
+            runs[-1] = runs[-1]._replace(end=place + 1)
+        else:
+            runs.append(TurnRun(turn, place, place + 1))
+    return tuple(runs) if len({run.turn for run in runs}) > 1 else ()
 
 
 class PieceTokens:

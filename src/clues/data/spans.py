@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 
 from clues.data.callspans import call_place, check_results
+from clues.data.pieces import NO_TURN
 from clues.data.remarks import THOUGHT_END, Remark, Span, remarks_on, squeezed
 from clues.data.rendering import Render, common_start, difference, said_instead
 from clues.data.samples import Message
@@ -34,12 +35,14 @@ class Found:
         spans: what is trained of each answer, in order.
         pieces: from where to where text is trained, and the place after the white space that
             follows: those of `spans`, or what the template marks.
+        owners: of each piece the position of its turn, or `NO_TURN` where it is not one turn's.
         remarks: what is worth knowing.
     """
 
     text: str
     spans: tuple[Span, ...]
     pieces: tuple[tuple[int, int, int], ...]
+    owners: tuple[int, ...]
     remarks: tuple[Remark, ...]
 
 
@@ -59,8 +62,10 @@ def find_answers(render: Render, turns: Sequence[Message], *, last: bool) -> Fou
     counted = [len(turns) - 1] if last else [i for i in answers if i > 0]
     counted = [i for i in counted if turns[i].trained]
     whole = render(turns, header=False)
-    words = _words(render, turns, counted, whole.text)
-    spans = tuple(_spans(render, turns, words, whole.text))
+    # How the last turn ends says how earlier ones do, trained or not.
+    places = _words(render, turns, sorted({*counted, len(turns) - 1}), whole.text)
+    words = {turn: place for turn, place in places.items() if turn in counted}
+    spans = tuple(s for s in _spans(render, turns, places, whole.text) if s.turn in words)
     pieces = tuple((span.start, span.end, span.tail) for span in spans)
     if whole.marked:
         shown = None if counted == answers else list(words.values())
@@ -77,7 +82,14 @@ def find_answers(render: Render, turns: Sequence[Message], *, last: bool) -> Fou
     remarks |= {Remark.CALLS if turn.calls else Remark.MISSING for turn in missing}
     if turns[0].role == "assistant" and not last:
         remarks.add(Remark.LED)
-    return Found(whole.text, spans, pieces, tuple(sorted(remarks)))
+    owners = tuple(_owner(start, end, words) for start, end, _ in pieces)
+    return Found(whole.text, spans, pieces, owners, tuple(sorted(remarks)))
+
+
+def _owner(start: int, end: int, words: Mapping[int, tuple[int, int]]) -> int:
+    """The turn whose words stand in a piece of text; none where they are of several or of none."""
+    found = [turn for turn, (first, last) in words.items() if first < end and start < last]
+    return found[0] if len(found) == 1 else NO_TURN
 
 
 def _words(
@@ -226,7 +238,7 @@ def _closing(after: str, own: str) -> str:
         after: the text behind the answer.
         own: the text behind the answer where the conversation ends there.
     """
-    if after.startswith(own):
+    if own and after.startswith(own):
         return own
     shared = _OPEN_TAG.sub("", after[: common_start(after, own)])
     if shared.strip():

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clues import reading
-from clues.data.jsonfiles import find_rows
+from clues.data.arrowvalues import with_values
+from clues.data.jsonfiles import Changes, Rebuild, changed_object, find_rows
 from clues.data.limits import (
     MAX_BRACKETS,
     MAX_COLUMNS,
@@ -34,6 +35,8 @@ from clues.data.packing import packing
 from clues.errors import BadRowsError, DataError
 
 _N_SHOWN = 5
+_DELIMITERS = ",;\t|"
+_DECODER = json.JSONDecoder()
 _SHORT = 1_000_000  # bytes of a line, which cannot hold more values than are read
 BOM = b"\xef\xbb\xbf"
 
@@ -68,7 +71,7 @@ class Table:
     records: Sequence[dict[str, Any]] = field(default=(), repr=False)
     raw: Sequence[bytes] = field(default=(), repr=False)
     head: bytes = field(default=b"", repr=False)
-    rebuild: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
+    rebuild: Rebuild | None = field(default=None, repr=False)
     arrow: Any = field(default=None, repr=False)
     named_by_row: bool = False
     bad: tuple[tuple[str, str], ...] = ()
@@ -138,14 +141,23 @@ def _parse_line(line: bytes) -> tuple[Any, str | None]:
     return parse_json(line.rstrip(b"\r\n").decode())
 
 
-def write_table(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
-    """Write the rows at `indices`, in that order, in the container of the table."""
+def write_table(
+    table: Table, indices: Sequence[int], sink: BinaryIO, changes: Changes | None = None
+) -> None:
+    """Write the rows at `indices`, in that order, in the container of the table.
+
+    Args:
+        table: the rows.
+        indices: zero-based positions.
+        sink: where the bytes go.
+        changes: by row and column, values in place of the table's own.
+    """
     kind, _, packed_as = table.container.partition(".")
     if not packed_as:
-        _WRITERS[kind](table, indices, sink)
+        _WRITERS[kind](table, indices, sink, changes or {})
         return
     with packing(sink, f".{packed_as}") as packed:
-        _WRITERS[kind](table, indices, packed)
+        _WRITERS[kind](table, indices, packed, changes or {})
 
 
 def decode(path: Path, data: bytes) -> str:
@@ -168,7 +180,7 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
     raw: list[bytes] = []
     records: list[dict[str, Any]] = []
     bad: list[tuple[str, str]] = []
-    for number, line in enumerate(io.BytesIO(data.removeprefix(BOM)), start=1):
+    for number, line in enumerate(_lines(data.removeprefix(BOM)), start=1):
         if not line.strip():
             continue
         value: Any = None
@@ -183,6 +195,11 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         numbers.append(number)
         raw.append(line)
         records.append(value)
+    if bad and bad[0][0] == "line 1" and _are_documents(data):
+        raise DataError(
+            f"{path} line 1: its rows are JSON objects one after another, and not one a line. To write "
+            f"one a line: jq -c . {path.name} > NEW.jsonl"
+        )
     head = BOM if data.startswith(BOM) else b""
     return Table(
         "jsonl",
@@ -197,12 +214,21 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
     )
 
 
+def _lines(data: bytes) -> Iterator[bytes]:
+    """Lines with their ends; they end as the file's own do: old ones of the Mac in CR alone."""
+    if b"\n" in data or b"\r" not in data:
+        return iter(io.BytesIO(data))
+    return (line for line in data.splitlines(keepends=True))
+
+
 def _read_json(path: Path, data: bytes) -> Table:
     check_counts(path, data)
     text = decode(path, data)
     value, problem = parse_json(text)
     if problem is not None:
-        raise DataError(f"{path}: {problem}. Mend the file, or write one object a line as .jsonl.")
+        raise DataError(
+            f"{path}: {problem}. Mend the file, or write one object a line as .jsonl; jq -c . does it."
+        )
     found = find_rows(path, text, value)
     bad = [
         (f"row {number}", f"not a JSON object but {kind_of(row)}")
@@ -225,10 +251,25 @@ def _read_json(path: Path, data: bytes) -> Table:
     )
 
 
+def _are_documents(data: bytes) -> bool:
+    """Whether a text is JSON objects one after another."""
+    text, at = data.removeprefix(BOM).decode().strip(), 0
+    while at < len(text):
+        try:
+            value, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return False
+        if not isinstance(value, dict):
+            return False
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return True
+
+
 def _read_csv(path: Path, data: bytes) -> Table:
     check_counts(path, data)
     decode(path, data)
-    lines = io.BytesIO(data.removeprefix(BOM)).readlines()
+    lines = list(_lines(data.removeprefix(BOM)))
     text = [line.decode() for line in lines]
     numbers: list[int] = []
     raw: list[bytes] = []
@@ -292,7 +333,7 @@ def _cells(reader: Any) -> Iterator[list[str] | None]:
 def _delimiter(path: Path, text: list[str]) -> str:
     """Take the delimiter that gives the first line the most columns."""
     n_columns: dict[str, int] = {}
-    for delimiter in ",;\t|":
+    for delimiter in _DELIMITERS:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         header = next((cells for cells in _cells(reader) if cells != []), None)
         if header is not None:
@@ -357,31 +398,59 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _write_lines(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
-    end = b"\r\n" if any(line.endswith(b"\r\n") for line in table.raw) else b"\n"
+def _write_lines(table: Table, indices: Sequence[int], sink: BinaryIO, changes: Changes) -> None:
+    ends = {line[len(line.rstrip(b"\r\n")) :] for line in table.raw}
+    end = next((end for end in (b"\r\n", b"\n", b"\r") if end in ends), b"\n")
     sink.write(table.head)
     for position, row in enumerate(indices, start=1):
         line = table.raw[row]
+        if row in changes:
+            line = _changed_line(table, row, changes[row])
         sink.write(line)
         # The last line of a file may have no end; it needs one when another row follows.
-        if position < len(indices) and not line.endswith(b"\n"):
+        if position < len(indices) and not line.endswith((b"\n", b"\r")):
             sink.write(end)
 
 
-def _write_json(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
+def _changed_line(table: Table, row: int, values: Mapping[str, Any]) -> bytes:
+    """A line of jsonl, or the lines of a row of csv, with other values in some columns."""
+    text = table.raw[row].decode()
+    if not table.container.startswith("csv"):
+        return changed_object(text, values).encode()
+    body = text.rstrip("\r\n")
+    cells = list(table.records[row].values())
+    read = (
+        d
+        for d in _DELIMITERS
+        if next(_cells(csv.reader([body], delimiter=d, strict=True))) == cells
+    )
+    with _long_cells():
+        delimiter = next(read) if len(cells) > 1 else ","
+    sink = io.StringIO()
+    writer = csv.writer(sink, delimiter=delimiter, lineterminator=text[len(body) :])
+    writer.writerow({**table.records[row], **values}.values())
+    return sink.getvalue().encode()
+
+
+def _write_json(table: Table, indices: Sequence[int], sink: BinaryIO, changes: Changes) -> None:
     assert table.rebuild is not None
-    sink.write(table.head + table.rebuild(indices).encode())
+    sink.write(table.head + table.rebuild(indices, changes).encode())
 
 
-def _write_parquet(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
-    pq.write_table(_take(table, indices), sink)
+def _write_parquet(table: Table, indices: Sequence[int], sink: BinaryIO, changes: Changes) -> None:
+    pq.write_table(_rows_at(table, indices, changes), sink)
 
 
-def _write_arrow(table: Table, indices: Sequence[int], sink: BinaryIO) -> None:
-    rows = _take(table, indices)
+def _write_arrow(table: Table, indices: Sequence[int], sink: BinaryIO, changes: Changes) -> None:
+    rows = _rows_at(table, indices, changes)
     new = pa.ipc.new_stream if table.container == "arrow-stream" else pa.ipc.new_file
     with new(sink, rows.schema) as writer:
         writer.write_table(rows)
+
+
+def _rows_at(table: Table, indices: Sequence[int], changes: Changes) -> Any:
+    at = {position: changes[row] for position, row in enumerate(indices) if row in changes}
+    return with_values(_take(table, indices), at) if at else _take(table, indices)
 
 
 def _take(table: Table, indices: Sequence[int]) -> Any:
@@ -408,7 +477,7 @@ READERS: dict[str, Callable[[Path, bytes], Table]] = {
     "arrow": _arrow_reader("arrow", load_arrow_file),
     "arrow-stream": _arrow_reader("arrow-stream", load_arrow_stream),
 }
-_WRITERS: dict[str, Callable[[Table, Sequence[int], BinaryIO], None]] = {
+_WRITERS: dict[str, Callable[[Table, Sequence[int], BinaryIO, Changes], None]] = {
     "jsonl": _write_lines,
     "csv": _write_lines,
     "json": _write_json,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clues.config import TokenSettings
-from clues.data.pieces import PieceTokens, Segment
+from clues.data.pieces import NO_TURN, PieceTokens, Segment, TurnRun, turn_runs
 from clues.data.remarks import Remark
 from clues.data.rendering import Render
 from clues.data.samples import Message, Sample
@@ -38,6 +38,8 @@ class EncodedRow:
         mask: T booleans, True on response tokens.
         truncated: whether tokens were cut at the end.
         remarks: what is worth knowing about its text; a check counts them.
+        turns: which trained tokens are which turn's; empty where fewer than two turns are trained,
+            or the turns are folded.
     """
 
     row: int
@@ -46,6 +48,7 @@ class EncodedRow:
     mask: tuple[bool, ...] = field(repr=False)
     truncated: bool = False
     remarks: tuple[Remark, ...] = field(default=(), compare=False)
+    turns: tuple[TurnRun, ...] = field(default=(), compare=False)
 
     @property
     def n_response_tokens(self) -> int:
@@ -138,10 +141,12 @@ class RowEncoder:
     ) -> EncodedRow:
         ids, owners = self._pieces.of(segments)
         mask = [owner >= 0 and segments[owner].is_response for owner in owners]
-        truncated = len(ids) > self.settings.max_length
-        if truncated and self.settings.overlong == "truncate":
-            ids, mask = _with_room(ids, mask, self.settings.max_length)
-        ids, mask = ids[: self.settings.max_length], mask[: self.settings.max_length]
+        turns = [segments[owner].turn if owner >= 0 else NO_TURN for owner in owners]
+        limit = self.settings.max_length
+        if truncated := len(ids) > limit:
+            rule = self.settings.overlong
+            places = _with_room(mask, limit) if rule == "truncate" else range(limit)
+            ids, mask, turns = ([values[i] for i in places] for values in (ids, mask, turns))
         # The first token of a text has nothing before it that could predict it.
         if mask:
             mask[0] = False
@@ -157,7 +162,8 @@ class RowEncoder:
                 f"row {sample.row + 1}: token number {max(ids)} is not in the model, which knows "
                 f"{self.n_known}. Take the model's own tokenizer, or resize the model's embeddings."
             )
-        return EncodedRow(sample.row, sample.id, tuple(ids), tuple(mask), truncated, remarks)
+        runs = turn_runs(turns, mask)
+        return EncodedRow(sample.row, sample.id, tuple(ids), tuple(mask), truncated, remarks, runs)
 
     def segments(self, sample: Sample) -> list[Segment]:
         """Split the rendered text into prompt and response pieces, in order."""
@@ -175,7 +181,9 @@ class RowEncoder:
             folded = self._folded(sample, tools) if self.settings.odd_turns == "fold" else None
             if folded is None:
                 raise TurnsError(f"row {sample.row + 1}: {error}") from None
-            found = replace(folded, remarks=(*folded.remarks, Remark.FOLDED))
+            # Folded turns are not the row's own, and have other positions.
+            unknown = (NO_TURN,) * len(folded.owners)
+            found = replace(folded, remarks=(*folded.remarks, Remark.FOLDED), owners=unknown)
         except DataError as error:
             raise DataError(f"row {sample.row + 1}: {error}") from None
         return _split(found), found.remarks
@@ -236,28 +244,30 @@ class RowEncoder:
             asked = self.settings.loss_on == "assistant" and index > 0
             counts = message.trained and (asked or index == len(messages) - 1)
             has_end = self.tokenizer.eos_token_id is not None
-            yield Segment(message.said, is_response=counts, ends_text=has_end)
+            yield Segment(message.said, is_response=counts, ends_text=has_end, turn=index)
 
 
-def _with_room(ids: list[int], mask: list[bool], limit: int) -> tuple[list[int], list[bool]]:
-    """Where the question alone fills the limit, its middle goes, so that some of the answer is read."""
-    first = mask.index(True) if True in mask else 0
+def _with_room(mask: Sequence[bool], limit: int) -> Sequence[int]:
+    """Which tokens of a longer row stay: the first ones.
+
+    Where the question alone fills the limit, its middle goes, so that some of the answer is read.
+    """
+    first = list(mask).index(True) if True in mask else 0
     if first < limit:
-        return ids, mask
+        return range(limit)
     room = min(sum(mask[first:]), limit // 2)
     # What is asked stands at either end: the instruction first, the turn's end last.
     head, tail = (limit - room + 1) // 2, (limit - room) // 2
-    places = [*range(head), *range(first - tail, len(ids))]
-    return [ids[i] for i in places], [mask[i] for i in places]
+    return [*range(head), *range(first - tail, len(mask))][:limit]
 
 
 def _split(found: Found) -> list[Segment]:
     """The text in pieces; white space after an answer is a piece of its own."""
     segments: list[Segment] = []
     done = 0
-    for start, end, tail in found.pieces:
+    for (start, end, tail), turn in zip(found.pieces, found.owners, strict=True):
         segments.append(Segment(found.text[done:start], is_response=False))
-        segments.append(Segment(found.text[start:end], is_response=True))
+        segments.append(Segment(found.text[start:end], is_response=True, turn=turn))
         if tail > end:
             segments.append(Segment(found.text[end:tail], is_response=False))
         done = tail

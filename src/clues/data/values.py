@@ -54,7 +54,7 @@ def list_of(value: Any, name: str) -> list[Any]:
     Raises:
         BadRow: it is something else.
     """
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = json_of(value, name)
     if not isinstance(value, list):
         raise BadRow(

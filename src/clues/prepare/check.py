@@ -23,6 +23,7 @@ from clues.data.tokens import (
     RowEncoder,
     encode_rows,
 )
+from clues.data.turnrows import by_turn
 from clues.errors import BadRowsError, CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
@@ -267,6 +268,8 @@ def _file_check(
         as_marked=own,
         n_pairs=sum(bool(sample.rejected) for sample in rows.samples),
         unused={name: n for name, n in rows.unused.items() if name != labels},
+        n_chats=sum(bool(row.turns) for row in encoded.rows),
+        n_turns=sum(len({run.turn for run in row.turns}) for row in encoded.rows),
     )
 
 
@@ -299,6 +302,10 @@ def _estimate_minutes(
     arms = len(config.evaluate.arms) * len(rows)
     steps += arms * config.combine.rounds * config.combine.local_steps
     n_scored = sum(len(r) for r in rows.values()) * recipe.train.checkpoints
+    if recipe.score.turns:
+        whole = [row for own in rows.values() for row in own]
+        turns = sum(len(turn.ids) for row in whole for turn in by_turn(row).values())
+        n_scored *= 1 + turns / sum(len(row.ids) for row in whole)
     return (steps + n_scored / recipe.train.batch_size) * step / 60
 
 

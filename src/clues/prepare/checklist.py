@@ -81,6 +81,8 @@ class FileCheck:
         as_marked: rows that are left out because they say so themselves, by reason.
         n_pairs: rows that are preference pairs; the chosen answer is the row's.
         unused: columns and keys of turns that are not read, and in how many rows they stand.
+        n_chats: rows of which several turns are trained.
+        n_turns: the trained turns of those.
     """
 
     name: str
@@ -101,6 +103,8 @@ class FileCheck:
     as_marked: Mapping[str, int] = field(default_factory=dict)
     n_pairs: int = 0
     unused: Mapping[str, int] = field(default_factory=dict)
+    n_chats: int = 0
+    n_turns: int = 0
 
     @property
     def n_usable(self) -> int:
@@ -203,6 +207,11 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
             f"{file.n_unusable} rows cannot be used, such as those whose answer is null or empty. They "
             "are dropped with that reason; strict: true in the silo's file stops for them."
         )
+    if config.recipe.score.turns and file.n_chats and file.role is Role.SILO:
+        notes.append(
+            f"{file.n_chats} rows have several trained turns, {file.n_turns} in all, and every turn has "
+            f"a score (threshold.low_turn: {config.recipe.threshold.low_turn})."
+        )
     notes += [f"{n} rows: {kind}." for kind, n in file.findings.items()]
     if file.n_odd_turns:
         notes.append(
@@ -255,6 +264,12 @@ def warnings_on(config: RunConfig, files: Sequence[FileCheck]) -> tuple[str, ...
     """What makes the run promise less than it says, or the model read other text than the rows'."""
     found: list[str] = []
     rule = config.recipe.threshold
+    chats = {role: any(f.n_chats for f in files if f.role is role) for role in Role}
+    if config.recipe.score.turns and chats[Role.SILO] and not chats[Role.ANCHORS]:
+        found.append(
+            "no anchor row has several trained turns, and the first turn of a chat is not like its "
+            "later ones: a low turn means little. Take chats as anchors, or set score.turns: false."
+        )
     for file in files:
         if file.lost > MANY_LOST / 5:
             signs = f", among them {' '.join(file.lost_signs)}" if file.lost_signs else ""

@@ -44,6 +44,7 @@ CHECKED = "a checked row"
 NAMES = {
     "score": "with a low score",
     "person": "by a person",
+    "turn": "with a low turn",
     "not usable": "null or empty",
     "duplicate": "repeated",
     "near_duplicate": "nearly repeated",

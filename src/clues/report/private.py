@@ -40,6 +40,14 @@ class Grouping:
     note: str = ""
 
 
+class TurnMark(NamedTuple):
+    """The score of one turn, in units of the anchors' turns; higher is better."""
+
+    row: int
+    turn: int
+    score: float
+
+
 class Mark(NamedTuple):
     """A place in a row's text that the page marks: from one character to another of one turn."""
 
@@ -84,6 +92,9 @@ class Review:
         aside: 1 for a row that is set aside for what its text shows, whatever it scores.
         marks: places in the texts that show why.
         summary: what became of the rows, in a sentence.
+        turns: scores of the turns of rows that have several, in the order of rows and turns.
+        masks_turns: whether a turn below the threshold is read and not trained.
+        decides: what is compared with the threshold instead of the score, where turns decide.
     """
 
     silo: str
@@ -112,6 +123,9 @@ class Review:
     aside: NDArray[np.uint8] | None = field(default=None, repr=False)
     marks: Sequence[Mark] = field(default=(), repr=False)
     summary: str = ""
+    turns: Sequence[TurnMark] = field(default=(), repr=False)
+    masks_turns: bool = False
+    decides: NDArray[np.float64] | None = field(default=None, repr=False)
 
 
 def render_private(review: Review) -> str:
@@ -180,6 +194,7 @@ def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, An
         ],
         "cutAfter": cut_after,
         "summary": review.summary,
+        "masksTurns": review.masks_turns,
         "says": sorted({mark.says for mark in review.marks}),
         "rulings": [[id_, keep, why] for id_, (keep, why) in review.rulings.items()],
         "waiting": [[id_, keep, why] for id_, (keep, why) in review.waiting.items()],
@@ -201,6 +216,13 @@ def _arrays(review: Review) -> dict[str, np.ndarray]:
     }
     arrays["aside"] = np.zeros(n, np.uint8) if review.aside is None else review.aside
     arrays |= _reasons(review) | _marks(review)
+    arrays |= {
+        "turnRow": np.array([turn.row for turn in review.turns], np.uint32),
+        "turnPlace": np.array([turn.turn for turn in review.turns], np.uint16),
+        "turnScore": np.array([turn.score for turn in review.turns], np.float64),
+    }
+    if review.decides is not None:
+        arrays["decides"] = review.decides
     arrays |= {f"term{k}": v.astype(np.float32) for k, v in enumerate(review.terms.values())}
     arrays |= {f"trace{k}": v.astype(np.float32) for k, v in enumerate(review.traces.values())}
     arrays |= {f"loss{k}": v.astype(np.float32) for k, v in enumerate(review.losses.values())}

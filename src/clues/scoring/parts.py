@@ -67,10 +67,15 @@ class InRunLoss:
     """Mean loss of a row at its visits, in nats; positive."""
 
 
-Part = Term | Loss | Compared | InRunTerm | InRunLoss
+@dataclass(frozen=True, order=True)
+class Turn:
+    """Which turn of its row is scored, in a table of turns: its position, from 0 on."""
+
+
+Part = Term | Loss | Compared | InRunTerm | InRunLoss | Turn
 Parts = dict[Part, np.ndarray]
 KINDS: dict[str, type[Part]] = {
-    cls.__name__: cls for cls in (Term, Loss, Compared, InRunTerm, InRunLoss)
+    cls.__name__: cls for cls in (Term, Loss, Compared, InRunTerm, InRunLoss, Turn)
 }
 BEFORE = Loss()
 

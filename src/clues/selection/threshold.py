@@ -23,6 +23,7 @@ from clues.errors import (
     RecipeMismatchError,
 )
 from clues.results.run import ThresholdResult
+from clues.selection.turns import Turns, TurnScore
 from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
 
 
@@ -335,6 +336,7 @@ class Ruling:
 
 # Why a row is kept or not, in a word; a finding about its text is one more.
 SCORE, PERSON, UNSCORED, UNUSABLE = "score", "person", "not scored", "not usable"
+TURN = "turn"
 
 
 class Apart(NamedTuple):
@@ -356,7 +358,11 @@ class Decision:
         kept: whether it is kept.
         reason: a sentence.
         by_hand: whether a person has decided it.
-        why: in a word: `score`, `person`, `not scored`, `not usable`, or the kind of a finding.
+        why: in a word: `score`, `turn`, `person`, `not scored`, `not usable`, or the kind of a
+            finding.
+        turns: scores of the turns of a row that has several, with `score.turns`.
+        untrained: positions of turns that are below the threshold, in a kept row of which they are
+            read and not trained.
     """
 
     row: int
@@ -366,6 +372,13 @@ class Decision:
     reason: str = field(repr=False)
     by_hand: bool = False
     why: str = SCORE
+    turns: tuple[TurnScore, ...] = ()
+    untrained: tuple[int, ...] = ()
+
+    @property
+    def worst(self) -> TurnScore | None:
+        """The turn with the lowest score, where turns have scores."""
+        return min(self.turns, default=None)
 
     @property
     def file(self) -> str:
@@ -399,6 +412,11 @@ class Selection:
         """Positions of the rows that go to one file."""
         return tuple(d.row for d in self.decisions if d.file == file)
 
+    @property
+    def untrained(self) -> dict[int, tuple[int, ...]]:
+        """By position of a kept row, the turns of it that are not trained."""
+        return {d.row: d.untrained for d in self.decisions if d.untrained}
+
 
 def select(
     rows: Sequence[tuple[int, str]],
@@ -412,6 +430,7 @@ def select(
     allow_degenerate: bool = False,
     rulings: Mapping[str, Ruling] | None = None,
     aside: Mapping[int, tuple[str, str]] | None = None,
+    turns: Turns | None = None,
 ) -> Selection:
     """Decide about every row; a row at the threshold is kept.
 
@@ -428,6 +447,7 @@ def select(
             above hold for what comes out.
         aside: by position, kind and reason of the rows that a finding sets aside whatever they
             score.
+        turns: scores of the turns of rows that have several, in units of the anchors' turns.
 
     Raises:
         RecipeMismatchError: scores and threshold come from different recipes.
@@ -448,6 +468,7 @@ def select(
         Decision(row, id_, float(score), bool(score >= cut), _reason(float(score), cut))
         for (row, id_), score in zip(rows, scores, strict=True)
     ]
+    decisions = [_by_turns(d, turns, cut) for d in decisions] if turns else decisions
     decisions += [
         Decision(row, apart.id, None, False, apart.reason, why=apart.why)
         for row, apart in dropped.items()
@@ -456,7 +477,8 @@ def select(
     decisions = [_ruled(d, rulings or {}, where) for d in decisions]
     selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
     n_kept, n_rows = len(selection.kept), len(rows)
-    if not allow_degenerate and n_kept in (0, n_rows):
+    # Where turns are left out, keeping every row is a choice.
+    if not allow_degenerate and n_kept in (0, n_rows) and not selection.untrained:
         what = "every row" if n_kept else "no row"
         raise DegenerateSelectionError(
             f"{where}: the threshold {cut:.4g} keeps {what} of {n_rows} (scores run from "
@@ -485,11 +507,27 @@ def cut_of(threshold: Threshold, scores: Array, *, where: str) -> float:
     return threshold.value
 
 
+def _by_turns(decision: Decision, turns: Turns, cut: float) -> Decision:
+    found = turns.verdict(decision.row, cut=cut, kept=decision.kept)
+    if found is None:
+        return decision
+    return replace(
+        decision,
+        kept=found.kept,
+        reason=f"{found.says}; {decision.reason}" if found.says else decision.reason,
+        # Whatever the turns say, a row that is dropped by its own score is dropped for it.
+        why=TURN if decision.kept and not found.kept else decision.why,
+        turns=found.turns,
+        untrained=found.untrained,
+    )
+
+
 def _set_aside(decision: Decision, found: tuple[str, str] | None) -> Decision:
     if found is None or decision.why == UNUSABLE:
         return decision
     kind, reason = found
-    return replace(decision, kept=False, reason=f"{reason}; {decision.reason}", why=kind)
+    reason = f"{reason}; {decision.reason}"
+    return replace(decision, kept=False, reason=reason, why=kind, untrained=())
 
 
 def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:
@@ -505,7 +543,9 @@ def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Dec
         )
     what = "kept" if ruling.keep else "dropped"
     reason = f"{what} by a person: {ruling.reason}; {decision.reason}"
-    return replace(decision, kept=ruling.keep, reason=reason, by_hand=True, why=PERSON)
+    # A person has read the whole row.
+    by_hand = {"kept": ruling.keep, "by_hand": True, "why": PERSON, "untrained": ()}
+    return replace(decision, reason=reason, **by_hand)
 
 
 def _reason(score: float, cut: float) -> str:

@@ -18,13 +18,14 @@ from clues.evaluation.detection import read_labels
 from clues.findings.base import SAYS
 from clues.report.cards import DataFacts, data_card
 from clues.report.pairs import threshold_pairs
-from clues.report.private import Grouping, Mark, Review, render_private
+from clues.report.private import Grouping, Mark, Review, TurnMark, render_private
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import PERSON, SCORE, UNUSABLE, Threshold, cut_of
+from clues.selection.threshold import PERSON, SCORE, TURN, UNUSABLE, Threshold, cut_of
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
 from clues.silo.select import in_units, read_decisions
+from clues.silo.turns import judged_turns
 from clues.silo.whole import REVIEW, note
 from clues.silo.workspace import ELSEWHERE, Workspace
 
@@ -72,7 +73,11 @@ def _card(space: Workspace) -> DataFacts:
 def _others(space: Workspace) -> dict[str, int]:
     """How many rows are not kept, by why."""
     why = Counter(d["why"] for d in read_decisions(space) if d["kept"] == "0")
-    named = {SCORE: "score below the threshold", PERSON: "decided by a person"}
+    named = {
+        SCORE: "score below the threshold",
+        TURN: "a turn below the threshold",
+        PERSON: "decided by a person",
+    }
     return {named.get(name, name): n for name, n in why.most_common()}
 
 
@@ -112,7 +117,24 @@ def review(space: Workspace) -> Review:
         aside=np.array([decision["why"] in SAYS for decision in decided], np.uint8),
         marks=_marks_of(space),
         summary=summary(space, decided),
+        **_turns(space, _spread(scored, at, n)),
     )
+
+
+def _turns(space: Workspace, scores: Floats) -> dict[str, Any]:
+    """What the page shows of turns; nothing where they have no scores.
+
+    `scores` are those of all rows of the file.
+    """
+    turns = judged_turns(space)
+    if turns is None:
+        return {}
+    marks = [
+        TurnMark(row, t.turn, t.score) for row in sorted(turns.by_row) for t in turns.by_row[row]
+    ]
+    decides = np.array([turns.deciding(row, score) for row, score in enumerate(scores)])
+    masks = turns.low_turn == "mask"
+    return {"turns": marks, "masks_turns": masks, "decides": decides}
 
 
 def _marks_of(space: Workspace) -> list[Mark]:
@@ -130,12 +152,15 @@ def summary(space: Workspace, decided: Sequence[Mapping[str, str]]) -> str:
     """What became of the rows in one sentence, with the numbers of `decisions.csv`."""
     files = Counter(decision["file"] for decision in decided)
     why = Counter(d["why"].replace("_", " ") for d in decided if d["file"] == "dropped")
-    named = {SCORE: "low score", PERSON: "by a person", UNUSABLE: "not usable"}
+    named = {SCORE: "low score", TURN: "low turn", PERSON: "by a person", UNUSABLE: "not usable"}
     reasons = ", ".join(f"{n:,} {named.get(name, name)}" for name, n in why.most_common())
     text = f"{len(decided):,} rows: {files['kept']:,} kept, {files['dropped']:,} set aside"
     text += f" ({reasons})" if reasons else ""
     if files["unscored"]:
         text += f", {files['unscored']:,} without a score"
+    untrained = [len(own) for d in decided if (own := d.get("untrained_turns", "").split())]
+    if untrained:
+        text += f"; {sum(untrained):,} turns of {len(untrained):,} kept rows are not trained"
     by_hand = len(in_force(space, space.recipe().hash))
     return f"{text}; {by_hand:,} decided by hand." if by_hand else f"{text}."
 
@@ -166,6 +191,8 @@ def _score(recipe: Recipe, threshold: Threshold) -> str:
         weights = next(iter(threshold.units.values())).weights
         others = [f"{n} {weights[n]:g}" for n in (LOSS, ALIGNMENT) if n in weights]
         score += f", with {' and '.join(others)}" if others else ""
+    if recipe.score.turns:
+        score += f", turns of chats too (low_turn: {recipe.threshold.low_turn})"
     return f"{score}, trajectory {recipe.score.trajectory}"
 
 

@@ -42,7 +42,8 @@ from clues.selection.threshold import mixture_cut
 from clues.selection.units import anchor_units, combine
 from clues.selection.weighing import GRID, replaced
 from clues.silo.sent import check_sent, sent_anchors, sent_scores, sent_trajectory
-from clues.silo.whole import SCORES, note
+from clues.silo.turns import ScoredTurns, score_turns, write_turns
+from clues.silo.whole import SCORES, TURNS, note
 from clues.silo.workspace import Workspace, as_lists
 from clues.wall.messages import ScoreReply, ScoreRequest
 
@@ -62,6 +63,7 @@ class _Scored:
     scores: TrajectoryScores
     anchors: dict[str, np.ndarray]
     compared: dict[str, Compared]
+    turns: ScoredTurns | None
 
 
 def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
@@ -101,7 +103,10 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
     )
     table = _table(recipe, rows, fold, raw, parts, finite)
     table.write(space.private / "scores.parquet")
-    note(space, "score", SCORES)
+    turns = [scored.turns for scored in found.values() if scored.turns]
+    if turns:
+        write_turns(space, dict(zip(found, turns, strict=True)), set(table.row.tolist()))
+    note(space, "score", (*SCORES, *TURNS) if turns else SCORES)
     anchors = {group: scored.anchors for group, scored in found.items()}
     return ScoreReply(
         recipe_hash=recipe.hash,
@@ -178,7 +183,9 @@ def _score_group(
     if "inrun" in recipe.score.compare:
         compared["inrun"] = _compared_in_run(space, rows, finite)
     beside = {ComparedScore(name): _spread(c.rows, finite) for name, c in compared.items()}
-    return _Scored(TrajectoryScores(scored.raw, {**scored.parts, **beside}), anchors, compared)
+    turns = score_turns(space, scene.place, scene.directions, rows) if recipe.score.turns else None
+    scores = TrajectoryScores(scored.raw, {**scored.parts, **beside})
+    return _Scored(scores, anchors, compared, turns)
 
 
 def _scene(space: Workspace, request: ScoreRequest, number: int) -> _Scene:

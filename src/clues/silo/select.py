@@ -9,19 +9,23 @@ import numpy as np
 from clues.atomic import atomic_write_bytes, read_bytes
 from clues.data.files import named_container
 from clues.data.formats import write_rows
+from clues.data.untrained import mark_untrained
 from clues.errors import DataError, RecipeMismatchError
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import set_weights
-from clues.selection.threshold import Ruling, Selection, Threshold, group_units, select
+from clues.selection.threshold import Decision, Ruling, Selection, Threshold, group_units, select
 from clues.selection.units import Units
 from clues.selection.weighing import replaced
 from clues.silo.overrides import in_force, overrides_token
 from clues.silo.reasons import with_reasons
+from clues.silo.turns import judged_turns
 from clues.silo.whole import note
 from clues.silo.workspace import Workspace
 
 COLUMNS = ("row", "number", "id", "score", "kept", "file", "why", "reason", "findings")
+# Turns are counted from 1, the user's and the system's too, as the page counts them.
+TURN_COLUMNS = ("worst_turn", "worst_turn_score", "untrained_turns")
 
 
 def decide(
@@ -58,6 +62,7 @@ def decide(
         allow_degenerate=allow_degenerate,
         rulings=in_force(space, recipe.hash) if rulings is None else rulings,
         aside=set_aside(space),
+        turns=judged_turns(space),
     )
     return with_reasons(selection, space, table, threshold)
 
@@ -126,8 +131,9 @@ def write_selection(space: Workspace, selection: Selection, threshold: Threshold
     files = {name: selection.of(name) for name in ("kept", "dropped", "unscored")}
     if not files["unscored"]:
         del files["unscored"]
+    marks = mark_untrained(rows, selection.untrained)
     written = {
-        write_rows(rows, chosen, space.private / f"{name}{rows.suffix}")
+        write_rows(rows, chosen, space.private / f"{name}{rows.suffix}", changes=marks)
         for name, chosen in files.items()
     }
     # The rows may have come in another format before, or some had no score.
@@ -139,17 +145,27 @@ def write_selection(space: Workspace, selection: Selection, threshold: Threshold
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     # `row` as in scores.parquet, so that the two can be joined; `number` as the page counts.
-    writer.writerow(COLUMNS)
+    by_turn = space.recipe().score.turns
+    writer.writerow((*COLUMNS, *TURN_COLUMNS) if by_turn else COLUMNS)
     for d in selection.decisions:
         kinds = " ".join(dict.fromkeys(f.kind for f in found.of(d.row)))
         fate = (int(d.kept), d.file, d.why, d.reason, kinds)
-        writer.writerow([d.row, d.row + 1, d.id, d.score, *fate])
+        turns = _turn_cells(d) if by_turn else ()
+        writer.writerow([d.row, d.row + 1, d.id, d.score, *fate, *turns])
     atomic_write_bytes(space.private / "decisions.csv", buffer.getvalue().encode())
     write_json(space.private / "threshold.json", threshold.to_json())
     # The last file of a selection: what reads it finds the others whole.
-    space.keep(selection.kept, overruled=overrides_token(space, space.recipe().hash))
+    overruled = overrides_token(space, space.recipe().hash)
+    space.keep(selection.kept, overruled=overruled, untrained=selection.untrained)
     names = [path.name for path in sorted(written)]
     note(space, "select", [*names, "decisions.csv", "threshold.json", "selection.json"])
+
+
+def _turn_cells(decision: Decision) -> tuple[str | int | float, ...]:
+    """The lowest turn, counted from 1, its score, and the turns that are not trained."""
+    worst = decision.worst
+    untrained = " ".join(str(turn + 1) for turn in decision.untrained)
+    return ("", "", untrained) if worst is None else (worst.turn + 1, worst.score, untrained)
 
 
 def read_decisions(space: Workspace) -> list[dict[str, str]]:

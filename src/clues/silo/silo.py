@@ -24,6 +24,7 @@ from clues.config import (
     validate,
 )
 from clues.data.tokens import EncodedRow
+from clues.data.turnrows import without_turns
 from clues.errors import (
     DataError,
     DegenerateSelectionError,
@@ -365,7 +366,11 @@ class Silo:
                     "the silo file, or leave the arm out of evaluate.arms."
                 )
             kept = {row for row, label in enumerate(labels) if label is None}
-        return [row for row in rows if row.row in kept]
+        chosen = [row for row in rows if row.row in kept]
+        if arm != "clues":
+            return chosen
+        untrained = self.space.untrained()
+        return [without_turns(row, untrained.get(row.row, ())) for row in chosen]
 
     def clean_scratch(self) -> None:
         """Remove what the Trainer left."""

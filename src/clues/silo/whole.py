@@ -19,6 +19,7 @@ from clues.silo.workspace import LEFT_OUT, Workspace
 log = logging.getLogger("clues")
 FILE = "files.json"
 SCORES = ("scores.parquet", "anchors.json", "compared.json", "nonfinite.json", "weights.json")
+TURNS = ("turns.parquet", "turn_anchors.json")  # beside the scores, where turns have their own
 REVIEW = ("report.html", "card.md")
 # Answers that are worthless once a stage has to be asked again.
 ANSWERS = {

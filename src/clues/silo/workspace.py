@@ -303,15 +303,35 @@ class Workspace:
         """Changes with a text, and tells nobody without the silo's key what it is."""
         return hmac.new(self.secret(), text.encode(), "sha256").hexdigest()[:16]
 
-    def keep(self, kept: Sequence[int], *, overruled: str = "") -> None:
+    def keep(
+        self,
+        kept: Sequence[int],
+        *,
+        overruled: str = "",
+        untrained: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
         """Write down the selection that is in force, and what it was made of.
 
         Args:
             kept: row numbers.
             overruled: token of the overrides that it followed; empty for none.
+            untrained: by row number, positions of the turns of kept rows that are not trained.
         """
         made_of = {"recipe": self.recipe().hash, "rows": self.rows_token(), "overruled": overruled}
-        write_json(self.private / "selection.json", {**made_of, "kept": list(kept)})
+        turns = {str(row): list(own) for row, own in (untrained or {}).items()}
+        content = {**made_of, "kept": list(kept), **({"untrained": turns} if turns else {})}
+        write_json(self.private / "selection.json", content)
+
+    def untrained(self) -> dict[int, list[int]]:
+        """By number of a kept row, positions of its turns that are not trained; errors as `kept`."""
+        self.kept()
+        path = self.private / "selection.json"
+        content = read_json(path, advice="Select again.").get("untrained", {})
+        try:
+            return {int(row): [int(turn) for turn in own] for row, own in content.items()}
+        except (AttributeError, TypeError, ValueError):
+            reason = "not turns by row"
+        raise DataError(f"{path}: damaged ({reason}). Select again.")
 
     def kept(self, *, overruled: str | None = None) -> list[int]:
         """Row numbers of the selection that is in force.
@@ -344,6 +364,14 @@ class Workspace:
     def scores(self) -> ScoreTable:
         """The table of private scores."""
         return ScoreTable.read(self.private / "scores.parquet")
+
+    def turn_table(self) -> ScoreTable:
+        """Scores of turns, one line a turn."""
+        return ScoreTable.read(self.private / "turns.parquet")
+
+    def turn_anchors(self) -> dict[str, dict[str, list[float]]]:
+        """Raw scores of one turn of every anchor, by group and name."""
+        return self._side("turn_anchors.json")
 
     def threshold(self) -> Threshold:
         """The threshold of the selection that is in force.

@@ -33,6 +33,8 @@ class Detail {
     head.append(make("span", `chip ${kept ? "kept" : "dropped"}`, kept ? "kept" : "dropped"));
     if (kept !== choice.keptNow(row)) head.append(" ", make("span", "chip change", kept ? "dropped in force" : "kept in force"));
     const parts = [head, make("p", "why", choice.reason(row)), make("div", "read")];
+    const scores = rows.turnScores(row);
+    const worst = Math.min(...scores.values());
     for (const [turn, { role, content }] of rows.turns(row).entries()) {
       const text = make("p", "text");
       text.dir = "auto";
@@ -47,7 +49,9 @@ class Detail {
         done = end;
       }
       marked(text, content.slice(done), this.words);
-      parts[2].append(make("h4", "", role), text);
+      const named = make("h4", "", role);
+      if (scores.has(turn)) named.append(" ", this.ofTurn(row, scores.get(turn), worst));
+      parts[2].append(named, text);
     }
     parts[2].append(this.facts(row), this.terms(row));
     // It scrolls, so the keyboard must reach it.
@@ -55,6 +59,16 @@ class Detail {
     parts.push(this.form(row));
     this.box.replaceChildren(...parts);
     if (!isNew) this.box.querySelector(".read").scrollTop = top;
+  }
+
+  // The score of a turn, and what comes of it.
+  ofTurn(row, score, worst) {
+    const { low, untrained } = this.choice.turnIs(row, score);
+    const says = [`turn score ${shown(score)}`];
+    if (score === worst) says.push("the lowest");
+    if (low) says.push("below the threshold");
+    if (untrained) says.push("not trained");
+    return make("span", low ? "turn-score low" : "turn-score", says.join(", "));
   }
 
   facts(row) {

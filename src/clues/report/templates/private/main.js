@@ -230,6 +230,7 @@ class Page {
     const kinds = this.rows.header.kinds;
     const options = [["all", "all rows"], ["kept", "kept"], ["dropped", "dropped"], ["changed", "would change sides"], ["hand", "decided by hand"]];
     if (this.rows.arrays.aside.some(Boolean)) options.push(["aside", "set aside by name"]);
+    if (this.rows.arrays.turnRow.length) options.push(["lowturn", "with a low turn"]);
     if (this.rows.nScored < this.rows.n) options.push(["unscored", "without a score"]);
     if (kinds) options.push(["lost", "clean, yet dropped"], ["passed", "damaged, yet kept"]);
     if (this.only) {
@@ -252,6 +253,7 @@ class Page {
       changed: (row) => choice.keptHere(row) !== choice.keptNow(row),
       hand: (row) => choice.handHere[row] > 0,
       aside: (row) => rows.arrays.aside[row] > 0,
+      lowturn: (row) => choice.hasLowTurn(row),
       unscored: (row) => Number.isNaN(rows.score[row]),
       lost: (row) => label[row] === 0 && !choice.keptHere(row),
       passed: (row) => label[row] > 0 && choice.keptHere(row),

@@ -11,7 +11,8 @@ const rowsOf = (n) => `${COUNT.format(n)} ${n === 1 ? "row" : "rows"}`;
 
 class Rows {
   constructor({ header, arrays }) {
-    Object.assign(this, { header, arrays, n: arrays.score.length, score: arrays.score });
+    // What is compared with the threshold: the row's score, or that of one of its turns.
+    Object.assign(this, { header, arrays, n: arrays.score.length, score: arrays.score, decides: arrays.decides ?? arrays.score });
     this.decoder = new TextDecoder();
     this.terms = header.terms.map((_, k) => arrays[`term${k}`]);
     this.traces = header.traces.map((_, k) => arrays[`trace${k}`]);
@@ -73,6 +74,21 @@ class Rows {
       if (markRow[k] === row && markTurn[k] === turn) found.push([markStart[k], markEnd[k], this.header.says[markSays[k]]]);
     }
     return found.sort((a, b) => a[0] - b[0]);
+  }
+
+  // Scores of a row's turns by their place; empty where it has one turn, or turns have no scores.
+  turnScores(row) {
+    const { turnRow, turnPlace, turnScore } = this.arrays;
+    // Lines are in the order of the rows.
+    let [low, high] = [0, turnRow.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (turnRow[middle] < row) low = middle + 1;
+      else high = middle;
+    }
+    const found = new Map();
+    for (let k = low; k < turnRow.length && turnRow[k] === row; k++) found.set(turnPlace[k], turnScore[k]);
+    return found;
   }
 
   whyUnscored(row) {

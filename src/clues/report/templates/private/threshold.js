@@ -19,12 +19,12 @@ class Choice {
   }
 
   keptNow(row) {
-    return this.handNow[row] ? this.handNow[row] === 1 : !this.rows.arrays.aside[row] && this.rows.score[row] >= this.inForce;
+    return this.handNow[row] ? this.handNow[row] === 1 : !this.rows.arrays.aside[row] && this.rows.decides[row] >= this.inForce;
   }
 
   // What a row's text shows stands above every threshold.
   keptHere(row) {
-    return this.handHere[row] ? this.handHere[row] === 1 : !this.rows.arrays.aside[row] && this.rows.score[row] >= this.value;
+    return this.handHere[row] ? this.handHere[row] === 1 : !this.rows.arrays.aside[row] && this.rows.decides[row] >= this.value;
   }
 
   decide(id, decision) {
@@ -54,6 +54,17 @@ class Choice {
     return found;
   }
 
+  // Whether a turn is below the threshold, and whether it is then read and not trained.
+  turnIs(row, score) {
+    const low = score < this.value;
+    return { low, untrained: low && this.rows.header.masksTurns && !this.handHere[row] && this.keptHere(row) };
+  }
+
+  hasLowTurn(row) {
+    for (const score of this.rows.turnScores(row).values()) if (score < this.value) return true;
+    return false;
+  }
+
   reason(row) {
     const { rows } = this;
     const own = this.decided.get(rows.id(row));
@@ -62,7 +73,8 @@ class Choice {
     // As in decisions.csv, as long as nothing is tried here that changes it.
     if (stored && !this.handNow[row] && (rows.arrays.aside[row] || Number.isNaN(rows.score[row]) || this.value === this.inForce)) return stored;
     if (Number.isNaN(rows.score[row])) return `Dropped: ${rows.whyUnscored(row)}.`;
-    const below = rows.score[row] < this.value;
+    const below = rows.decides[row] < this.value;
+    if (rows.decides[row] !== rows.score[row]) return `Its turns decide: ${shown(rows.decides[row])} is ${below ? "below" : "not below"} ${shown(this.value)}.`;
     return `Score ${shown(rows.score[row])} is ${below ? "below" : "not below"} ${shown(this.value)}.`;
   }
 }
