@@ -158,8 +158,11 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
         view = Opened(browser, Path("cleaned/report.html").resolve())
         page = view.page
         page.wait_for_selector("html[data-ready]")
-        lede = page.locator("#lede").inner_text()
+        lede = str(page.locator(".facts p").text_content())
         aside = sum(told["set_aside"].values())
+        assert page.inner_text("h1") == f"{aside} of 40 rows were set aside"
+        reasons = page.locator(".reasons li").all_inner_texts()
+        assert sorted(r.split("\n") for r in reasons if "refusal" in r) == [["refusal", "1"]]
         assert lede.startswith(f"40 rows: {told['kept']} kept, {aside} set aside (")
         assert "1 refusal" in lede
         assert page.locator("#groups tbody tr", has_text="refusal").count() == 1
@@ -175,7 +178,7 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
         page.fill("#number", "-1000000")
         page.press("#number", "Enter")
         page.wait_for_timeout(300)
-        assert page.locator("#detail .chip").first.inner_text() == "dropped"
+        assert page.locator("#detail .chip").first.inner_text() == "set aside"
         assert view.complaints == []
         view.close()
 
