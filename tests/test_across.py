@@ -3,16 +3,19 @@
 import csv
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy.stats import t as student
 
 from clues.cli import compare as verb
 from clues.cli import program as cli
 from clues.cli.compare import seeds_of
+from clues.config import EvaluateSettings, ScoreSettings, ThresholdSettings, validate
 from clues.errors import DataError, UsageError
 from clues.evaluation.across import compare_runs, interval_over_seeds
 from clues.results.run import Results
@@ -215,3 +218,20 @@ def test_the_table_of_a_paper_escapes_what_latex_would_read(capsys):
     text = verb._latex(found)
     assert r"adam\_exact" in text
     assert r"a\_b: 0" in text
+
+
+def test_the_page_about_experiments_reads_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parent.parent / "docs" / "experiments.md"
+    found = dict(re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    settings = yaml.safe_load(found["yaml"])
+    validate(ScoreSettings, settings["recipe"]["score"], where="score")
+    validate(ThresholdSettings, settings["recipe"]["threshold"], where="threshold")
+    arms = validate(EvaluateSettings, settings["evaluate"], where="evaluate").arms
+    assert set(settings["recipe"]["score"]["compare"]) < set(arms)
+    for run in THREE:
+        folder = tmp_path / f"runs/trial-seed-{run.seeds[0]}"
+        folder.mkdir(parents=True)
+        run.write(folder / "results.json")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(found["python"], "experiments.md", "exec"), {})
+    assert "clues heldout_loss random -0.39" in capsys.readouterr().out

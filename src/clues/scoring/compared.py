@@ -10,9 +10,10 @@ from clues.config import FORMS, LINEAR_FORMS, Recipe
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
-from clues.scoring.baselines import BASELINES, NEEDS_ROWS, Scene
+from clues.scoring.baselines import Scene
 from clues.scoring.direction import LinearForm, precondition
 from clues.scoring.forms import explicit_scores, form_directions, linear_scores
+from clues.scoring.installed import is_baseline, needs_rows, scorer
 from clues.selection.units import combine
 
 Rows = Sequence[EncodedRow]
@@ -79,7 +80,12 @@ class Standpoint:
 
     def baselines(self, *, known: Collection[str]) -> list[str]:
         """Baselines to compare, without those that are known."""
-        return [n for n in self.recipe.score.compare if n in BASELINES and n not in known]
+        return [n for n in self.recipe.score.compare if is_baseline(n) and n not in known]
+
+    @property
+    def public_baselines(self) -> list[str]:
+        """Baselines to compare under which an anchor scores the same in every silo."""
+        return [n for n in self.baselines(known=()) if not needs_rows(n)]
 
 
 def compare(
@@ -116,7 +122,7 @@ def compare_anchors(place: Standpoint, anchors: Rows) -> AnchorScores:
     """The anchors' scores beside the deciding one, at the coordinator."""
     found = form_parts(place, place.forms(known=place.deciding_form), anchors)
     scene = _scene(place, rows=())
-    scored = {name: BASELINES[name](scene)(anchors) for name in place.baselines(known=NEEDS_ROWS)}
+    scored = {name: scorer(name)(scene)(anchors) for name in place.public_baselines}
     return AnchorScores(
         {f: {s: [float(x) for x in v] for s, v in sets.items()} for f, sets in found.items()},
         {name: [float(x) for x in values] for name, values in scored.items()},
@@ -135,7 +141,7 @@ def score_by_baselines(
     scene, brought = _scene(place, rows=rows), sent.baselines if sent else {}
     found: dict[str, Compared] = {}
     for name in baselines:
-        score = BASELINES[name](scene)
+        score = scorer(name)(scene)
         theirs = np.array(brought[name]) if name in brought else score(anchors)
         found[name] = Compared(score(rows), theirs)
     return found
@@ -215,7 +221,7 @@ def _check_sent(place: Standpoint, sent: AnchorScores, *, n_anchors: int) -> Non
     fits = (
         set(sent.forms) == set(place.forms(known=place.deciding_form))
         and all(set(sets) == set(place.validation) for sets in sent.forms.values())
-        and set(sent.baselines) == set(place.baselines(known=NEEDS_ROWS))
+        and set(sent.baselines) == set(place.public_baselines)
         and all(len(values) == n_anchors for values in lists)
     )
     if not fits or not np.isfinite([x for values in lists for x in values]).all():
