@@ -150,7 +150,7 @@ class Decisions {
   sentence() {
     const { decided } = this.choice;
     const wish = this.wish ? `, and I wish for threshold ${shown(this.wish.threshold)}` : "";
-    return `I have read ${rowsOf(this.reading.ids.size)} of ${this.rows.header.silo} and decided about ${COUNT.format(decided.size)}${wish}; the file ${this.file()} says which and why.\nTo put it in force: clues select CONFIG --overrides ${this.file()}\nThen, where a joint model is trained: clues run CONFIG`;
+    return `I have read ${rowsOf(this.reading.ids.size)} of ${this.rows.header.silo} and decided about ${COUNT.format(decided.size)}${wish}; the file ${this.file()} says which and why.\nTo put it in force: clues select CONFIG --overrides ${this.file()}\nThen, where a joint model is trained: clues run CONFIG\nOf a file that clues clean has cleaned: the same command again, with --overrides ${this.file()}`;
   }
 
   async copyCommand() {
