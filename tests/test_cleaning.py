@@ -15,8 +15,8 @@ from clues.data.formats import read_rows
 from clues.errors import ConfigError, DataError, UsageError
 from clues.model.adapters import LoraModel
 from clues.prepare.athand import at_hand
-from clues.prepare.cleaning import _configure as run_of
 from clues.prepare.facts import make_questions
+from clues.prepare.onefile import configure as run_of
 from clues.prepare.sampling import draw
 
 DRAWS = True  # one page is looked at
@@ -158,8 +158,11 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
         view = Opened(browser, Path("cleaned/report.html").resolve())
         page = view.page
         page.wait_for_selector("html[data-ready]")
-        lede = page.locator("#lede").inner_text()
+        lede = str(page.locator(".facts p").text_content())
         aside = sum(told["set_aside"].values())
+        assert page.inner_text("h1") == f"{aside} of 40 rows were set aside"
+        reasons = page.locator(".reasons li").all_inner_texts()
+        assert sorted(r.split("\n") for r in reasons if "refusal" in r) == [["refusal", "1"]]
         assert lede.startswith(f"40 rows: {told['kept']} kept, {aside} set aside (")
         assert "1 refusal" in lede
         assert page.locator("#groups tbody tr", has_text="refusal").count() == 1
@@ -169,15 +172,47 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
         page.locator("#list [role=option]").first.click()
         assert "The answer refuses" in page.locator("#detail .why").inner_text()
         place = page.locator("#detail .found-here")
-        assert place.inner_text() == "As an AI language model"
-        assert "refuses" in str(place.get_attribute("title"))
+        # In pieces: what is searched for, and what is unlikely, is marked within it.
+        assert "".join(place.all_text_contents()) == "As an AI language model"
+        assert "refuses" in str(place.first.get_attribute("title"))
         # No slider brings it back: what its text shows stands above every threshold.
         page.fill("#number", "-1000000")
         page.press("#number", "Enter")
         page.wait_for_timeout(300)
-        assert page.locator("#detail .chip").first.inner_text() == "dropped"
+        assert page.locator("#detail .chip").first.inner_text() == "set aside"
         assert view.complaints == []
         view.close()
+
+
+@pytest.mark.slow
+def test_a_reviewers_word_counts_and_lasts_and_other_names_of_columns_will_do(files, capsys):
+    names = {"instruction": "ask", "output": "say", "source": "source"}
+    for name in ("rows.json", "checked.json"):
+        rows = json.loads(Path(name).read_text())
+        renamed = [{names[key]: value for key, value in row.items()} for row in rows]
+        Path(name).write_text(json.dumps(renamed))
+    line = ("clean", "rows.json", "--checked", "checked.json", "--map", "prompt=ask,response=say")
+    assert call(*line, "-q")[0] == 0
+    before = decisions("cleaned")
+    private = next(Path("cleaned").glob("run/silos/*/private"))
+    recipe = json.loads((private / "threshold.json").read_text())["recipe_hash"]
+    wanted = {before[3]["id"]: True, before[31]["id"]: False}  # a refusal, and a checked row
+    content = {"format": "clues-overrides", "version": 1, "silo": "rows", "recipe_hash": recipe}
+    content["overrides"] = [{"id": i, "keep": k, "reason": "read"} for i, k in wanted.items()]
+    Path("said.json").write_text(json.dumps(content))
+    assert call(*line, "--overrides", "said.json", "-q")[0] == 0
+    for _ in range(2):
+        after = decisions("cleaned")
+        assert [after[n]["file"] for n in (3, 31, 30)] == ["kept", "dropped", "kept"]
+        assert len(written("cleaned")["kept"]) == sum(row["file"] == "kept" for row in after)
+        # The same without the file: what was decided is not lost.
+        assert call(*line, "-q")[0] == 0
+    code, said = fails(capsys, "clean", "rows.json", "--overrides", "said.json")
+    assert code == 2
+    assert "--overrides goes with --checked" in said
+    code, said = fails(capsys, *line[:-1], "prompt=nobody", "-q")
+    assert code == 2
+    assert "no file has all the columns nobody" in said
 
 
 # --- rows to check

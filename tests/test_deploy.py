@@ -90,6 +90,18 @@ def test_containers_call_verbs_that_exist_and_may_do_nothing_else(file, service)
     _called(content["command"])
 
 
+def test_the_image_copies_what_it_installs_and_takes_another_build_of_torch():
+    text = (DEPLOY / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (.*) \S+$", text, re.M)
+    names = [name for line in copied for name in line.split()]
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    built_with = {"pyproject.toml", "hatch_build.py", "README.md", "LICENSE"}
+    assert built_with <= set(names), "the package cannot be built in the image"
+    assert '${TORCH_INDEX:+--index-url "$TORCH_INDEX"}' in text
+    gpu = _content("compose.cuda.yaml")["services"]
+    assert set(gpu) <= set(_content("compose.silo.yaml")["services"]), "it adds to no service"
+
+
 @pytest.mark.parametrize("name", ["clues-coordinator.service", "clues-silo.service"])
 def test_units_call_verbs_that_exist(name):
     text = (DEPLOY / name).read_text()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from browser import Opened, chromium
 
+from clues.report.grouping import Grouping
 from clues.report.pack import ROW_LIMIT, TEXT_BUDGET, pack_texts, row_limit
-from clues.report.private import Grouping, Review, render_private
+from clues.report.private import Review, render_private
 
 DRAWS = True  # the pictures are looked at
 N_ROWS = 100_000

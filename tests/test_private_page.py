@@ -15,6 +15,7 @@ from federation_helpers import run_micro, tiny_model, write_micro
 
 from clues.cli import program as cli
 from clues.report.cells import escaped
+from clues.silo.overrides import read_overrides
 from clues.wall.ledger import verify
 
 DRAWS = True  # the pictures are looked at
@@ -63,15 +64,22 @@ def world(browser, tmp_path_factory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-@pytest.fixture
-def opened(browser, world):
-    """The page, ready; at the end nothing may have gone wrong or left it."""
+@pytest.fixture(scope="module")
+def shared(browser, world):
+    """One page for all tests of this file."""
     view = Opened(browser, world.private / "report.html")
-    view.page.wait_for_selector("html[data-ready]")
     yield view
-    assert view.complaints == [], "the page complained"
-    assert view.left == [], "the page asked for something outside of itself"
     view.close()
+
+
+@pytest.fixture
+def opened(shared):
+    """The page as at the first time, ready; at the end nothing may have gone wrong or left it."""
+    shared.afresh()
+    shared.page.wait_for_selector("html[data-ready]")
+    yield shared
+    assert shared.complaints == [], "the page complained"
+    assert shared.left == [], "the page asked for something outside of itself"
 
 
 def decided(private: Path) -> dict[str, dict[str, str]]:
@@ -84,8 +92,8 @@ def run_clues(verb: str, config: Path, root: Path, *more: str) -> None:
 
 
 def figure(page: Any, name: str, column: int = 2) -> str:
-    row = page.locator("#figures tbody tr", has_text=name)
-    return row.locator("td").nth(column - 1).inner_text()
+    row = page.locator("#figures tbody tr, #statistics tbody tr", has_text=name)
+    return row.locator("td").nth(column - 1).text_content()
 
 
 def settle(page: Any) -> None:
@@ -234,7 +242,7 @@ def test_a_decision_survives_a_reload_and_can_be_taken_back(opened):
     page.click("#list .row >> nth=1")
     page.check("#detail input[value=drop]")
     page.fill("#detail input[name=reason]", "twice in the ward book")
-    page.click("#detail button")
+    page.click("#detail button[type=submit]")
     page.reload()
     page.wait_for_selector("html[data-ready]")
     assert opened.dialogs == ["beforeunload"], "the page let unsaved decisions go unasked"
@@ -248,7 +256,7 @@ def export(page: Any, folder: Path, choices: list[tuple[int, str, str]]) -> Path
         page.evaluate("(row) => clues.open(row)", row)
         page.check(f"#detail input[value={way}]")
         page.fill("#detail input[name=reason]", reason)
-        page.click("#detail button")
+        page.click("#detail button[type=submit]")
     with page.expect_download() as waiting:
         page.click("#export")
     path = folder / waiting.value.suggested_filename
@@ -351,29 +359,174 @@ def test_no_row_text_stands_in_the_page_outside_of_its_packed_data(world):
     assert html.count("</script>") == 2
 
 
+# --- the first screen, and reading
+
+
+def test_the_first_screen_says_how_many_went_and_why_and_leads_to_the_worst(opened, world):
+    page, rows = opened.page, list(decided(world.private).values())
+    aside = [row for row in rows if row["file"] == "dropped"]
+    assert page.inner_text("h1") == f"{len(aside)} of {len(rows)} rows were set aside"
+    assert page.inner_text("#lede") == f"{len(rows) - len(aside)} are kept."
+    counted = [int(n) for n in page.locator(".reasons .number").all_inner_texts()]
+    assert sum(counted) == len(aside)
+    assert page.locator(".reasons button").first.inner_text() in {
+        "teaches something else than the checked rows",
+        "reads as unlikely text",
+        "seems to answer another question",
+    }
+    page.click(".reasons button >> nth=0")
+    assert page.evaluate("clues.list.hits.length") == counted[0]
+    page.click("#start")
+    scores = {float(row["score"]): n for n, row in enumerate(rows)}
+    worst = scores[min(scores)]
+    assert page.evaluate("clues.detail.row") == worst
+    first = page.evaluate("Array.from(clues.list.hits)")
+    assert first == page.evaluate("clues.rows.header.first")
+    wanted = [n for _, n in sorted(scores.items())][:10]
+    assert first[: len(aside)][:10] == wanted[: len(aside)], "the worst rows do not come first"
+    assert page.evaluate("document.getElementById('progress').value") == 1
+
+
+def test_the_next_row_is_one_that_nobody_has_read_or_decided(opened):
+    page = opened.page
+    page.click("#start")
+    page.keyboard.press("n")
+    page.keyboard.press("n")
+    assert page.evaluate("clues.list.at") == 2
+    assert page.inner_text("#progress-text").startswith("3 of")
+    page.click("#list .row >> nth=0")
+    page.keyboard.press("n")
+    assert page.evaluate("clues.list.at") == 3, "it stops at a row that is read"
+    page.click("#detail button[type=submit]")  # left as it is
+    assert page.evaluate("clues.list.at") == 4
+    assert page.locator("#decisions tbody tr").count() == 0
+    page.select_option("#show", "unread")
+    assert page.evaluate("clues.list.hits.length") == page.evaluate("clues.rows.n") - 5
+
+
+def test_several_rows_are_decided_at_once_with_a_common_reason(opened):
+    page = opened.page
+    page.fill("#search", "the")
+    settle(page)
+    n = page.evaluate("clues.list.hits.length")
+    assert n > 3
+    page.focus("#list")
+    page.keyboard.press("Home")
+    page.keyboard.press(" ")
+    assert page.locator("#list .row[aria-checked=true]").count() == 1
+    page.click("#tick-all")
+    assert f"Decide about {n} rows" in page.inner_text("#several button[type=submit]")
+    page.locator("#several input[value=drop]").check()
+    page.click("#several button >> text=refuses")
+    page.click("#several button[type=submit]")
+    assert page.locator("#decisions tbody tr").count() == n
+    assert set(page.locator("#decisions td.reason").all_inner_texts()) == {"refuses"}
+    assert not page.locator("#several").is_visible()
+    page.click("#list .row .tick >> nth=1")
+    page.click("#list .row >> nth=3", modifiers=["Shift"])
+    assert page.evaluate("clues.several.ticked.size") >= 2
+
+
+def test_every_term_explains_itself_to_eye_and_screen_reader(opened):
+    page = opened.page
+    page.click("#list .row >> nth=1")
+    page.click("#detail details summary")
+    unexplained = page.evaluate(
+        "[...document.querySelectorAll('.term')]"
+        ".filter((t) => !document.getElementById(t.getAttribute('aria-describedby')))"
+        ".map((t) => t.textContent)"
+    )
+    assert unexplained == []
+    assert page.locator(".term").count() > 12
+    page.focus(".keys .term >> nth=0")
+    assert page.locator(".tip").is_visible()
+    assert "stays" in page.inner_text(".tip")
+    page.keyboard.press("Escape")
+    assert not page.locator(".tip").is_visible()
+
+
+def test_words_of_the_first_rows_are_marked_by_their_loss(opened):
+    page = opened.page
+    marks = page.evaluate(
+        "Array.from(clues.rows.arrays.markLevel, (level, k) => [clues.rows.arrays.markRow[k], level])"
+    )
+    first = set(page.evaluate("clues.rows.header.first"))
+    words = [row for row, level in marks if level]
+    assert words, "no word is unlikely"
+    assert set(words) <= first
+    page.evaluate("(row) => clues.open(row)", words[0])
+    place = page.locator("#detail .unlikely, #detail .very-unlikely").first
+    assert "less likely than 9" in str(place.get_attribute("title"))
+
+
+def test_a_wish_and_the_reading_go_into_the_file_with_the_words_to_send(opened, tmp_path):
+    page = opened.page
+    assert not page.locator("#send-back").is_visible()
+    page.click("#list .row >> nth=2")
+    page.fill("#number", "-3")
+    page.locator("#number").blur()
+    settle(page)
+    page.click("#wish")
+    page.fill("#reviewer", "A. B.")
+    assert "threshold \u22123.000 instead of" in page.inner_text("#wished")
+    assert "overrides-north-A-B.json" in page.inner_text("#command")
+    path = export(page, tmp_path, [])
+    assert path.name == "overrides-north-A-B.json"
+    found = read_overrides(path)
+    assert found.reviewer == "A. B."
+    assert found.wish is not None
+    assert found.wish.threshold == -3
+    assert found.wish.kept == int(figure(page, "Kept rows"))
+    assert found.wish.kept_in_force == int(figure(page, "Kept rows", 1))
+    row = page.evaluate("clues.detail.row")
+    kept = page.evaluate("(row) => clues.choice.keptWithout(row)", row)
+    assert [(r.id, r.kept) for r in found.read] == [
+        (page.evaluate("(row) => clues.rows.id(row)", row), kept)
+    ]
+
+
+# --- every window
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_serious(browser, world, theme):
-    view = Opened(browser, world.private / "report.html", color_scheme=theme)
-    view.page.wait_for_selector("html[data-ready]")
-    view.page.click("#list .row >> nth=1")
-    view.page.check("#detail input[value=drop]")
-    view.page.fill("#detail input[name=reason]", "unclear")
-    view.page.click("#detail button")
-    assert violations(view.page) == []
-    other = "dark" if theme == "light" else "light"
-    view.page.click(f"label[for=theme-{other}]")
+def test_axe_finds_nothing_serious(opened, theme):
+    page = opened.page
+    page.click(f"label[for=theme-{theme}]")
+    page.click("#list .row >> nth=1")
+    page.check("#detail input[value=drop]")
+    page.fill("#detail input[name=reason]", "unclear")
+    page.click("#detail button[type=submit]")
+    page.click("#tick-all")
+    for summary in page.locator("main > details summary, section details summary").all():
+        summary.click()
+    assert violations(page) == []
     shade = "getComputedStyle(document.body).backgroundColor"
-    assert (view.page.evaluate(shade) == "rgb(21, 24, 28)") == (other == "dark")
-    assert violations(view.page) == []
-    view.close()
+    assert (page.evaluate(shade) == "rgb(21, 24, 28)") == (theme == "dark")
 
 
-@pytest.mark.parametrize("width", [360, 800])
-def test_a_narrow_window_needs_no_sideways_scrolling(browser, world, width):
-    view = Opened(browser, world.private / "report.html", viewport={"width": width, "height": 800})
-    view.page.wait_for_selector("html[data-ready]")
-    assert view.page.evaluate("document.documentElement.scrollWidth") <= width
-    view.close()
+def test_a_narrow_window_needs_no_sideways_scrolling(opened):
+    for width in (360, 800):
+        opened.page.set_viewport_size({"width": width, "height": 800})
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_the_row_lies_over_the_list_until_it_is_put_away(opened):
+    page = opened.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert not page.locator("#detail").is_visible()
+    page.click("#list .row >> nth=1")
+    box = page.locator("#detail").bounding_box()
+    assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 390, 844)
+    assert page.evaluate("document.activeElement.className") == "close"
+    assert page.evaluate("document.querySelector('header').inert")
+    assert violations(page) == []
+    before = page.evaluate("clues.detail.row")
+    page.click("#detail .next")
+    assert page.evaluate("clues.detail.row") != before
+    page.keyboard.press("Escape")
+    assert not page.locator("#detail").is_visible()
+    assert page.evaluate("document.activeElement.id") == "list"
+    assert not page.evaluate("document.querySelector('header').inert")
 
 
 @pytest.mark.walk

@@ -34,6 +34,20 @@ def test_the_table_of_what_leaves_has_every_message_from_a_silo():
     assert all(c.reveals.startswith("nothing") for c in types if c.__name__.endswith("Request"))
 
 
+def test_the_page_for_sign_off_says_of_every_message_why_it_is_sent_and_how_long_it_is_kept():
+    assert set(leaves.ITEMS) == {sent.kind for sent in leaves.SENT}
+    text = leaves.SIGN_OFF.read_text(encoding="utf-8")
+    assert text == with_block(text, leaves.NAME, leaves.sign_off()), "run make leaves"
+    assert all(all(part.strip() for part in item) for item in leaves.ITEMS.values())
+
+
+def test_the_picture_of_who_sends_what_is_drawn_by_code_for_light_and_dark():
+    drawing = leaves.PICTURE.read_text(encoding="utf-8")
+    assert drawing == leaves.picture(), "run make leaves"
+    assert "prefers-color-scheme: dark" in drawing
+    assert ElementTree.fromstring(drawing).tag.endswith("svg")
+
+
 @pytest.mark.parametrize("page", ["", "<!-- x: end --><!-- x: begin -->", "<!-- x: begin -->"])
 def test_a_page_without_its_markers_is_refused(page):
     with pytest.raises(ValueError, match="x: begin"):

@@ -1,7 +1,9 @@
 """The package as others get it: a wheel, unpacked elsewhere, with nothing of this folder beside it."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,6 +16,20 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="not a checkout"),
 ]
+
+
+def test_links_of_the_package_page_are_absolute_or_no_links() -> None:
+    pytest.importorskip("hatchling", reason="hatchling builds the wheel")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec
+    assert spec.loader
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    text = 'see [a page](docs/a.md#b), [out](https://x.org), <img src="docs/p.png" width="9">'
+    told = build.for_index(text, "https://example.org/clues")
+    assert "[a page](https://example.org/clues/blob/main/docs/a.md#b)" in told
+    assert '<img src="https://example.org/clues/raw/main/docs/p.png" width="9">' in told
+    assert build.for_index(text, "") == "see a page, [out](https://x.org), "
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +64,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(unpacked) -> None:
     for file in tracked.stdout.decode().split():
         assert file.removeprefix("src/") in files, "a file of the package is not in the wheel"
     assert "clues/py.typed" in files
+    (metadata,) = unpacked.glob("*.dist-info/METADATA")
+    head, _, description = metadata.read_text(encoding="utf-8").partition("\n\n")
+    assert "Classifier: Typing :: Typed" in head
+    assert not re.search(r"\]\((?!https?:)|src=\"(?!https?:)", description), (
+        "an index cannot follow this link"
+    )
 
 
 @pytest.mark.walk

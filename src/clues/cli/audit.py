@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clues import __version__
+from clues.cli.calm import calm_libraries
 from clues.cli.options import Json, out
 from clues.config import short
 from clues.errors import LedgerError, UsageError
@@ -34,6 +35,12 @@ def ledger(
     every: Annotated[
         bool, typer.Option("--messages", help="List every message with its time and SHA-256.")
     ] = False,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--show", metavar="N", min=0, help="Message N in words; --messages lists the numbers."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what crossed the wall: by silo, direction and kind.
@@ -44,6 +51,9 @@ def ledger(
     if other and not check_chain:
         raise UsageError("a second ledger is for --verify, which compares the two.")
     entries = verify(_ledger_file(folder))
+    if number is not None:
+        _show(folder, entries, number, as_json=as_json)
+        return
     agreed = compare(entries, verify(_ledger_file(other))) if other else {}
     if as_json:
         found = {"messages": len(entries), "chain_holds": True}
@@ -60,17 +70,79 @@ def ledger(
     _print_ledger(entries, every=every)
 
 
+def _show(folder: Path, entries: Sequence[Entry], number: int, *, as_json: bool) -> None:
+    """One message in words.
+
+    Raises:
+        UsageError: the ledger has no such message.
+    """
+    calm_libraries()
+    from clues.wall.told import find_reply, told, what_is_told
+
+    if number >= len(entries):
+        raise UsageError(
+            f"the ledger has messages 0 to {len(entries) - 1}, and no message {number}. "
+            "--messages lists them."
+        )
+    entry = entries[number]
+    place = folder if is_folder(folder, error=LedgerError) else folder.parent
+    data = find_reply(place, entry) if entry.direction == "out" else None
+    found = told(data, sender=f"silo {entry.silo}") if data is not None else []
+    if as_json:
+        content = {name: {"value": value, "is": means} for name, value, means in found}
+        tells = what_is_told(entry)
+        out.print_json(json.dumps({**asdict(entry), "tells": tells, "fields": content}))
+        return
+    way = {"out": "left", "in": "came to"}.get(entry.direction, "got no answer from")
+    lines = [
+        f"Message {entry.n}, {entry.time}: a {entry.kind} {way} silo {entry.silo}, "
+        f"{entry.n_bytes:,} bytes.",
+        f"What a {entry.kind} tells: {what_is_told(entry)}.",
+    ]
+    width = max((len(name) for name, _, _ in found), default=0)
+    lines += [f"  {name:<{width}}  {value}  ({means})" for name, value, means in found]
+    if found:
+        lines.append("These are all of its fields; the file has the very bytes that left.")
+    elif entry.direction == "out":
+        lines.append(
+            "Its bytes are not in the silo's outbox. It was emptied, or lies on another machine, or "
+            "this is a failure or who-reply: these hold a reference or a name, and are not stored."
+        )
+    else:
+        lines.append("Requests are not stored: the ledger has their hashes.")
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _print_ledger(entries: Sequence[Entry], *, every: bool) -> None:
+    if every:
+        out.print(f"{'n':>5} {'time (UTC)':<25} {'silo':<20} way kind", style="bold")
     for e in entries if every else ():
         line = f"{e.n:>5} {e.time} {e.silo:<20} {e.direction:<3} {e.kind:<15}"
         text = f"{line} {e.n_bytes:>11,} {e.sha256}"
         out.print(text, highlight=False, soft_wrap=True)
-    for row in [] if every else summary(entries):
+    rows = [] if every else summary(entries)
+    if rows:
+        out.print(
+            f"{'silo':<20} {'way':<4} {'kind':<16} {'messages':>8} {'bytes':>13}", style="bold"
+        )
+    totals = [
+        {
+            "silo": "all silos",
+            "direction": way,
+            "kind": "",
+            "messages": sum(row["messages"] for row in rows if row["direction"] == way),
+            "bytes": sum(row["bytes"] for row in rows if row["direction"] == way),
+        }
+        for way in dict.fromkeys(row["direction"] for row in rows)
+    ]
+    for row in [*rows, *totals]:
         line = f"{row['silo']:<20} {row['direction']:<4} {row['kind']:<16}"
-        text = f"{line} {row['messages']:>5} messages {row['bytes']:>12,} bytes"
+        text = f"{line} {row['messages']:>8,} {row['bytes']:>13,}"
         out.print(text, highlight=False)
     out.print(
-        "out: left the silo. in: came to it. The messages that left lie in silos/SILO/outbox.",
+        "out: left the silo. in: came to it. The messages that left lie in silos/SILO/outbox; --show N "
+        "says in words what one of them holds.",
         style="dim",
         highlight=False,
         soft_wrap=True,

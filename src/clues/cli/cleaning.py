@@ -8,8 +8,9 @@ import typer
 from rich.text import Text
 
 from clues.cli.calm import calm_libraries
-from clues.cli.options import Json, Quiet, err, out
+from clues.cli.options import Json, Map, Quiet, err, mapping_of, out
 from clues.config import BUILT_IN
+from clues.errors import UsageError
 
 Rows = Annotated[
     str, typer.Argument(metavar="ROWS", help="Your rows: a file, a folder, or a hub data set.")
@@ -34,6 +35,13 @@ def clean(
         "cleaned"
     ),
     schema: Schema = None,
+    columns: Map = None,
+    overrides: Annotated[
+        Path | None,
+        typer.Option(
+            help="What a person decided on the report, as exported there; it replaces what was."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,15 +53,21 @@ def clean(
 
     clues clean rows.json --checked checked.json --model ./base-model --out cleaned
     """
+    mapped = mapping_of(columns)
+    if overrides and checked is None:
+        raise UsageError("--overrides goes with --checked: without it no row is scored.")
     calm_libraries()
     from clues.prepare.cleaning import clean_by_text, clean_file
     from clues.progress import Silent, Terminal
 
+    how = {"schema": schema, "columns": mapped}
     if checked is None:
-        found = clean_by_text(rows, folder, schema=schema)
+        found = clean_by_text(rows, folder, **how)
     else:
         progress = Silent() if quiet else Terminal(err)
-        found = clean_file(rows, checked, folder, model=model, schema=schema, progress=progress)
+        found = clean_file(
+            rows, checked, folder, model=model, overrides=overrides, progress=progress, **how
+        )
     for warning in found.warnings:
         err.print(Text(f"warning: {warning}", style="bold magenta"), soft_wrap=True)
     if as_json:
@@ -69,7 +83,9 @@ def sample(
     page: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("to-check.html"),
     seed: Annotated[int, typer.Option(help="Of the draw.")] = 42,
     schema: Schema = None,
+    columns: Map = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw rows for a person to check, and write a page to do it on.
 
@@ -81,8 +97,18 @@ def sample(
     """
     calm_libraries()
     from clues.prepare.sampling import sample_page
+    from clues.progress import Silent, Terminal
 
-    n_drawn = sample_page(rows, page, n=n, model=model, seed=seed, schema=schema)
+    n_drawn = sample_page(
+        rows,
+        page,
+        n=n,
+        model=model,
+        seed=seed,
+        schema=schema,
+        columns=mapping_of(columns),
+        progress=Silent() if quiet else Terminal(err),
+    )
     if as_json:
         out.print_json(json.dumps({"page": str(page), "rows": n_drawn}))
         return

@@ -126,11 +126,27 @@ def select(
         by_hand = f", {count['by_hand']} rows decided by a person" if count["by_hand"] else ""
         text = f"{name}: {count['kept']} of {count['rows']} kept ({share:.0%}){by_hand}"
         out.print(text, highlight=False)
+    for name, overruled in given.items():
+        _say_wish(name, overruled.wish, again(opened, config))
     for name in opened.silos:
         page = opened.run_dir.silo(name) / "private" / "report.html"
         out.print(f"{name}, private report: {page}", highlight=False)
     out.print(
         f"To train on these rows and measure: {program()} run {again(opened, config)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _say_wish(name: str, wish: Any, run: str) -> None:
+    """A wish puts nothing in force: say what it is, and how to look at it for all silos."""
+    if wish is None:
+        return
+    out.print(
+        f"{name}: a person wishes for threshold {wish.threshold:.4g} instead of "
+        f"{wish.in_force:.4g}; it would keep {wish.kept} rows there instead of "
+        f"{wish.kept_in_force}. For all silos: {program()} select {run} --dry-run --threshold "
+        f"{wish.threshold:.4g}",
         highlight=False,
         soft_wrap=True,
     )

@@ -6,8 +6,10 @@ import typer
 
 from clues import __version__
 from clues.cli import audit, cleaning, network, stages, whole
+from clues.cli.compare import compare
 from clues.cli.options import out
 from clues.cli.pairs import pairs
+from clues.cli.reviews import reviews
 
 app = typer.Typer(
     help=(
@@ -51,7 +53,7 @@ for panel, verbs in (
     (WHOLE, (whole.demo, whole.init, whole.run, whole.check)),
     (STAGE, (stages.train, stages.score, stages.threshold, stages.select)),
     (STAGE, (stages.merge, stages.evaluate, stages.judge)),
-    (WHOLE, (whole.report, pairs)),
+    (WHOLE, (whole.report, compare, reviews, pairs)),
     (AUDIT, (audit.ledger, audit.approve, audit.version)),
     (network.PANEL, (network.serve, network.join, network.edge)),
 ):

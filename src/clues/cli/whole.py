@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from clues.cli import network
 from clues.cli.calm import calm_libraries
+from clues.cli.compare import seeds_of, show_comparison
 from clues.cli.opening import open_for_verb, run_stage, say_where, show, show_path
 from clues.cli.options import (
     BadRows,
@@ -28,6 +29,7 @@ from clues.cli.options import (
 from clues.config import BUILT_IN, load_config
 from clues.errors import CluesError, UsageError
 from clues.prepare.scaffold import Side
+from clues.results.run import Results
 
 
 def demo(
@@ -155,6 +157,14 @@ def run(
     config: Config,
     changes: Changes = None,
     folder: Out = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="0..4|1,2,7",
+            help="Run once for each of these seeds, into FOLDER-seed-N, and compare the runs.",
+        ),
+    ] = None,
     as_json: Json = False,
     degenerate: Degenerate = False,
     skip_nonfinite: SkipNonfinite = False,
@@ -162,6 +172,9 @@ def run(
 ) -> None:
     """Run everything; a run that was interrupted goes on where it stopped."""
     how = {"degenerate": degenerate, "skip_nonfinite": skip_nonfinite}
+    if seeds is not None:
+        _run_seeds(config, changes or (), folder, seeds, as_json=as_json, quiet=quiet, **how)
+        return
     settings = load_config(config, changes=changes or ())
     opened = open_for_verb(settings, folder, quiet=quiet, **how)
     from clues.pipeline import run_until
@@ -171,6 +184,36 @@ def run(
         # What is typed next has to mean the settings that were changed, too.
         resolved = opened.run_dir.root / "config.resolved.yaml"
         say_where(opened, resolved if changes else config)
+
+
+def _run_seeds(
+    config: Path,
+    changes: Sequence[str],
+    folder: Path | None,
+    text: str,
+    *,
+    as_json: bool,
+    quiet: bool,
+    **how: bool,
+) -> None:
+    """One run for each seed, one after the other, and their comparison."""
+    if any(change.partition("=")[0].strip() == "recipe.seed" for change in changes):
+        raise UsageError("give recipe.seed or --seeds, not both.")
+    found: list[Results] = []
+    wanted = seeds_of(text)
+    for n, seed in enumerate(wanted, 1):
+        settings = load_config(config, changes=[*changes, f"recipe.seed={seed}"])
+        root = folder or Path("runs") / settings.name
+        place = root.with_name(f"{root.name}-seed-{seed}")
+        if not quiet:
+            err.print(f"Seed {seed}, {n} of {len(wanted)}: {place}", style="bold", highlight=False)
+        opened = open_for_verb(settings, place, quiet=quiet, **how)
+        from clues.pipeline import run_until
+
+        results = run_until(opened).results
+        assert results is not None
+        found.append(results)
+    show_comparison(found, as_json=as_json)
 
 
 def check(

@@ -51,6 +51,7 @@ from clues.config.score import (
     Form,
     ScoreSettings,
     ThresholdSettings,
+    is_installed,
 )
 from clues.config.strict import dump_yaml, validate
 
@@ -108,6 +109,7 @@ __all__ = [
     "derived_seed",
     "differing",
     "dump_yaml",
+    "is_installed",
     "load_config",
     "load_shared",
     "load_silo",

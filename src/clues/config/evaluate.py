@@ -9,12 +9,15 @@ from pydantic import AfterValidator, Field, model_validator
 
 from clues.config.base import Count, Name, Seconds, Settings, Steps
 from clues.config.rowsfile import RowsFile
-from clues.config.score import Baseline, Form
+from clues.config.score import BASELINE_NAMES, FORMS, Baseline, Form, Installed, one_of
 from clues.printable import is_printable
 
 ARMS = ("mixed", "random", "clues", "oracle")
 # Whose rows a model is trained on; a score's name stands for what that score would select.
-Arm = Literal["mixed", "random", "clues", "oracle", Form, Baseline, "inrun"]
+Arm = Annotated[
+    Literal["mixed", "random", "clues", "oracle", Form, Baseline, "inrun"] | Installed,
+    one_of(*ARMS, *FORMS, *BASELINE_NAMES, "inrun"),
+]
 
 
 class TaskSettings(RowsFile):

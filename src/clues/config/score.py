@@ -1,8 +1,10 @@
 """How a row is scored and where the threshold lies, as settings."""
 
+import re
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from clues.config.base import ALIGNMENT, LOSS, FactorOrZero, Settings, Share, Steps
 
@@ -18,6 +20,9 @@ Baseline = Literal[
     "random",
 ]
 Form = Literal["sgd", "adam", "adam_two_sided", "adam_exact", "cosine", "less"]
+# A scorer of another package, with that package's version: `mylab.variety@1.2`.
+INSTALLED = r"^[a-z][a-z0-9_]{0,40}\.[a-z][a-z0-9_]{0,40}@[0-9][A-Za-z0-9.+!_-]{0,40}$"
+Installed = Annotated[str, StringConstraints(pattern=INSTALLED)]
 Block = Annotated[int, Field(ge=0, le=10_000)]  # number of a transformer block
 BASELINE_NAMES: tuple[str, ...] = get_args(Baseline)
 FORMS: tuple[str, ...] = get_args(Form)
@@ -27,12 +32,43 @@ NEEDS_SECOND_MOMENT = ("adam", "adam_two_sided", "adam_exact", "less")
 NEEDS_FIRST_MOMENT = ("adam_exact", "less")
 
 
+def is_installed(name: str) -> bool:
+    """Whether it is the name of a scorer that another package brings."""
+    return re.fullmatch(INSTALLED, name) is not None
+
+
+def one_of(*names: str) -> BeforeValidator:
+    """One message for a name that is none of these and none of an installed scorer."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or value in names or is_installed(value):
+            return value
+        close = get_close_matches(value, names, n=1)
+        hint = f"did you mean {close[0]!r}" if close else f"known are {', '.join(names)}"
+        raise ValueError(
+            f"there is no such name; {hint}. A scorer of another package is written as "
+            "package.scorer@version"
+        )
+
+    return BeforeValidator(check)
+
+
+Method = Annotated[
+    Literal["influence", "perplexity", Baseline] | Installed,
+    one_of("influence", "perplexity", *BASELINE_NAMES),
+]
+Compared = Annotated[
+    Literal[Form, Baseline, "inrun"] | Installed, one_of(*FORMS, *BASELINE_NAMES, "inrun")
+]
+
+
 class ScoreSettings(Settings):
     """How a row is scored; higher is better, always.
 
     Attributes:
         method: the score that decides. `influence` is the method's own and the paper's; the
-            others are baselines.
+            others are baselines. `package.scorer@version` is a scorer of another installed
+            package.
         form: what the influence multiplies with the direction: the row's gradient, or the
             optimiser's step for it, divided by lengths or not. If it is left out it is `less`,
             and `adam` with `inrun`, `per_block` or a linear `way`.
@@ -68,7 +104,7 @@ class ScoreSettings(Settings):
             costs says `threshold.low_turn`.
     """
 
-    method: Literal["influence", "perplexity", Baseline] = "influence"
+    method: Method = "influence"
     form: Form = "less"
     way: Literal["auto", "side_branch", "gradients", "finite_difference"] = "auto"
     trajectory: Literal["local", "crossfit", "global", "inrun"] = "global"
@@ -81,7 +117,7 @@ class ScoreSettings(Settings):
     loss_weight: FactorOrZero | Literal["auto"] = "auto"
     loss_under: Literal["base", "checkpoints"] = "base"
     alignment_weight: FactorOrZero | Literal["auto"] = "auto"
-    compare: tuple[Literal[Form, Baseline, "inrun"], ...] = ()
+    compare: tuple[Compared, ...] = ()
     # Off, it is not written: recipes that never heard of it keep their hash.
     turns: bool = Field(default=False, exclude_if=lambda value: not value)
 

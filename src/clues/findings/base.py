@@ -20,6 +20,20 @@ SAYS = {
     "personal_data": "it may hold personal data",
 }
 KINDS = tuple(SAYS)
+# The same in a word or two, for lists and counts.
+NAMES = {
+    "duplicate": "repeated",
+    "near_duplicate": "nearly repeated",
+    "html": "remains of HTML",
+    "boilerplate": "frame of a web page",
+    "mojibake": "broken letters",
+    "refusal": "refusal",
+    "prompt_repeated": "repeats its question",
+    "cut": "cut off",
+    "language": "another language",
+    "near_empty": "nearly empty",
+    "personal_data": "personal data",
+}
 
 
 @dataclass(frozen=True)

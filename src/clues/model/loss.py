@@ -62,8 +62,19 @@ def row_losses(model: Any, batch: Batch, *, head: Head | None = None) -> Tensor:
     Returns:
         losses_N in float32 (float64 for a float64 model).
     """
-    losses_NT = _all_at_once(model, batch) if head is None else _by_head(model, batch, head)
+    losses_NT = token_losses(model, batch, head=head)
     return losses_NT.sum(dim=1) / (batch.targets_NT != IGNORED).sum(dim=1)
+
+
+def token_losses(model: Any, batch: Batch, *, head: Head | None = None) -> Tensor:
+    """Loss of every token that carries one, in nats: losses_NT, zero where `targets_NT` is IGNORED.
+
+    Args:
+        model: as `row_losses`.
+        batch: likewise.
+        head: likewise.
+    """
+    return _all_at_once(model, batch) if head is None else _by_head(model, batch, head)
 
 
 def _all_at_once(model: Any, batch: Batch) -> Tensor:

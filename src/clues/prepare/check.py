@@ -44,6 +44,7 @@ from clues.prepare.checklist import (
     warnings_on,
 )
 from clues.scoring.direction import scored_weights
+from clues.scoring.installed import refuse_missing
 from clues.scoring.trajectory import n_train_steps
 from clues.scoring.trial import try_out
 from clues.selection.units import MIN_ANCHORS
@@ -60,6 +61,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         CluesError: the base model or the configuration cannot be used at all.
     """
     recipe = config.recipe
+    refuse_missing(recipe.score)
     fetch(recipe.model)
     model, encoder = ModelCache().load(recipe)
     try_out(model, recipe.score)

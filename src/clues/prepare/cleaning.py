@@ -12,33 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
-from clues.config import BUILT_IN, RunConfig, load_config
+from clues.config import BUILT_IN, Columns
 from clues.data.files import named_container
-from clues.data.formats import RowFile, read_rows, write_rows
-from clues.data.roundtrip import characters_lost
+from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.findings.look import look
-from clues.model.adapters import load_tokenizer
-from clues.model.layers import suggested
 from clues.pipeline import Run, open_run, overrule, run_until
-from clues.prepare.athand import at_hand
-from clues.prepare.modelfit import shape_of
-from clues.prepare.scaffold import (
-    ONE_DOMAIN,
-    PublicAnswer,
-    check_data,
-    check_model,
-    halves_of,
-)
+from clues.prepare.onefile import configure
+from clues.prepare.scaffold import check_data
 from clues.progress import Progress
 from clues.report.pairs import weak_promise
 from clues.selection.threshold import Threshold
-from clues.silo.overrides import Override, Overrides
+from clues.silo.overrides import Override, Overrides, check_overrides, in_force, read_overrides
 
 FILES = {"kept": "kept", "dropped": "set_aside", "unscored": "unscored"}
-LOSSY = 0.01  # share of the characters from which a tokenizer is worth a word
 FIRST = 20  # rows that a person reads first
 CHECKED = "a checked row"
 NAMES = {
@@ -116,6 +103,8 @@ def clean_file(
     *,
     model: str = BUILT_IN,
     schema: str | None = None,
+    columns: Columns | None = None,
+    overrides: Path | None = None,
     progress: Progress,
 ) -> Cleaned:
     """Score the rows against checked ones, look at their text, and write what is kept.
@@ -126,13 +115,18 @@ def clean_file(
         out: folder for the outcome and the run; private.
         model: base model.
         schema: which columns hold prompt and answer, where several schemas fit.
+        columns: a mapping, for those of the two files that have the columns it names.
+        overrides: what a person has exported from the report; None leaves in force what was.
         progress: where long steps report to.
 
     Raises:
-        CluesError: rows, checked rows or model cannot be used.
+        CluesError: rows, checked rows, overrides or model cannot be used.
     """
+    given = read_overrides(overrides) if overrides else None
     make_private_folder(out)
-    config, warned = _configure(rows, checked, out / "run", model=model, schema=schema)
+    config, warned = configure(
+        rows, checked, out / "run", model=model, schema=schema, columns=columns
+    )
     run = open_run(
         config,
         out / "run",
@@ -144,9 +138,9 @@ def clean_file(
     assert found is not None
     run_until(run, "select")
     (silo,) = run.silos.values()
-    kept_by_hand = _checked_among(run, checked, found)
-    if kept_by_hand is not None:
-        overrule(run, {silo.settings.name: kept_by_hand})
+    by_hand = _by_hand(run, checked, found, given, columns=columns)
+    if by_hand.overrides or given:
+        overrule(run, {silo.settings.name: by_hand})
     private = silo.private
     decided = list(csv.DictReader(io.StringIO(read_bytes(private / "decisions.csv").decode())))
     files = _copied(private, out, silo.space.rows())
@@ -160,14 +154,18 @@ def clean_file(
     )
 
 
-def clean_by_text(rows: str, out: Path, *, schema: str | None = None) -> Cleaned:
+def clean_by_text(
+    rows: str, out: Path, *, schema: str | None = None, columns: Columns | None = None
+) -> Cleaned:
     """Without checked rows: set aside what a reader sees in the text, and score nothing.
 
     Raises:
         CluesError: the rows cannot be used.
     """
     make_private_folder(out)
-    file = read_rows(rows, schema=schema, lenient=True)
+    file = check_data(rows, columns, schema=schema) or read_rows(
+        rows, schema=schema, columns=columns, lenient=True
+    )
     seen = look([sample for sample in file.samples if sample.row not in file.unusable])
     decided: list[dict[str, str]] = []
     for sample in file.samples:
@@ -197,83 +195,32 @@ def clean_by_text(rows: str, out: Path, *, schema: str | None = None) -> Cleaned
     return Cleaned(**_counts(decided), files=(*files, out / "decisions.csv"), warnings=(warned,))
 
 
-def _configure(
-    rows: str, checked: Path, folder: Path, *, model: str, schema: str | None
-) -> tuple[RunConfig, list[str]]:
-    """Write the run's configuration for the model at hand, and what there is to warn of."""
-    file = check_data(rows, schema=schema) or read_rows(rows, schema=schema, lenient=True)
-    model = model if check_model(model) == BUILT_IN else _place(model)
-    hand = at_hand(model)
-    make_private_folder(folder)
-    public = halves_of(PublicAnswer(ONE_DOMAIN, checked, None), folder / "input")
-    built_in = model == BUILT_IN
-    targets = "all-linear" if built_in else suggested(shape_of(model))
-    recipe = {
-        "model": {"name": model, "dtype": hand.dtype},
-        "lora": {"target_modules": targets, **({"dropout": 0.0} if built_in else {})},
-        "tokens": {"max_length": hand.max_length, "overlong": "truncate", "odd_turns": "fold"},
-        "train": {"learning_rate": 2e-3 if built_in else 2e-4, "batch_size": hand.batch_size},
-        "public": {
-            ONE_DOMAIN: {
-                "validation": str(public.validation.resolve()),
-                "anchor": str((public.anchor or public.validation).resolve()),
-            }
-        },
-    }
-    silo = {
-        # Not the file's: that may be no name, and its order of rows would hang on it.
-        "name": "rows",
-        "data": str(Path(rows).resolve()) if Path(rows).exists() else rows,
-        "domain": ONE_DOMAIN,
-        "schema": schema,
-        "findings": "set_aside",
-        # Nothing leaves and nothing is trained on the kept rows: there is no number to guard.
-        "min_kept": 1,
-        "max_selections": 1_000_000,
-    }
-    content = {"name": "clean", "recipe": recipe, "evaluate": {"arms": []}, "silos": [silo]}
-    path = folder / "clues.yaml"
-    atomic_write_bytes(path, yaml.safe_dump(content, sort_keys=False).encode(), private=True)
-    config = load_config(path)
-    return config, _warnings(config, file, tight=hand.tight)
+def _by_hand(
+    run: Run,
+    checked: Path,
+    found: Threshold,
+    given: Overrides | None,
+    *,
+    columns: Columns | None,
+) -> Overrides:
+    """Decisions that are no rule's: checked rows in the file, and what a reader of the report says.
 
-
-def _warnings(config: RunConfig, rows: RowFile, *, tight: bool) -> list[str]:
-    model = config.recipe.model
-    warned: list[str] = []
-    if tight:
-        warned.append(
-            "the base model may not fit into the free memory, even with one row at a time. Close "
-            "other programs, or take a smaller model."
-        )
-    if model.name == BUILT_IN:
-        warned.append(
-            "the built-in model is for trying things out, and judges only what it understands. Name "
-            "your own with --model."
-        )
-    lost = characters_lost(load_tokenizer(model), rows.samples)
-    if lost.share > LOSSY:
-        signs = f", among them {' '.join(lost.signs)}" if lost.signs else ""
-        warned.append(f"the tokenizer loses {lost.share:.0%} of the characters{signs}.")
-    return warned
-
-
-def _place(model: str) -> str:
-    return str(Path(model).resolve()) if Path(model).exists() else model
-
-
-def _checked_among(run: Run, checked: Path, found: Threshold) -> Overrides | None:
-    """Checked rows that stand in the file itself: a person has found them good, so they are kept."""
+    A checked row has been found good by a person, so it is kept; the reader's word is the later one.
+    """
     (silo,) = run.silos.values()
-    known = {sample.id for sample in read_rows(checked).samples}
-    table = silo.space.scores()
-    both = sorted(known & set(table.id))
-    if not both:
-        return None
+    known = {s.id for s in read_rows(checked, columns=fitting(checked, columns)).samples}
+    decided = {
+        id_: Override(id=id_, keep=True, reason=CHECKED)
+        for id_ in sorted(known & set(silo.space.scores().id))
+    }
+    if given is None:
+        said = in_force(silo.space, found.recipe_hash).items()
+        decided |= {id_: Override(id=id_, keep=r.keep, reason=r.reason) for id_, r in said}
+    else:
+        check_overrides(silo.space, given)
+        decided |= {override.id: override for override in given.overrides}
     return Overrides(
-        silo=silo.settings.name,
-        recipe_hash=found.recipe_hash,
-        overrides=tuple(Override(id=id_, keep=True, reason=CHECKED) for id_ in both),
+        silo=silo.settings.name, recipe_hash=found.recipe_hash, overrides=tuple(decided.values())
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clues.atomic import atomic_write_bytes
-from clues.config import BUILT_IN, LoraSettings, ModelSettings, TokenSettings
+from clues.config import BUILT_IN, Columns, LoraSettings, ModelSettings, TokenSettings
 from clues.data.formats import RowFile, read_rows
 from clues.data.samples import Sample
 from clues.data.tokens import encode_rows
@@ -21,8 +21,9 @@ from clues.findings.look import look
 from clues.model.adapters import LoraModel, load_tokenizer
 from clues.model.cache import encoder_for
 from clues.prepare.athand import at_hand
+from clues.progress import Progress, Silent
 from clues.report.page import environment
-from clues.scoring.perplexity import losses_before
+from clues.scoring.perplexity import mean_losses
 
 N_CLUSTERS = 8
 N_LENGTHS = 4
@@ -32,7 +33,15 @@ N_FEATURES = 2**12
 
 
 def sample_page(
-    rows: str, page: Path, *, n: int, model: str = BUILT_IN, seed: int, schema: str | None = None
+    rows: str,
+    page: Path,
+    *,
+    n: int,
+    model: str = BUILT_IN,
+    seed: int,
+    schema: str | None = None,
+    columns: Columns | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Write a page with rows to check; returns how many.
 
@@ -41,7 +50,7 @@ def sample_page(
     Raises:
         CluesError: rows or model cannot be used.
     """
-    file = read_rows(rows, schema=schema, lenient=True)
+    file = read_rows(rows, schema=schema, columns=columns, lenient=True)
     usable = [sample for sample in file.samples if sample.row not in file.unusable]
     seen = look(usable)
     plain = [s for s in usable if not any(finding.sure for finding in seen.of(s.row))]
@@ -49,12 +58,14 @@ def sample_page(
         raise DataError(
             f"{rows}: no row is left to check: each has a fault that a rule is sure of."
         )
-    drawn = draw(plain, n=n, model=model, seed=seed)
+    drawn = draw(plain, n=n, model=model, seed=seed, progress=progress or Silent())
     atomic_write_bytes(page, _page(file, drawn).encode(), private=True)
     return len(drawn)
 
 
-def draw(samples: Sequence[Sample], *, n: int, model: str, seed: int) -> list[Sample]:
+def draw(
+    samples: Sequence[Sample], *, n: int, model: str, seed: int, progress: Progress | None = None
+) -> list[Sample]:
     """Rows spread over subject, length and the base model's loss, in an order of chance.
 
     Every k-th row of a list that is sorted by these three: each part of it sends its share.
@@ -64,7 +75,7 @@ def draw(samples: Sequence[Sample], *, n: int, model: str, seed: int) -> list[Sa
         return [samples[i] for i in rng.permutation(len(samples))]
     groups = _groups(samples, seed=seed)
     candidates = _every(np.lexsort((rng.random(len(samples)), groups)), MORE * n, rng)
-    losses = _losses([samples[i] for i in candidates], model)
+    losses = _losses([samples[i] for i in candidates], model, progress or Silent())
     inner = _every(np.lexsort((losses, groups[candidates])), n, rng)
     chosen = candidates[inner]
     return [samples[i] for i in rng.permutation(chosen)]
@@ -91,7 +102,7 @@ def _every(order: NDArray[Any], n: int, rng: np.random.Generator) -> NDArray[Any
     return order[places.astype(int)]
 
 
-def _losses(samples: Sequence[Sample], model: str) -> NDArray[np.float64]:
+def _losses(samples: Sequence[Sample], model: str, progress: Progress) -> NDArray[np.float64]:
     """Loss of each row under the base model; of a row that does not fit the largest."""
     hand = at_hand(model)
     settings = ModelSettings.model_validate({"name": model, "dtype": hand.dtype})
@@ -99,13 +110,11 @@ def _losses(samples: Sequence[Sample], model: str) -> NDArray[np.float64]:
     tokens = TokenSettings(max_length=hand.max_length, overlong="truncate", odd_turns="fold")
     encoder = encoder_for(loaded, load_tokenizer(settings), tokens)
     encoded = encode_rows(samples, encoder, where="rows").rows
-    found = dict(
-        zip(
-            [row.row for row in encoded],
-            losses_before(loaded, encoded, skip_nonfinite=True),
-            strict=True,
+    with progress.task("read rows", len(encoded)) as advance:
+        losses = mean_losses(
+            loaded, encoded, adapter=loaded.initial, skip_nonfinite=True, on_rows=advance
         )
-    )
+    found = dict(zip([row.row for row in encoded], losses, strict=True))
     return np.nan_to_num([found.get(s.row, np.inf) for s in samples], nan=1e9, posinf=1e9)
 
 

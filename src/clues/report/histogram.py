@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from clues.report.drawing import CUT, DAMAGED, INK, POINTS, SETTINGS, SPLIT, svg_of
+from clues.report.drawing import CUT, DAMAGED, INK, POINTS, SETTINGS, SOFT, SPLIT, svg_of
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,18 @@ def score_histogram(
         _rug(lower, anchors)
         lower.set_xlim(low, high)
         lower.set_xlabel("score")
+        for place, side, text in (
+            (0.0, "left", "\N{LEFTWARDS ARROW} worse"),
+            (1.0, "right", "better \N{RIGHTWARDS ARROW}"),
+        ):
+            lower.annotate(
+                text,
+                (place, 0),
+                xycoords=("axes fraction", lower.xaxis.label),
+                ha=side,
+                va="bottom",
+                color=SOFT,
+            )
         figure.subplots_adjust(
             left=66 / size[0], right=1 - 14 / size[0], top=1 - 8 / size[1], bottom=40 / size[1]
         )
@@ -128,4 +140,4 @@ def _rug(axes: Axes, anchors: Sequence[float]) -> None:
     # One path for all marks: as single markers they would be most of the page.
     axes.vlines(shown, 0.15, 0.85, color=INK, linewidth=1, alpha=0.55)
     axes.set_ylim(0, 1)
-    axes.set_yticks([0.5], ["anchors"])
+    axes.set_yticks([0.5], ["checked"])

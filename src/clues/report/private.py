@@ -6,8 +6,9 @@ network: rows lie in it as packed data, and the page's own script puts them on t
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -15,29 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clues.report.cells import escaped
+from clues.report.first import first_to_read
+from clues.report.grouping import Grouping
 from clues.report.histogram import Chart, score_histogram
+from clues.report.outcome import LOW, UNSCORED, outcome
 from clues.report.pack import pack, pack_texts
 from clues.report.page import environment
+from clues.report.words import TERMS
 
-SCRIPTS = ("data", "rows", "threshold", "list", "detail", "overrides", "main")
+SCRIPTS = (
+    *("terms", "data", "rows", "threshold", "list", "decide", "detail", "reading", "overrides"),
+    *("whatif", "groups", "main"),
+)
 SIZES = {"wide": ((820.0, 330.0), 64), "narrow": ((420.0, 250.0), 30)}
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """A value of every row that keep rates can be looked at by.
-
-    Attributes:
-        name: of the column.
-        values: labels of the groups, in order.
-        codes: for each row the index of its group.
-        note: what the reader should know, such as why there are no groups.
-    """
-
-    name: str
-    values: tuple[str, ...] = field(repr=False)
-    codes: NDArray[np.uint8] = field(repr=False)
-    note: str = ""
 
 
 class TurnMark(NamedTuple):
@@ -49,13 +40,17 @@ class TurnMark(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A place in a row's text that the page marks: from one character to another of one turn."""
+    """A place in a row's text that the page marks: from one character to another of one turn.
+
+    `level` is 0 for a finding, 1 for an unlikely word and 2 for a very unlikely one.
+    """
 
     row: int
     turn: int
     start: int
     end: int
     says: str
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +90,9 @@ class Review:
         turns: scores of the turns of rows that have several, in the order of rows and turns.
         masks_turns: whether a turn below the threshold is read and not trained.
         decides: what is compared with the threshold instead of the score, where turns decide.
+        why: for each row why it is not kept, in a few words; empty for a kept row. `UNSCORED` for
+            one that has no score. Without it, what the scores say.
+        first: positions of the rows to read first; without it, as `first_to_read` finds them.
     """
 
     silo: str
@@ -126,10 +124,23 @@ class Review:
     turns: Sequence[TurnMark] = field(default=(), repr=False)
     masks_turns: bool = False
     decides: NDArray[np.float64] | None = field(default=None, repr=False)
+    why: Sequence[str] = field(default=(), repr=False)
+    first: Sequence[int] = field(default=(), repr=False)
+
+
+def with_defaults(review: Review) -> Review:
+    """The review with a reason for every row and rows to read first, where it had none."""
+    why = review.why or [
+        UNSCORED if np.isnan(score) else LOW if score < review.cut else ""
+        for score in (review.scores if review.decides is None else review.decides)
+    ]
+    first = review.first or first_to_read(review.scores, review.cut, why)
+    return replace(review, why=why, first=first)
 
 
 def render_private(review: Review) -> str:
     """The page as one HTML file."""
+    review = with_defaults(review)
     scored = np.isfinite(review.scores)
     damaged = None
     if review.labels is not None:
@@ -156,6 +167,9 @@ def render_private(review: Review) -> str:
         .render(
             silo=review.silo,
             facts=review.facts,
+            summary=review.summary,
+            outcome=outcome(review.why, n_rulings=len(review.rulings), n_first=len(review.first)),
+            terms=TERMS,
             charts=charts,
             anchors_from=review.anchors_from,
             n_anchors=len(review.anchors),
@@ -195,6 +209,8 @@ def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, An
         "cutAfter": cut_after,
         "summary": review.summary,
         "masksTurns": review.masks_turns,
+        "first": list(review.first),
+        "fates": _fates(review),
         "says": sorted({mark.says for mark in review.marks}),
         "rulings": [[id_, keep, why] for id_, (keep, why) in review.rulings.items()],
         "waiting": [[id_, keep, why] for id_, (keep, why) in review.waiting.items()],
@@ -214,6 +230,9 @@ def _arrays(review: Review) -> dict[str, np.ndarray]:
         "response": review.n_response_tokens.astype(np.uint32),
         "why": why,
     }
+    fates = _fates(review)
+    places = {fate: n + 1 for n, fate in enumerate(fates)} | {"": 0}
+    arrays["fate"] = np.array([places[why] for why in review.why], np.uint16)
     arrays["aside"] = np.zeros(n, np.uint8) if review.aside is None else review.aside
     arrays |= _reasons(review) | _marks(review)
     arrays |= {
@@ -234,6 +253,11 @@ def _arrays(review: Review) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _fates(review: Review) -> list[str]:
+    """Every reason for not keeping a row, the commonest first."""
+    return [why for why, _ in Counter(w for w in review.why if w).most_common()]
+
+
 def _reasons(review: Review) -> dict[str, np.ndarray]:
     texts = [escaped(reason).encode("utf-8", "replace") for reason in review.reasons]
     ends = np.cumsum([len(text) for text in texts], dtype=np.uint64).astype(np.uint32)
@@ -250,9 +274,9 @@ def _marks(review: Review) -> dict[str, np.ndarray]:
     for mark in review.marks:
         text = review.texts[mark.row][mark.turn][1]
         start, end = (_shown_length(text[:place]) for place in (mark.start, mark.end))
-        lines.append((mark.row, mark.turn, start, end, says.index(mark.says)))
-    table = np.array(lines, np.uint32).reshape(-1, 5)
-    names = ("markRow", "markTurn", "markStart", "markEnd", "markSays")
+        lines.append((mark.row, mark.turn, start, end, says.index(mark.says), mark.level))
+    table = np.array(lines, np.uint32).reshape(-1, 6)
+    names = ("markRow", "markTurn", "markStart", "markEnd", "markSays", "markLevel")
     return {name: table[:, n].copy() for n, name in enumerate(names)}
 
 

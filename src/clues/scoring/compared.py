@@ -11,9 +11,10 @@ from clues.config import FORMS, LINEAR_FORMS, Recipe
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
-from clues.scoring.baselines import BASELINES, NEEDS_ROWS, Scene
+from clues.scoring.baselines import Scene
 from clues.scoring.direction import LinearForm, precondition
 from clues.scoring.forms import explicit_scores, form_directions, linear_scores
+from clues.scoring.installed import is_baseline, needs_rows, scorer
 from clues.selection.units import combine
 
 Rows = Sequence[EncodedRow]
@@ -87,7 +88,12 @@ class Standpoint:
 
     def baselines(self, *, known: Collection[str]) -> list[str]:
         """Baselines to compare, without those that are known."""
-        return [n for n in self.recipe.score.compare if n in BASELINES and n not in known]
+        return [n for n in self.recipe.score.compare if is_baseline(n) and n not in known]
+
+    @property
+    def public_baselines(self) -> list[str]:
+        """Baselines to compare under which an anchor scores the same in every silo."""
+        return [n for n in self.baselines(known=()) if not needs_rows(n)]
 
 
 def compare(
@@ -132,12 +138,12 @@ def _n_passes(place: Standpoint, forms: Sequence[str], baselines: Sequence[str])
 def compare_anchors(place: Standpoint, anchors: Rows, *, task: Task = no_bar) -> AnchorScores:
     """The anchors' scores beside the deciding one, at the coordinator; `task` opens a bar."""
     forms = place.forms(known=place.deciding_form)
-    names = place.baselines(known=NEEDS_ROWS)
+    names = place.public_baselines
     scene, scored = _scene(place, rows=()), dict[str, np.ndarray]()
     with task(len(anchors) * _n_passes(place, forms, names)) as advance:
         found = form_parts(place, forms, anchors, on_rows=advance)
         for name in names:
-            scored[name] = BASELINES[name](scene)(anchors)
+            scored[name] = scorer(name)(scene)(anchors)
             advance(len(anchors))
     return AnchorScores(
         {f: {s: [float(x) for x in v] for s, v in sets.items()} for f, sets in found.items()},
@@ -158,7 +164,7 @@ def score_by_baselines(
     scene, brought = _scene(place, rows=rows), sent.baselines if sent else {}
     found: dict[str, Compared] = {}
     for name in baselines:
-        score = BASELINES[name](scene)
+        score = scorer(name)(scene)
         theirs = np.array(brought[name]) if name in brought else score(anchors)
         found[name] = Compared(score(rows), theirs)
         if on_rows:
@@ -247,7 +253,7 @@ def _check_sent(place: Standpoint, sent: AnchorScores, *, n_anchors: int) -> Non
     fits = (
         set(sent.forms) == set(place.forms(known=place.deciding_form))
         and all(set(sets) == set(place.validation) for sets in sent.forms.values())
-        and set(sent.baselines) == set(place.baselines(known=NEEDS_ROWS))
+        and set(sent.baselines) == set(place.public_baselines)
         and all(len(values) == n_anchors for values in lists)
     )
     if not fits or not np.isfinite([x for values in lists for x in values]).all():

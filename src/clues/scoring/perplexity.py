@@ -9,7 +9,7 @@ import torch
 from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
-from clues.model.loss import make_batch, row_losses
+from clues.model.loss import IGNORED, make_batch, row_losses, token_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite
 
 
@@ -43,6 +43,34 @@ def mean_losses(
         each_batch(rows, compute, token_budget=budget, on_rows=on_rows)
     refuse_nonfinite(rows, losses, skip=skip_nonfinite, what="loss")
     return losses
+
+
+@torch.no_grad()
+def response_losses(
+    model: LoraModel, rows: Sequence[EncodedRow], *, adapter: AdapterState
+) -> list[np.ndarray]:
+    """The loss of each response token of every row, in nats, in the order of the text.
+
+    Their mean is the row's loss (`mean_losses`).
+
+    Args:
+        model: is left with the adapter.
+        rows: rows to look at.
+        adapter: LoRA weights.
+    """
+    model.set_state(adapter)
+    found: dict[int, np.ndarray] = {}
+
+    def compute(batch: list[int]) -> None:
+        tensors = make_batch([rows[i] for i in batch], device=model.device)
+        losses_NT = token_losses(model.peft, tensors, head=model.head).double().cpu().numpy()
+        counts_NT = (tensors.targets_NT != IGNORED).cpu().numpy()
+        for place, row in enumerate(batch):
+            found[row] = losses_NT[place][counts_NT[place]]
+
+    with model.evaluating():
+        each_batch(rows, compute, token_budget=2 * token_budget_of(model.device))
+    return [found[n] for n in range(len(rows))]
 
 
 def losses_before(

@@ -22,6 +22,7 @@ from clues.config import (
     Recipe,
     ScoreSettings,
     TrainSettings,
+    is_installed,
 )
 from clues.data.tokens import EncodedRow
 from clues.errors import RecipeMismatchError
@@ -213,7 +214,7 @@ def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -
     """
     if settings.method == "perplexity":
         return {LOSS: 1.0}
-    if settings.method in BASELINE_NAMES:
+    if _is_baseline(settings.method):
         return {settings.method: 1.0}
     weights = {name: file.weight for name, file in validation.items()}
     given = {LOSS: settings.loss_weight, ALIGNMENT: settings.alignment_weight}
@@ -222,9 +223,13 @@ def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -
     return weights
 
 
+def _is_baseline(method: str) -> bool:
+    return method in BASELINE_NAMES or is_installed(method)
+
+
 def anchors_at_coordinator(recipe: Recipe) -> bool:
     """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
-    return recipe.score.trajectory == "global" and recipe.score.method not in BASELINE_NAMES
+    return recipe.score.trajectory == "global" and not _is_baseline(recipe.score.method)
 
 
 def moments_at_rows(recipe: Recipe) -> tuple[bool, bool]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StringConstraints
+from pydantic import Field, FiniteFloat, StrictBool, StringConstraints
 
 from clues.config import Settings, short, validate
 from clues.errors import DataError, RecipeMismatchError
@@ -34,14 +34,43 @@ class Override(Settings):
     reason: Reason = Field(repr=False)
 
 
+class Reading(Settings):
+    """A row that a person has read, and whether it is kept as this person leaves it."""
+
+    id: Id
+    kept: StrictBool
+
+
+class Wish(Settings):
+    """A threshold that a person would like better, and how many rows of the silo it would keep.
+
+    It puts nothing in force: one recipe has one threshold for all silos.
+    """
+
+    threshold: FiniteFloat
+    in_force: FiniteFloat
+    kept: Annotated[int, Field(ge=0)]
+    kept_in_force: Annotated[int, Field(ge=0)]
+
+
 class Overrides(Settings):
-    """All decisions of a silo under one recipe; a file replaces those that were in force."""
+    """All decisions of a silo under one recipe; a file replaces those that were in force.
+
+    Attributes:
+        reviewer: name or initials of who decided; may be empty.
+        overrides: the decisions.
+        read: every row that was read, decided about or not.
+        wish: another threshold, if one is wished for.
+    """
 
     format: Literal["clues-overrides"] = "clues-overrides"
     version: Literal[1] = 1
     silo: str
     recipe_hash: str
+    reviewer: Annotated[str, StringConstraints(max_length=100)] = Field(default="", repr=False)
     overrides: tuple[Override, ...]
+    read: tuple[Reading, ...] = Field(default=(), repr=False)
+    wish: Wish | None = None
 
     @property
     def rulings(self) -> dict[str, Ruling]:

@@ -1,4 +1,4 @@
-"""Why a row's score is low, in one sentence: which part of the score falls short of the checked rows."""
+"""Why a row is not kept: of a low score, which part of it falls short of the checked rows."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy as np
 
 from clues.config import ALIGNMENT, LOSS
+from clues.findings.base import NAMES
+from clues.report.outcome import LOW, UNSCORED
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import SCORE, Decision, Selection, Threshold
+from clues.selection.threshold import PERSON, SCORE, TURN, UNUSABLE, Decision, Selection, Threshold
 from clues.selection.units import INFLUENCE
 from clues.silo.workspace import Workspace
 
@@ -15,6 +17,9 @@ MEANS = {
     ALIGNMENT: "seems to answer another question",
     INFLUENCE: "teaches something else than the checked rows",
 }
+
+IN_WORDS = {**NAMES, SCORE: LOW, TURN: "a low turn", PERSON: "decided by a person"}
+IN_WORDS |= {UNUSABLE: "null or empty"}
 
 
 def with_reasons(
@@ -74,3 +79,16 @@ def _sentence(
         return MEANS[part]
     usual = -float(np.median(anchors[LOSS]))
     return f"reads as unlikely text: loss {-raw[LOSS][place]:.1f}, checked rows {usual:.1f}"
+
+
+def reason_in_words(decision: Mapping[str, str]) -> str:
+    """Why a row is not kept, in the few words that rows of one reason share; empty if it is kept."""
+    if decision["file"] == "kept":
+        return ""
+    if decision["file"] == "unscored":
+        return UNSCORED
+    if decision["why"] != SCORE:
+        return IN_WORDS.get(decision["why"], decision["why"])
+    sentence = decision["reason"].split(";")[0].split(":")[0]
+    # Where the score has one part alone, its number is all there is to say.
+    return LOW if sentence.startswith("score ") else sentence

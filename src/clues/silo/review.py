@@ -3,7 +3,6 @@
 Everything is read from the silo's disk, so that it can be written again at any time.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,22 +14,24 @@ from numpy.typing import NDArray
 from clues.atomic import atomic_write_bytes
 from clues.config import ALIGNMENT, LOSS, Recipe, short
 from clues.evaluation.detection import read_labels
-from clues.findings.base import SAYS
+from clues.findings.base import NAMES, SAYS
 from clues.report.cards import DataFacts, data_card
+from clues.report.first import first_to_read
+from clues.report.grouping import Grouping, grouping
 from clues.report.pairs import threshold_pairs
-from clues.report.private import Grouping, Mark, Review, TurnMark, render_private
+from clues.report.private import Mark, Review, TurnMark, render_private
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import PERSON, SCORE, TURN, UNUSABLE, Threshold, cut_of
+from clues.selection.threshold import PERSON, SCORE, TURN, Threshold, cut_of
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
+from clues.silo.reasons import IN_WORDS, reason_in_words
 from clues.silo.select import in_units, read_decisions
 from clues.silo.turns import judged_turns
+from clues.silo.unlikely import unlikely_words
 from clues.silo.whole import REVIEW, note
 from clues.silo.workspace import ELSEWHERE, Workspace
 
-N_BANDS = 5
-N_VALUES = 24  # groups of a column; what is left is one more
 Floats = NDArray[np.float64]
 
 
@@ -90,18 +91,21 @@ def review(space: Workspace) -> Review:
     scored = in_units(space, table, threshold)
     labels = read_labels(rows, space.settings.labels)
     rulings, others = (f(space, recipe.hash) for f in (in_force, waiting))
+    cut = cut_of(threshold, scored, where=f"silo {space.name}")
+    scores, why = _spread(scored, at, n), [reason_in_words(decision) for decision in decided]
+    first = first_to_read(scores, cut, why)
     return Review(
         silo=space.name,
         facts=_facts(space, threshold, n_rows=n),
         recipe_hash=recipe.hash,
-        cut=cut_of(threshold, scored, where=f"silo {space.name}"),
+        cut=cut,
         interval=threshold.interval,
         ratio=threshold.ratio,
         min_kept=space.settings.min_kept,
         anchors=_anchors(space, threshold),
         anchors_from=f"public anchors of {space.settings.domain}",
         ids=[sample.id for sample in samples],
-        scores=_spread(scored, at, n),
+        scores=scores,
         terms={k: _spread(v, at, n) for k, v in _terms(space, table, threshold, scored).items()},
         traces={k: _spread(v, at, n) for k, v in _traces(space, table, threshold).items()},
         losses={k: _spread(v, at, n) for k, v in _losses(table).items()},
@@ -115,8 +119,10 @@ def review(space: Workspace) -> Review:
         waiting={id_: (r.keep, r.reason) for id_, r in others.items()},
         reasons=[decision["reason"] for decision in decided],
         aside=np.array([decision["why"] in SAYS for decision in decided], np.uint8),
-        marks=_marks_of(space),
+        marks=[*_marks_of(space), *unlikely_words(space, first)],
         summary=summary(space, decided),
+        why=why,
+        first=first,
         **_turns(space, _spread(scored, at, n)),
     )
 
@@ -151,9 +157,8 @@ def _marks_of(space: Workspace) -> list[Mark]:
 def summary(space: Workspace, decided: Sequence[Mapping[str, str]]) -> str:
     """What became of the rows in one sentence, with the numbers of `decisions.csv`."""
     files = Counter(decision["file"] for decision in decided)
-    why = Counter(d["why"].replace("_", " ") for d in decided if d["file"] == "dropped")
-    named = {SCORE: "low score", TURN: "low turn", PERSON: "by a person", UNUSABLE: "not usable"}
-    reasons = ", ".join(f"{n:,} {named.get(name, name)}" for name, n in why.most_common())
+    why = Counter(d["why"] for d in decided if d["file"] == "dropped")
+    reasons = ", ".join(f"{n:,} {IN_WORDS.get(name, name)}" for name, n in why.most_common())
     text = f"{len(decided):,} rows: {files['kept']:,} kept, {files['dropped']:,} set aside"
     text += f" ({reasons})" if reasons else ""
     if files["unscored"]:
@@ -295,7 +300,7 @@ def _groupings(
     found = [grouping("response length, tokens", lengths)]
     if space.settings.findings.looked_for:
         first = [space.findings().of(row) for row in range(n)]
-        names = [seen[0].kind.replace("_", " ") if seen else "nothing found" for seen in first]
+        names = [NAMES[seen[0].kind] if seen else "nothing found" for seen in first]
         found.insert(0, grouping("what its text shows", names))
     if labels is not None:
         found.append(
@@ -305,51 +310,6 @@ def _groupings(
         if name != space.settings.labels:
             found.append(grouping(name, rows.column(name)))
     return found
-
-
-def grouping(name: str, values: Sequence[Any]) -> Grouping:
-    """Groups of a column: bands of equal size for many numbers, the commonest of many texts."""
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    present = sum(v is not None for v in values)
-    if present and len(numbers) == present and len(set(numbers)) > N_BANDS:
-        return _bands(name, values)
-    texts = [_text(v) for v in values]
-    counts: dict[str, int] = {}
-    for text in texts:
-        counts[text] = counts.get(text, 0) + 1
-    if len(counts) > max(50, len(values) // 2):
-        note = f"{len(counts):,} different values in {len(values):,} rows: nothing to group by."
-        return Grouping(name, ("all rows",), np.zeros(len(values), np.uint8), note)
-    order = sorted(counts, key=lambda text: (-counts[text], text))
-    shown, rest = order[:N_VALUES], len(order) - N_VALUES
-    codes = {text: k for k, text in enumerate(shown)}
-    named = tuple(shown) + ((f"{rest:,} other values",) if rest > 0 else ())
-    coded = np.array([codes.get(text, len(shown)) for text in texts], np.uint8)
-    return Grouping(name, named, coded)
-
-
-def _bands(name: str, values: Sequence[Any]) -> Grouping:
-    """Numbers in bands that hold about as many rows each."""
-    numbers = np.array([np.nan if v is None else float(v) for v in values])
-    known = np.isfinite(numbers)
-    inner = np.unique(np.quantile(numbers[known], np.linspace(0, 1, N_BANDS + 1)[1:-1]))
-    codes = np.searchsorted(inner, np.where(known, numbers, 0.0), side="left")
-    labels: list[str] = []
-    for band in range(len(inner) + 1):
-        members = numbers[known & (codes == band)]
-        span = (members.min(), members.max()) if len(members) else (inner[-1], inner[-1])
-        labels.append(f"{span[0]:g}" if span[0] == span[1] else f"{span[0]:g} to {span[1]:g}")
-    codes = np.where(known, codes, len(labels))
-    return Grouping(
-        name, (*labels, *(("not known",) if not known.all() else ())), codes.astype(np.uint8)
-    )
-
-
-def _text(value: Any) -> str:
-    if value is None or value == "":
-        return "(empty)"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:79]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _spread(values: NDArray[Any], at: NDArray[Any], n: int, *, fill: float = np.nan) -> Floats:

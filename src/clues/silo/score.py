@@ -11,7 +11,6 @@ from clues.config import LOSS, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState
-from clues.scoring.baselines import BASELINES
 from clues.scoring.batches import SHOWN_IDS
 from clues.scoring.compared import (
     Compared,
@@ -22,6 +21,7 @@ from clues.scoring.compared import (
 )
 from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
+from clues.scoring.installed import is_baseline
 from clues.scoring.parts import BEFORE, InRunLoss, InRunTerm, Loss, Parts
 from clues.scoring.parts import Compared as ComparedScore
 from clues.scoring.perplexity import losses_before, mean_losses
@@ -240,7 +240,7 @@ def _deciding_scores(
             ours, theirs = ours | {LOSS: -before}, theirs | {LOSS: -losses_before(model, anchors)}
         chosen = {name: ours[name] for name in wanted}
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
-    if method in BASELINES:
+    if is_baseline(method):
         found = score_by_baselines(scene.place, [method], rows, anchors)[method]
         last = mean_losses(model, rows, adapter=checkpoints[-1].adapter)
         return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}

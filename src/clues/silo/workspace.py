@@ -32,6 +32,7 @@ from clues.model.place import identify
 from clues.model.training import Trained, train
 from clues.progress import Progress
 from clues.rundir import hash_of, read_json, read_record, source_hash, write_json
+from clues.scoring.installed import refuse_missing
 from clues.scoring.shards import Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
@@ -130,6 +131,7 @@ class Workspace:
         if "model" not in self.memory:
             model, self.memory["encoder"] = self.load_model(self.recipe())
             try_out(model, self.recipe().score)
+            refuse_missing(self.recipe().score)
             self.memory["model"] = model
         return self.memory["model"]
 

@@ -1,63 +1,96 @@
-// One row in full, and the form to decide about it.
+// One row in full, with what was found in it marked, and the form to decide about it.
 
-// Text with the searched words marked; always text nodes, whatever the row contains.
-function marked(parent, text, words) {
-  const lower = text.toLowerCase();
-  // Where lower case has another length the places would be wrong: then nothing is marked.
-  const wanted = lower.length === text.length ? words : [];
-  let at = 0;
-  while (at < text.length) {
-    let [next, length] = [text.length, 0];
-    for (const word of wanted) {
-      const found = lower.indexOf(word, at);
-      if (found >= 0 && (found < next || (found === next && word.length > length))) [next, length] = [found, word.length];
+// Text with places marked; always text nodes, whatever the row contains. Places may overlap.
+function marked(parent, text, places) {
+  const ends = [...new Set([0, text.length, ...places.flatMap(([from, to]) => [from, to])])].filter((at) => at <= text.length).sort((a, b) => a - b);
+  for (let k = 0; k + 1 < ends.length; k++) {
+    const [from, to] = [ends[k], ends[k + 1]];
+    const over = places.filter(([start, end]) => start <= from && end >= to);
+    const piece = text.slice(from, to);
+    if (!over.length) {
+      parent.append(piece);
+      continue;
     }
-    if (next > at) parent.append(text.slice(at, next));
-    if (length) parent.append(make("mark", "", text.slice(next, next + length)));
-    at = next + length;
+    const searched = over.some(([, , className]) => className === "searched");
+    const element = make(searched ? "mark" : "span", over.map(([, , className]) => className).join(" "), piece);
+    element.title = over.map(([, , , says]) => says).filter(Boolean).join("; ");
+    parent.append(element);
   }
 }
 
+// Where the searched words stand.
+function searched(text, words) {
+  const lower = text.toLowerCase();
+  if (lower.length !== text.length) return []; // where lower case has another length the places would be wrong
+  const found = [];
+  for (const word of words) {
+    for (let at = lower.indexOf(word); at >= 0; at = lower.indexOf(word, at + word.length)) found.push([at, at + word.length, "searched", ""]);
+  }
+  return found;
+}
+
+const ROLES = { user: "question", assistant: "answer" };
+const LEVELS = ["found-here", "unlikely", "very-unlikely"];
+const NARROW = window.matchMedia("(max-width: 60rem)");
+
 class Detail {
-  constructor(box, rows, choice, onDecide) {
-    Object.assign(this, { box, rows, choice, onDecide, row: -1, words: [] });
+  constructor(box, rows, choice, { onDecide, onNext, onShow }) {
+    Object.assign(this, { box, rows, choice, onDecide, onNext, onShow, row: -1, words: [], isOver: false });
+    NARROW.addEventListener("change", () => this.cover(false));
+    box.addEventListener("keydown", (event) => event.key === "Escape" && this.isOver && this.cover(false));
+  }
+
+  // On a phone the row lies over the list, and the rest of the page waits.
+  cover(over) {
+    this.isOver = over && NARROW.matches;
+    document.documentElement.classList.toggle("covered", this.isOver);
+    for (let part = this.box; part !== document.body; part = part.parentElement) {
+      for (const other of part.parentElement.children) if (other !== part && !other.matches("script, .tip")) other.inert = this.isOver;
+    }
+    if (this.isOver) this.box.querySelector(".close")?.focus();
+    else if (over === false) document.getElementById("list").focus({ preventScroll: true });
   }
 
   show(row) {
     const isNew = row !== this.row;
     const top = this.box.querySelector(".read")?.scrollTop ?? 0;
     this.row = row;
+    this.onShow(row);
     const { rows, choice } = this;
-    const head = make("h3", "", `Row ${COUNT.format(row + 1)} `);
+    const head = make("div", "head");
+    const title = make("h3", "", `Row ${COUNT.format(row + 1)} `);
     const kept = choice.keptHere(row);
-    head.append(make("span", `chip ${kept ? "kept" : "dropped"}`, kept ? "kept" : "dropped"));
-    if (kept !== choice.keptNow(row)) head.append(" ", make("span", "chip change", kept ? "dropped in force" : "kept in force"));
+    title.append(make("span", `chip ${kept ? "kept" : "dropped"}`, kept ? "kept" : "set aside"));
+    if (kept !== choice.keptNow(row)) title.append(" ", make("span", "chip change", kept ? "set aside in force" : "kept in force"));
+    const close = make("button", "close", "Back");
+    Object.assign(close, { type: "button", ariaLabel: "Back to the list" });
+    close.addEventListener("click", () => this.cover(false));
+    const next = make("button", "next", "Next");
+    next.append(make("span", "wide", " undecided"));
+    Object.assign(next, { type: "button", title: "n" });
+    next.addEventListener("click", () => this.onNext());
+    head.append(title, close, next);
     const parts = [head, make("p", "why", choice.reason(row)), make("div", "read")];
     const scores = rows.turnScores(row);
     const worst = Math.min(...scores.values());
-    for (const [turn, { role, content }] of rows.turns(row).entries()) {
+    const turns = rows.turns(row);
+    for (const [turn, { role, content }] of turns.entries()) {
       const text = make("p", "text");
       text.dir = "auto";
-      let done = 0;
-      for (const [start, end, says] of rows.marks(row, turn)) {
-        if (start < done || end > content.length) continue;
-        marked(text, content.slice(done, start), this.words);
-        const place = make("span", "found-here");
-        place.title = says;
-        marked(place, content.slice(start, end), this.words);
-        text.append(place);
-        done = end;
-      }
-      marked(text, content.slice(done), this.words);
-      const named = make("h4", "", role);
+      const places = rows.marks(row, turn).filter(([, end]) => end <= content.length).map(([start, end, says, level]) => [start, end, LEVELS[level], says]);
+      if (places.some(([, , className]) => className !== "found-here")) this.hasWords = row;
+      marked(text, content, [...places, ...searched(content, this.words)]);
+      const named = make("h4", "", ROLES[role] ?? role);
       if (scores.has(turn)) named.append(" ", this.ofTurn(row, scores.get(turn), worst));
       parts[2].append(named, text);
     }
-    parts[2].append(this.facts(row), this.terms(row));
+    parts[2].append(this.facts(row, turns), this.numbers(row));
     // It scrolls, so the keyboard must reach it.
     Object.assign(parts[2], { tabIndex: 0, role: "group", ariaLabel: `Text of row ${row + 1}` });
     parts.push(this.form(row));
+    const focused = this.box.contains(document.activeElement) ? document.activeElement.className : "";
     this.box.replaceChildren(...parts);
+    if (focused === "next" || focused === "close") this.box.querySelector(`.${focused}`).focus();
     if (!isNew) this.box.querySelector(".read").scrollTop = top;
   }
 
@@ -71,24 +104,42 @@ class Detail {
     return make("span", low ? "turn-score low" : "turn-score", says.join(", "));
   }
 
-  facts(row) {
+  facts(row, turns) {
     const { rows } = this;
     const list = make("dl");
-    const add = (name, value) => list.append(make("dt", "", name), make("dd", "", value));
-    if (rows.header.cutAfter) add("Text", `may be cut: this page shows ${COUNT.format(rows.header.cutAfter)} characters a row`);
-    if (rows.arrays.tokens[row]) add("Length", `${COUNT.format(rows.arrays.response[row])} of ${COUNT.format(rows.arrays.tokens[row])} tokens are response`);
-    rows.header.losses.forEach((name, k) => add(`Loss ${name}`, `${shown(rows.losses[k][row])} nats`));
-    if (rows.header.kinds) add("Known damage", rows.label(row) === "clean" ? "none" : rows.label(row));
-    add("Id", rows.id(row));
+    const add = (name, value) => {
+      const head = make("dt");
+      head.append(name);
+      list.append(head, make("dd", "", value));
+    };
+    const length = turns.reduce((n, { content }) => n + content.length, 0);
+    if (rows.header.cutAfter && length >= rows.header.cutAfter) add("Text", `may be cut: this page shows ${COUNT.format(rows.header.cutAfter)} characters a row`);
+    if (this.hasWords === row) add(term("unlikely words", "Marked words"), "unlikely to the model; the darker, the less likely");
+    if (rows.header.kinds) add(term("known damage", "Known damage"), rows.label(row) === "clean" ? "none" : rows.label(row));
     const same = rows.withId(rows.id(row)).length;
     if (same > 1) add("Same text", rowsOf(same));
     return list;
   }
 
-  terms(row) {
-    const { header, terms, traces } = this.rows;
-    const box = make("div");
-    box.append(make("h4", "", ""), this.sums(row, "The score is the sum of", header.terms, terms));
+  // The numbers behind the reason: for whoever wants them.
+  numbers(row) {
+    const { rows } = this;
+    const { header, terms, traces } = rows;
+    const box = make("details", "numbers");
+    box.open = this.wantsNumbers ?? false;
+    box.addEventListener("toggle", () => (this.wantsNumbers = box.open));
+    box.append(make("summary", "", "Numbers of this row"));
+    const list = make("dl");
+    const add = (name, value) => {
+      const head = make("dt");
+      head.append(name);
+      list.append(head, make("dd", "", value));
+    };
+    add(term("score", "Score"), `${shown(rows.score[row])}; ${Number.isFinite(this.choice.inForce) ? `the threshold is ${shown(this.choice.inForce)}` : "no threshold is in force"}`);
+    if (rows.arrays.tokens[row]) add(term("token", "Length"), `${COUNT.format(rows.arrays.response[row])} of ${COUNT.format(rows.arrays.tokens[row])} tokens are response`);
+    header.losses.forEach((name, k) => add(term("loss", `Loss ${name}`), `${shown(rows.losses[k][row])} nats`));
+    add("Id", rows.id(row));
+    box.append(list, this.sums(row, "The score is the sum of", header.terms, terms));
     // Where the score is no sum over the checkpoints, they are shown beside it.
     if (traces.length && header.terms[0] !== header.traces[0]) {
       box.append(this.sums(row, "The influence is the sum of", header.traces, traces));
@@ -110,7 +161,9 @@ class Detail {
     const body = table.createTBody();
     names.forEach((name, k) => {
       const line = body.insertRow();
-      const cell = make("th", "", name);
+      const cell = make("th");
+      const known = name.startsWith("checkpoint") ? "checkpoint" : name;
+      cell.append(document.getElementById(`term-${known}`) ? term(known, name) : name);
       cell.scope = "row";
       line.append(cell, make("td", "number", shown(arrays[k][row])));
     });
@@ -118,56 +171,16 @@ class Detail {
   }
 
   form(row) {
-    const { rows, choice } = this;
-    const id = rows.id(row);
-    const own = choice.decided.get(id);
-    const form = make("form", "decide screen");
-    const set = make("fieldset");
-    set.style.cssText = "border: 0; margin: 0; padding: 0";
-    const ways = make("div", "ways");
-    const unscored = Number.isNaN(rows.score[row]);
-    for (const [value, text] of [["score", "as the score says"], ["keep", "keep"], ["drop", "drop"]]) {
-      const label = make("label");
-      const input = make("input");
-      Object.assign(input, { type: "radio", name: "way", value, disabled: unscored && value === "keep" });
-      input.checked = value === (own ? (own.keep ? "keep" : "drop") : "score");
-      label.append(input, text);
-      ways.append(label);
-    }
-    const reason = make("label", "reason", "Reason (stays in this silo)");
-    const field = make("input", "field");
-    Object.assign(field, { type: "text", name: "reason", maxLength: 1000, value: own?.why ?? "", autocomplete: "off" });
-    field.setAttribute("list", "reasons");
-    reason.append(field);
-    const problem = make("p", "problem");
-    problem.setAttribute("role", "alert");
-    const go = make("div", "go");
-    const button = make("button", "", own ? "Change the decision" : "Decide");
-    button.type = "submit";
-    go.append(button);
-    set.append(make("legend", "", "Your decision"), ways);
-    form.append(set, reason, go, problem);
-    if (unscored) form.append(make("p", "hint", "A row without a score cannot be kept: nothing can be trained on it."));
-    form.addEventListener("submit", (event) => {
-      event.preventDefault();
-      const way = form.elements.way.value;
-      const why = field.value.trim();
-      if (way !== "score" && !why) {
-        problem.textContent = "Say why: the reason is put beside the row in decisions.csv.";
-        field.focus();
-        return;
-      }
-      this.onDecide(id, way === "score" ? null : { keep: way === "keep", why });
+    const id = this.rows.id(row);
+    return decisionForm({
+      own: this.choice.decided.get(id),
+      cannotKeep: Number.isNaN(this.rows.score[row]),
+      decide: (way, why) => this.onDecide(id, decisionOf(way, why)),
     });
-    return form;
   }
 
   // From the keyboard: set the way and ask for the reason.
   ask(way) {
-    const form = this.box.querySelector("form");
-    const input = form?.querySelector(`input[value="${way}"]`);
-    if (!input || input.disabled) return;
-    input.checked = true;
-    form.elements.reason.focus();
+    this.box.querySelector("form")?.ask(way);
   }
 }

@@ -1,15 +1,9 @@
 // The list of rows: only those on the screen are in the document, however many there are.
 
 const ROW_HEIGHT = 64;
+const FEWEST_BARS = 3; // one or two checkpoints draw no line worth looking at
 const MOST_ROWS = 250000; // taller boxes than these exceed what browsers can lay out
 const SVG = "http://www.w3.org/2000/svg";
-
-function make(tag, className, text) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text !== undefined) element.textContent = text;
-  return element;
-}
 
 function sparkline() {
   const svg = document.createElementNS(SVG, "svg");
@@ -41,15 +35,27 @@ function drawSpark(svg, values, reach) {
 }
 
 class List {
-  constructor(box, rows, choice, onChoose) {
-    Object.assign(this, { box, rows, choice, onChoose, hits: [], pool: [], at: -1 });
+  constructor(box, rows, choice, { onChoose, onOpen, onTick, isTicked, isRead }) {
+    Object.assign(this, { box, rows, choice, onChoose, onOpen, onTick, isTicked, isRead, hits: [], pool: [], at: -1 });
+    this.hasBars = rows.traces.length >= FEWEST_BARS;
+    box.parentElement.classList.toggle("bars", this.hasBars);
     this.inner = box.firstElementChild;
     this.reach = this.commonReach();
     box.addEventListener("scroll", () => this.draw(), { passive: true });
     box.addEventListener("keydown", (event) => this.onKey(event));
     this.inner.addEventListener("click", (event) => {
       const row = event.target.closest(".row");
-      if (row) this.choose(Number(row.dataset.at));
+      if (!row) return;
+      const at = Number(row.dataset.at);
+      if (event.shiftKey && this.at >= 0) {
+        const [from, to] = [Math.min(this.at, at), Math.max(this.at, at)];
+        this.onTick(this.hits.slice(from, to + 1));
+      } else if (event.target.closest(".tick")) {
+        this.onTick([this.hits[at]]);
+      } else {
+        this.choose(at);
+        this.onOpen();
+      }
     });
     new ResizeObserver(() => this.draw()).observe(box);
   }
@@ -97,8 +103,7 @@ class List {
     said.append(make("span", "ask"), make("span", "answer"));
     const chips = make("span");
     chips.append(make("span", "chip"));
-    row.append(make("span", "score"), sparkline(), chips, said, make("span", "length"));
-    row.lastChild.title = "tokens of the response";
+    row.append(make("span", "tick"), make("span", "score"), sparkline(), chips, said, make("span", "length"));
     return row;
   }
 
@@ -111,18 +116,23 @@ class List {
     element.setAttribute("aria-selected", String(at === this.at));
     element.setAttribute("aria-posinset", at + 1);
     element.setAttribute("aria-setsize", this.n);
-    const [score, spark, chips, said, length] = element.children;
+    const [tick, score, spark, chips, said, length] = element.children;
+    const ticked = this.isTicked(row);
+    element.setAttribute("aria-checked", String(ticked));
+    tick.classList.toggle("on", ticked);
+    element.classList.toggle("seen", this.isRead(row));
     score.textContent = shown(rows.score[row]);
-    drawSpark(spark, rows.traces.map((trace) => trace[row]), this.reach);
+    if (this.hasBars) drawSpark(spark, rows.traces.map((trace) => trace[row]), this.reach);
     const kept = choice.keptHere(row);
     const hand = choice.handHere[row] ? " hand" : "";
     chips.firstChild.className = `chip ${kept ? "kept" : "dropped"}${hand}`;
-    chips.firstChild.textContent = `${kept ? "kept" : "dropped"}${hand ? "*" : ""}`;
+    chips.firstChild.textContent = `${kept ? "kept" : "set aside"}${hand ? "*" : ""}`;
+    chips.firstChild.title = hand ? "decided by a person" : "";
     const turns = rows.turns(row);
     said.children[0].textContent = turns.slice(0, -1).map((t) => t.content).join(" / ").slice(0, 300);
     said.children[1].textContent = turns[turns.length - 1].content.slice(0, 300);
     length.textContent = rows.arrays.response[row] ? COUNT.format(rows.arrays.response[row]) : "";
-    element.setAttribute("aria-label", `Row ${row + 1}, score ${shown(rows.score[row])}, ${kept ? "kept" : "dropped"}${hand ? " by hand" : ""}: ${said.children[1].textContent.slice(0, 80)}`);
+    element.setAttribute("aria-label", `Row ${row + 1}, score ${shown(rows.score[row])}, ${kept ? "kept" : "set aside"}${hand ? " by hand" : ""}${this.isRead(row) ? ", read" : ""}: ${said.children[1].textContent.slice(0, 80)}`);
   }
 
   choose(at) {
@@ -143,6 +153,11 @@ class List {
     if (event.key in moves && !event.ctrlKey && !event.metaKey && !event.altKey) {
       event.preventDefault();
       this.choose(moves[event.key]);
+    } else if (event.key === " " && this.at >= 0) {
+      event.preventDefault();
+      this.onTick([this.hits[this.at]]);
+    } else if (event.key === "Enter" && this.at >= 0) {
+      this.onOpen();
     }
   }
 }

@@ -1,4 +1,4 @@
-// The page: wires the parts together and draws what depends on the threshold.
+// The page: wires the parts together, and says which rows are listed.
 
 const get = (id) => document.getElementById(id);
 
@@ -7,191 +7,63 @@ class Page {
     this.rows = rows;
     this.choice = new Choice(rows);
     this.only = null; // rows of one group: { by, code }
+    this.fate = 0; // rows of one reason
     this.hits = null;
-    this.detail = new Detail(get("detail"), rows, this.choice, (id, decision) => {
-      get("list").focus(); // first: a form that has the focus is not drawn anew
-      this.decisions.set(id, decision);
+    this.terms = new Terms();
+    const key = `clues ${rows.header.silo} ${rows.header.recipe} ${rows.n} ${rows.id(0)}`;
+    this.reading = new Reading(rows, this.choice, key);
+    this.several = new Several(rows, this.choice, (ids, decision) => this.decisions.set(ids, decision), () => this.list.draw());
+    this.detail = new Detail(get("detail"), rows, this.choice, {
+      onDecide: (id, decision) => this.decide(id, decision),
+      onNext: () => this.next(),
+      onShow: (row) => this.reading.add(row) && this.decisions && this.drawReading(),
     });
-    this.list = new List(get("list"), rows, this.choice, (row) => this.detail.show(row));
-    this.decisions = new Decisions(rows, this.choice, () => this.refresh(), (row) => this.open(row));
+    this.list = new List(get("list"), rows, this.choice, {
+      onChoose: (row) => this.detail.show(row),
+      onOpen: () => this.detail.cover(true),
+      onTick: (chosen) => (chosen.length === 1 ? this.several.toggle(chosen[0]) : this.several.tick(chosen, true)),
+      isTicked: (row) => this.several.ticked.has(row),
+      isRead: (row) => this.reading.has(row),
+    });
+    this.decisions = new Decisions(rows, this.choice, key, { reading: this.reading, onChange: () => this.refresh(), onOpen: (row) => this.open(row) });
     this.codes = rows.header.groupings.map((_, k) => rows.arrays[`group${k}`]);
-    this.wireThreshold();
-    this.wireGroups();
+    this.whatIf = new WhatIf(rows, this.choice, {
+      onMove: () => this.refresh(),
+      onRest: () => this.find(),
+      onWish: () => {
+        this.decisions.ask(this.whatIf.wanted());
+        get("wished").scrollIntoView({ block: "nearest" });
+      },
+    });
+    this.groups = new Groups(rows, this.choice, this.codes, (by, code) => this.showOnly("group", { only: { by, code } }));
     this.wireRows();
     this.decisions.draw();
     this.refresh();
     this.find();
   }
 
-  // --- threshold
-
-  wireThreshold() {
-    const { low, high } = this.rows.header;
-    const [slider, number] = [get("slider"), get("number")];
-    const step = 10 ** Math.floor(Math.log10((high - low) / 200));
-    Object.assign(slider, { min: low, max: high, step, value: this.choice.value, disabled: false });
-    Object.assign(number, { disabled: false });
-    slider.addEventListener("input", () => this.move(slider.valueAsNumber));
-    number.addEventListener("change", () => this.move(Number.isFinite(number.valueAsNumber) ? number.valueAsNumber : this.choice.inForce));
-    get("back").addEventListener("click", () => {
-      this.move(this.choice.inForce);
-      slider.focus();
-    });
-    const plot = get("plot");
-    const drag = (event) => {
-      const box = plot.getBoundingClientRect();
-      const place = (event.clientX - box.left) / box.width;
-      const [left, right] = this.span();
-      this.move(low + ((place - left) / (right - left)) * (high - low));
-    };
-    plot.addEventListener("pointerdown", (event) => {
-      plot.setPointerCapture(event.pointerId);
-      drag(event);
-    });
-    plot.addEventListener("pointermove", (event) => plot.hasPointerCapture(event.pointerId) && drag(event));
-    new ResizeObserver(() => this.drawThreshold()).observe(plot);
-  }
-
-  // Where the data area of the visible figure begins and ends, as shares of its width.
-  span() {
-    const charts = [...document.querySelectorAll(".chart")];
-    const chart = charts.find((c) => c.clientWidth > 0) ?? charts[0];
-    return [Number(chart.dataset.left), Number(chart.dataset.right)];
-  }
-
-  move(value) {
-    // Moved within a tick of the one in force means that one, digit for digit.
-    const { low, high } = this.rows.header;
-    const near = Math.abs(value - this.choice.inForce) < (high - low) / 500;
-    this.choice.value = near ? this.choice.inForce : Math.round(value * 1e4) / 1e4;
-    if (!this.pending) {
-      this.pending = requestAnimationFrame(() => {
-        this.pending = 0;
-        this.refresh();
-        this.later();
-      });
-    }
-  }
-
-  // The list follows when the slider rests: re-sorting 100,000 rows at every pixel helps nobody.
-  later() {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.find(), 120);
-  }
-
   refresh() {
-    this.drawThreshold();
-    this.drawFigures();
-    this.drawGroups();
+    this.whatIf.drawThreshold();
+    this.whatIf.drawFigures();
+    this.groups.draw();
     this.list.draw();
+    this.reading.draw();
     if (this.detail.row >= 0 && !get("detail").contains(document.activeElement)) this.detail.show(this.detail.row);
   }
 
-  drawThreshold() {
-    const { low, high } = this.rows.header;
-    const value = this.choice.value;
-    const [left, right] = this.span();
-    const share = Math.max(0, Math.min(1, (value - low) / (high - low)));
-    for (const chart of document.querySelectorAll(".chart")) {
-      const gradient = chart.querySelector(".split");
-      gradient.setAttribute("x1", 0);
-      gradient.setAttribute("x2", chart.querySelector("svg").viewBox.baseVal.width);
-      const [from, to] = [Number(chart.dataset.left), Number(chart.dataset.right)];
-      for (const stop of gradient.children) stop.setAttribute("offset", from + share * (to - from));
-    }
-    const slider = get("slider").parentElement.style;
-    slider.setProperty("--left", `${100 * left}%`);
-    slider.setProperty("--right", `${100 * (1 - right)}%`);
-    get("here").hidden = value === this.choice.inForce;
-    get("here").style.left = `${100 * (left + share * (right - left))}%`;
-    if (document.activeElement !== get("slider")) get("slider").value = value;
-    get("slider").setAttribute("aria-valuetext", shown(value));
-    if (document.activeElement !== get("number") || value === this.choice.inForce) get("number").value = Number.isFinite(value) ? Number(value.toFixed(4)) : "";
-    get("back").disabled = value === this.choice.inForce;
+  drawReading() {
+    this.reading.draw();
+    this.decisions.draw();
   }
 
-  drawFigures() {
-    const [all] = this.choice.counts(null, 1);
-    const lines = [
-      ["Threshold", this.choice.inForce, this.choice.value, shown],
-      ["Kept rows", all.now, all.here, (x) => COUNT.format(x)],
-      ["Keep rate", all.now / all.n, all.here / all.n, percent],
-    ];
-    if (this.rows.header.kinds) {
-      lines.push(["Clean recall", all.cleanNow / all.clean, all.cleanHere / all.clean, percent], ["Precision", all.cleanNow / all.now, all.cleanHere / all.here, percent]);
-    }
-    get("figures").tBodies[0].replaceChildren(...lines.map(([name, now, here, show]) => {
-      const line = make("tr");
-      const head = make("th", "", name);
-      head.scope = "row";
-      const cell = make("td", "number");
-      cell.append(make("strong", "", show(here)));
-      const change = Number.isFinite(here - now) ? here - now : 0;
-      line.append(head, make("td", "number faint", show(now)), cell, make("td", "number change", change ? signed(change, show === percent ? `${(100 * change).toFixed(1)} points` : show(change)) : "\u2013"));
-      return line;
-    }));
-    const few = all.here < this.rows.header.minKept || all.here === all.n;
-    const moved = all.gained || all.lost ? `${rowsOf(all.gained)} would come in, ${rowsOf(all.lost)} would go out.` : "No row changes sides.";
-    get("moved").textContent = few ? `${moved} A selection like this is refused: it keeps ${all.here === all.n ? "every row" : `fewer than ${COUNT.format(this.rows.header.minKept)} rows`}.` : moved;
-    const { summary } = this.rows.header;
-    get("lede").textContent = summary || `${rowsOf(this.rows.n)}; ${COUNT.format(all.now)} kept (${percent(all.now / all.n)}) at threshold ${shown(this.choice.inForce)}${this.choice.ruled.size ? `, ${COUNT.format(this.choice.ruled.size)} decided by hand` : ""}.`;
-  }
-
-  // --- groups
-
-  wireGroups() {
-    const select = get("by");
-    select.replaceChildren(...this.rows.header.groupings.map((g, k) => Object.assign(make("option", "", g.name), { value: k })));
-    select.disabled = false;
-    select.addEventListener("change", () => this.drawGroups());
-  }
-
-  drawGroups() {
-    const by = Number(get("by").value);
-    const { values, note } = this.rows.header.groupings[by];
-    const labels = this.rows.header.kinds;
-    const counts = this.choice.counts(this.codes[by], values.length);
-    get("by-note").textContent = note;
-    const names = ["Group", "Rows", "Kept", "Keep rate", "", ...(labels ? ["Clean recall"] : [])];
-    const head = make("tr");
-    head.append(...names.map((name, k) => {
-      const cell = make("th", k && k < 4 ? "number" : k === 4 ? "bar" : k ? "number" : "", name);
-      cell.scope = "col";
-      if (!name) cell.append(make("span", "unseen", "Keep rate as a bar"));
-      return cell;
-    }));
-    get("groups").tHead.replaceChildren(head);
-    get("groups").tBodies[0].replaceChildren(...values.flatMap((value, code) => {
-      const count = counts[code];
-      if (!count.n) return [];
-      const line = make("tr");
-      const name = make("th");
-      name.scope = "row";
-      const button = make("button", "link", value);
-      button.type = "button";
-      button.title = "Show these rows";
-      button.addEventListener("click", () => this.showGroup(by, code));
-      name.append(button);
-      const meter = make("div", "meter");
-      const [bar, tick] = [make("b"), make("i")];
-      bar.style.width = `${(100 * count.here) / count.n}%`;
-      tick.style.left = `calc(${(100 * count.now) / count.n}% - 1px)`;
-      meter.append(bar, tick);
-      const cell = make("td", "bar");
-      cell.append(meter);
-      line.append(name, make("td", "number", COUNT.format(count.n)), make("td", "number", COUNT.format(count.here)), make("td", "number", percent(count.here / count.n)), cell);
-      if (labels) line.append(make("td", "number", count.clean ? percent(count.cleanHere / count.clean) : "\u2013"));
-      return [line];
-    }));
-  }
-
-  showGroup(by, code) {
-    this.only = { by, code };
-    this.drawShow();
-    get("show").value = "group";
-    this.find();
-    get("list").focus();
-    get("list").scrollIntoView({ block: "nearest" });
+  decide(id, decision) {
+    // First: a form that has the focus is not drawn anew.
+    if (this.detail.isOver) document.activeElement?.blur();
+    else get("list").focus();
+    const left = !decision && !this.choice.decided.has(id);
+    this.decisions.set([id], decision);
+    if (left) this.next();
+    if (this.detail.isOver) this.detail.box.querySelector(".next")?.focus();
   }
 
   // --- rows
@@ -199,24 +71,19 @@ class Page {
   wireRows() {
     this.drawShow();
     const search = get("search");
-    for (const field of [search, get("show")]) field.disabled = false;
+    for (const field of [search, get("show"), get("start")]) field.disabled = false;
+    get("start").addEventListener("click", () => this.start());
+    for (const button of document.querySelectorAll("button[data-fate]")) {
+      button.disabled = false;
+      button.addEventListener("click", () => this.showOnly("fate", { fate: Number(button.dataset.fate) }));
+    }
     search.addEventListener("input", () => {
       clearTimeout(this.typing);
       this.typing = setTimeout(() => this.find(true), 60);
     });
     get("show").addEventListener("change", () => this.find());
     for (const input of document.querySelectorAll('input[name="order"]')) input.addEventListener("change", () => this.find());
-    document.addEventListener("keydown", (event) => {
-      const typing = event.target.matches("input:not([type=radio]):not([type=range]), select, textarea");
-      if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-      if (event.key === "/") {
-        event.preventDefault();
-        search.focus();
-      } else if ((event.key === "k" || event.key === "d") && this.detail.row >= 0) {
-        event.preventDefault();
-        this.detail.ask(event.key === "k" ? "keep" : "drop");
-      }
-    });
+    document.addEventListener("keydown", (event) => this.onKey(event));
     search.addEventListener("keydown", (event) => {
       if (event.key === "ArrowDown") {
         event.preventDefault();
@@ -226,19 +93,63 @@ class Page {
     });
   }
 
+  onKey(event) {
+    const typing = event.target.matches("input:not([type=radio]):not([type=range]), select, textarea");
+    if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    const chosen = this.detail.row >= 0;
+    const keys = {
+      "/": () => get("search").focus(),
+      n: () => this.next(),
+      k: () => chosen && this.detail.ask("keep"),
+      s: () => chosen && this.detail.ask("drop"),
+    };
+    if (!(event.key in keys)) return;
+    event.preventDefault();
+    keys[event.key]();
+  }
+
+  // The rows to read first, from the first that is not read yet.
+  start() {
+    get("search").value = "";
+    this.showOnly("first");
+    const at = this.list.hits.findIndex((row) => !this.reading.has(row));
+    this.list.choose(Math.max(0, at));
+    get("h-rows").scrollIntoView({ block: "start" });
+    this.detail.cover(true);
+  }
+
+  next() {
+    const at = this.reading.next(this.list.hits, this.list.at);
+    if (at < 0) {
+      get("found").textContent = "Every row of this list is decided.";
+      return;
+    }
+    this.list.choose(at);
+  }
+
+  showOnly(show, what = {}) {
+    Object.assign(this, what);
+    this.drawShow();
+    get("show").value = show;
+    this.find();
+    get("list").focus({ preventScroll: true });
+    get("h-rows").scrollIntoView({ block: "start" });
+  }
+
   drawShow() {
-    const kinds = this.rows.header.kinds;
-    const options = [["all", "all rows"], ["kept", "kept"], ["dropped", "dropped"], ["changed", "would change sides"], ["hand", "decided by hand"]];
-    if (this.rows.arrays.aside.some(Boolean)) options.push(["aside", "set aside by name"]);
-    if (this.rows.arrays.turnRow.length) options.push(["lowturn", "with a low turn"]);
-    if (this.rows.nScored < this.rows.n) options.push(["unscored", "without a score"]);
-    if (kinds) options.push(["lost", "clean, yet dropped"], ["passed", "damaged, yet kept"]);
+    const { header, arrays, nScored, n } = this.rows;
+    const options = [["first", `the ${header.first.length} to read first`], ["all", "all rows"], ["kept", "kept"], ["dropped", "set aside"], ["changed", "would change sides"], ["hand", "decided by hand"], ["unread", "not read yet"]];
+    if (arrays.aside.some(Boolean)) options.push(["aside", "set aside by name"]);
+    if (arrays.turnRow.length) options.push(["lowturn", "with a low turn"]);
+    if (nScored < n) options.push(["unscored", "without a score"]);
+    if (header.kinds) options.push(["lost", "clean, yet set aside"], ["passed", "damaged, yet kept"]);
+    if (this.fate) options.push(["fate", `why: ${header.fates[this.fate - 1]}`]);
     if (this.only) {
-      const { name, values } = this.rows.header.groupings[this.only.by];
+      const { name, values } = header.groupings[this.only.by];
       options.push(["group", `${name}: ${values[this.only.code]}`]);
     }
     const select = get("show");
-    const before = select.value;
+    const before = select.value || "all";
     select.replaceChildren(...options.map(([value, text]) => Object.assign(make("option", "", text), { value })));
     if (options.some(([value]) => value === before)) select.value = before;
   }
@@ -246,17 +157,21 @@ class Page {
   test(show) {
     const { choice, rows } = this;
     const label = rows.arrays.label;
+    const first = new Set(rows.header.first);
     const tests = {
+      first: (row) => first.has(row),
       all: () => true,
       kept: (row) => choice.keptHere(row),
       dropped: (row) => !choice.keptHere(row),
       changed: (row) => choice.keptHere(row) !== choice.keptNow(row),
       hand: (row) => choice.handHere[row] > 0,
+      unread: (row) => !this.reading.has(row),
       aside: (row) => rows.arrays.aside[row] > 0,
       lowturn: (row) => choice.hasLowTurn(row),
       unscored: (row) => Number.isNaN(rows.score[row]),
       lost: (row) => label[row] === 0 && !choice.keptHere(row),
       passed: (row) => label[row] > 0 && choice.keptHere(row),
+      fate: (row) => rows.arrays.fate[row] === this.fate,
       group: (row) => this.codes[this.only.by][row] === this.only.code,
     };
     return tests[show];
@@ -265,6 +180,7 @@ class Page {
   // All rows in the chosen order; borderline goes outward from the threshold.
   order() {
     const { rows } = this;
+    if (get("show").value === "first") return Uint32Array.from(rows.header.first);
     const way = document.querySelector('input[name="order"]:checked').value;
     if (way === "file") return Uint32Array.from({ length: rows.n }, (_, i) => i);
     if (way === "lowest") return rows.byScore;
@@ -284,10 +200,10 @@ class Page {
     return out;
   }
 
-  find(searched = false) {
+  find(searchedNow = false) {
     const started = performance.now();
     const query = get("search").value;
-    if (searched || this.query !== query) {
+    if (searchedNow || this.query !== query) {
       this.query = query;
       this.hits = this.rows.search(query);
       this.detail.words = query.toLowerCase().split(/\s+/).filter(Boolean);
@@ -297,8 +213,10 @@ class Page {
     const { hits } = this;
     const found = Array.from(this.order()).filter((row) => (!hits || hits[row]) && passes(row));
     this.list.set(found);
+    this.several.offer(found);
     const some = found.length > MOST_ROWS ? `; the first ${COUNT.format(MOST_ROWS)} are listed` : "";
     get("found").textContent = found.length ? `${rowsOf(found.length)}${some}` : "No row is like this.";
+    for (const input of document.querySelectorAll('input[name="order"]')) input.disabled = get("show").value === "first";
     this.searchTook = performance.now() - started;
   }
 
@@ -308,6 +226,7 @@ class Page {
     this.find();
     this.list.choose(this.list.hits.indexOf(row));
     get("list").focus();
+    this.detail.cover(true);
   }
 }
 

@@ -1,19 +1,19 @@
 // What a person decided: shown, kept over a reload, exported as a file with ids and no row text.
 
 class Decisions {
-  constructor(rows, choice, onChange, onOpen) {
-    Object.assign(this, { rows, choice, onChange, onOpen, exported: new Map(choice.ruled) });
-    this.key = `clues ${rows.header.silo} ${rows.header.recipe} ${rows.n} ${rows.id(0)}`;
+  constructor(rows, choice, key, { reading, onChange, onOpen }) {
+    Object.assign(this, { rows, choice, reading, key, onChange, onOpen, wish: null, exported: new Map(choice.ruled), exportedWish: null });
     this.restore();
-    const get = (id) => document.getElementById(id);
-    Object.assign(this, { table: get("decisions"), none: get("none"), button: get("export"), take: get("take"), unsaved: get("unsaved"), command: get("command") });
+    for (const id of ["decisions", "none", "export", "take", "unsaved", "send-back", "command", "copy", "reviewer", "wished"]) this[id] = document.getElementById(id);
     this.reasons = make("datalist");
     this.reasons.id = "reasons";
     document.body.append(this.reasons);
-    this.button.addEventListener("click", () => this.save());
+    this.export.addEventListener("click", () => this.save());
+    this.copy.addEventListener("click", () => this.copyCommand());
+    this.reviewer.addEventListener("input", () => this.draw());
     this.take.addEventListener("click", () => {
-      for (const [id, keep, why] of this.waiting()) this.set(id, { keep, why });
-      this.button.focus();
+      for (const [id, keep, why] of this.waiting()) this.set([id], { keep, why });
+      this.export.focus();
     });
     window.addEventListener("beforeunload", (event) => {
       if (this.isUnsaved()) event.preventDefault();
@@ -46,11 +46,18 @@ class Decisions {
     return this.rows.header.waiting.filter(([id]) => this.rows.withId(id).length && !this.choice.decided.has(id));
   }
 
-  set(id, decision) {
-    this.choice.decide(id, decision);
+  // One decision about the rows of these ids; null takes back what was decided.
+  set(ids, decision) {
+    for (const id of ids) this.choice.decide(id, decision);
     this.remember();
     this.draw();
     this.onChange();
+  }
+
+  // A wish for another threshold, or null.
+  ask(wish) {
+    this.wish = wish;
+    this.draw();
   }
 
   static same(a, b) {
@@ -63,7 +70,7 @@ class Decisions {
   }
 
   isUnsaved() {
-    return this.differs(this.exported);
+    return this.differs(this.exported) || this.wish?.threshold !== this.exportedWish?.threshold;
   }
 
   state(id) {
@@ -75,18 +82,37 @@ class Decisions {
   draw() {
     const { decided, ruled } = this.choice;
     const ids = [...new Set([...ruled.keys(), ...decided.keys()])];
-    this.table.hidden = !ids.length;
+    this.decisions.hidden = !ids.length;
     this.none.hidden = Boolean(ids.length);
-    this.table.tBodies[0].replaceChildren(...ids.map((id) => this.line(id)));
+    this.decisions.tBodies[0].replaceChildren(...ids.map((id) => this.line(id)));
     const changed = this.differs(ruled);
-    this.button.disabled = !changed && !decided.size;
-    this.button.textContent = decided.size ? `Export ${COUNT.format(decided.size)} ${decided.size === 1 ? "decision" : "decisions"}` : changed ? "Export: no decision any more" : "Nothing to export";
+    const has = [];
+    if (decided.size) has.push(`${COUNT.format(decided.size)} ${decided.size === 1 ? "decision" : "decisions"}`);
+    else if (changed) has.push("no decision any more");
+    if (this.wish) has.push("a wish");
+    if (!has.length && this.reading.ids.size) has.push(`${rowsOf(this.reading.ids.size)} read, nothing to change`);
+    this.export.disabled = !has.length;
+    this.export.textContent = has.length ? `Export ${has.join(" and ")}` : "Nothing to export";
     this.unsaved.textContent = this.isUnsaved() ? "Not exported yet." : changed ? "Exported, and not yet in force." : "";
+    this.drawWish();
     const waiting = this.waiting().length;
     this.take.hidden = !waiting;
     this.take.textContent = `Take over ${COUNT.format(waiting)} from another recipe`;
     this.take.title = "Decided when the rows had other scores, and not in force under this recipe";
+    this["send-back"].hidden = !has.length;
+    this.command.textContent = this.sentence();
     this.reasons.replaceChildren(...[...new Set([...decided.values()].map((d) => d.why))].map((why) => Object.assign(make("option"), { value: why })));
+  }
+
+  drawWish() {
+    this.wished.hidden = !this.wish;
+    if (!this.wish) return;
+    const { threshold, in_force, kept, kept_in_force } = this.wish;
+    const back = make("button", "", "Take back");
+    back.type = "button";
+    back.setAttribute("aria-label", "Take back the wish");
+    back.addEventListener("click", () => this.ask(null));
+    this.wished.replaceChildren(`Your wish: threshold ${shown(threshold)} instead of ${shown(in_force)}, which keeps ${rowsOf(kept)} instead of ${COUNT.format(kept_in_force)}. `, back);
   }
 
   line(id) {
@@ -102,27 +128,47 @@ class Decisions {
     const undo = make("button", "", this.choice.decided.has(id) ? "Take back" : "Put back");
     undo.type = "button";
     undo.setAttribute("aria-label", `${undo.textContent} the decision about row ${places[0] + 1}`);
-    undo.addEventListener("click", () => this.set(id, this.choice.decided.has(id) ? null : this.choice.ruled.get(id)));
+    undo.addEventListener("click", () => this.set([id], this.choice.decided.has(id) ? null : this.choice.ruled.get(id)));
     const last = make("td", "number screen");
     last.append(undo);
-    line.append(name, make("td", "", own.keep ? "keep" : "drop"), make("td", "reason", own.why), make("td", "faint", this.state(id)), last);
+    line.append(name, make("td", "", own.keep ? "keep" : "set aside"), make("td", "reason", own.why), make("td", "faint", this.state(id)), last);
     return line;
   }
 
   content() {
     const overrides = [...this.choice.decided].map(([id, { keep, why }]) => ({ id, keep, reason: why }));
-    return { format: "clues-overrides", version: 1, silo: this.rows.header.silo, recipe_hash: this.rows.header.recipe, overrides };
+    const { silo, recipe } = this.rows.header;
+    return { format: "clues-overrides", version: 1, silo, recipe_hash: recipe, reviewer: this.reviewer.value.trim(), overrides, read: this.reading.content(), wish: this.wish };
+  }
+
+  file() {
+    const who = this.reviewer.value.trim().replace(/[^A-Za-z0-9]+/g, "-").replace(/^-|-$/g, "");
+    return `overrides-${this.rows.header.silo}${who ? `-${who}` : ""}.json`;
+  }
+
+  // What goes with the file, ready to be sent.
+  sentence() {
+    const { decided } = this.choice;
+    const wish = this.wish ? `, and I wish for threshold ${shown(this.wish.threshold)}` : "";
+    return `I have read ${rowsOf(this.reading.ids.size)} of ${this.rows.header.silo} and decided about ${COUNT.format(decided.size)}${wish}; the file ${this.file()} says which and why.\nTo put it in force: clues select CONFIG --overrides ${this.file()}\nThen, where a joint model is trained: clues run CONFIG\nOf a file that clues clean has cleaned: the same command again, with --overrides ${this.file()}`;
+  }
+
+  async copyCommand() {
+    try {
+      await navigator.clipboard.writeText(this.command.textContent);
+      this.copy.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(this.command); // without a clipboard it can be copied by hand
+      this.copy.textContent = "Selected: copy it with the keyboard";
+    }
   }
 
   save() {
-    const name = `overrides-${this.rows.header.silo}.json`;
     const blob = new Blob([`${JSON.stringify(this.content(), null, 2)}\n`], { type: "application/json" });
-    const link = Object.assign(make("a"), { href: URL.createObjectURL(blob), download: name });
+    const link = Object.assign(make("a"), { href: URL.createObjectURL(blob), download: this.file() });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    this.exported = new Map(this.choice.decided);
-    this.command.hidden = false;
-    this.command.textContent = `clues select CONFIG --overrides ${name}   # puts them in force\nclues run CONFIG   # trains and measures anew`;
+    Object.assign(this, { exported: new Map(this.choice.decided), exportedWish: this.wish });
     this.draw();
   }
 }

@@ -62,16 +62,18 @@ class Rows {
   storedReason(row) {
     const { reason, reasonEnd } = this.arrays;
     if (!reasonEnd.length) return "";
-    const text = this.decoder.decode(reason.subarray(row ? reasonEnd[row - 1] : 0, reasonEnd[row]));
+    const whole = this.decoder.decode(reason.subarray(row ? reasonEnd[row - 1] : 0, reasonEnd[row]));
+    // Where words say why, the number stands with the other numbers.
+    const text = whole.replace(/(.); score \S+ is (not )?below \S+$/, "$1");
     return text && `${text[0].toUpperCase()}${text.slice(1)}.`;
   }
 
-  // Places of a row's turn that show what was found: [start, end, what it says], in order.
+  // Places of a row's turn that show what was found: [start, end, what it says, level], in order.
   marks(row, turn) {
-    const { markRow, markTurn, markStart, markEnd, markSays } = this.arrays;
+    const { markRow, markTurn, markStart, markEnd, markSays, markLevel } = this.arrays;
     const found = [];
     for (let k = 0; k < markRow.length; k++) {
-      if (markRow[k] === row && markTurn[k] === turn) found.push([markStart[k], markEnd[k], this.header.says[markSays[k]]]);
+      if (markRow[k] === row && markTurn[k] === turn) found.push([markStart[k], markEnd[k], this.header.says[markSays[k]], markLevel[k]]);
     }
     return found.sort((a, b) => a[0] - b[0]);
   }

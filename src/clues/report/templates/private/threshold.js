@@ -18,8 +18,13 @@ class Choice {
     return hand;
   }
 
+  // By score and text alone, at the threshold in force.
+  keptWithout(row) {
+    return !this.rows.arrays.aside[row] && this.rows.decides[row] >= this.inForce;
+  }
+
   keptNow(row) {
-    return this.handNow[row] ? this.handNow[row] === 1 : !this.rows.arrays.aside[row] && this.rows.decides[row] >= this.inForce;
+    return this.handNow[row] ? this.handNow[row] === 1 : this.keptWithout(row);
   }
 
   // What a row's text shows stands above every threshold.
@@ -68,13 +73,14 @@ class Choice {
   reason(row) {
     const { rows } = this;
     const own = this.decided.get(rows.id(row));
-    if (own) return `${own.keep ? "Kept" : "Dropped"} by a person: ${own.why}`;
+    if (own) return `${own.keep ? "Kept" : "Set aside"} by a person: ${own.why}`;
     const stored = rows.storedReason(row);
     // As in decisions.csv, as long as nothing is tried here that changes it.
     if (stored && !this.handNow[row] && (rows.arrays.aside[row] || Number.isNaN(rows.score[row]) || this.value === this.inForce)) return stored;
-    if (Number.isNaN(rows.score[row])) return `Dropped: ${rows.whyUnscored(row)}.`;
+    if (Number.isNaN(rows.score[row])) return `Without a score: ${rows.whyUnscored(row)}.`;
     const below = rows.decides[row] < this.value;
     if (rows.decides[row] !== rows.score[row]) return `Its turns decide: ${shown(rows.decides[row])} is ${below ? "below" : "not below"} ${shown(this.value)}.`;
-    return `Score ${shown(rows.score[row])} is ${below ? "below" : "not below"} ${shown(this.value)}.`;
+    const [score, cut] = [shown(rows.score[row]), shown(this.value)];
+    return score === cut ? `Its score is at the threshold, ${cut}${below ? ", and just below it" : ""}.` : `Score ${score} is ${below ? "below" : "not below"} ${cut}.`;
   }
 }
