@@ -27,6 +27,8 @@ LAYERS = (
     ("model",),
     ("selection",),
     ("scoring",),
+    # A silo's own cluster, below the silo: it scores and trains, and knows no message.
+    ("cluster",),
     ("evaluation",),
     # Below the silo: it writes its own private report, in whatever process it runs.
     ("report",),
@@ -46,6 +48,7 @@ NEVER = {
     "silo": ("coordinator",),
     "wall": ("silo", "coordinator", "carriers", "scoring", "network"),
     "scoring": ("silo", "coordinator", "wall"),
+    "cluster": ("silo", "coordinator", "wall"),
     "selection": ("silo", "coordinator", "wall", "scoring"),
     "data": ("silo", "coordinator", "wall"),
     "findings": ("silo", "coordinator", "wall", "model", "scoring"),

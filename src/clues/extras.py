@@ -16,6 +16,7 @@ EXTRA_OF = {
     "lm_eval": "eval",
     "opacus": "dp",
     "openai": "judge",
+    "ray": "ray",
 }
 
 

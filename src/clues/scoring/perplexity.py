@@ -75,6 +75,7 @@ def alignments(
     *,
     adapter: AdapterState,
     skip_nonfinite: bool = False,
+    losses_of: Callable[[Sequence[EncodedRow]], np.ndarray] | None = None,
 ) -> np.ndarray:
     """How much its question lowers the loss of every row's response, in nats a token.
 
@@ -88,22 +89,20 @@ def alignments(
         losses: loss(answer | question) of each, under the same adapter.
         adapter: LoRA weights.
         skip_nonfinite: give NaN instead of raising.
+        losses_of: gives rows' mean losses under the adapter, in place of this model.
 
     Raises:
-        NonFiniteScoreError: a loss is NaN or infinite.
+        NumericsError: a loss is NaN or infinite.
 
     Source: FedDQC, Du et al. 2024, arXiv 2410.11540.
     """
     alone = [answer_alone(row) for row in rows]
     asked = [n for n, row in enumerate(alone) if row is not None]
     found = np.zeros(len(rows))
-    found[asked] = (
-        mean_losses(
-            model,
-            [row for row in alone if row is not None],
-            adapter=adapter,
-            skip_nonfinite=skip_nonfinite,
-        )
-        - losses[asked]
-    )
+    answers = [row for row in alone if row is not None]
+    if losses_of is None:
+        given = mean_losses(model, answers, adapter=adapter, skip_nonfinite=skip_nonfinite)
+    else:
+        given = losses_of(answers)
+    found[asked] = given - losses[asked]
     return found

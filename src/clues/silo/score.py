@@ -23,8 +23,9 @@ from clues.scoring.direction import scored_weights
 from clues.scoring.forms import form_directions
 from clues.scoring.parts import BEFORE, InRunLoss, InRunTerm, Loss, Parts
 from clues.scoring.parts import Compared as ComparedScore
-from clues.scoring.perplexity import losses_before, mean_losses
+from clues.scoring.perplexity import losses_before
 from clues.scoring.rounds import read_scores
+from clues.scoring.shards import Sharing
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import (
     TrajectoryScores,
@@ -69,11 +70,18 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         DataError: a fold without rows, or a request whose parts do not fit together.
         NumericsError: an anchor scores NaN or infinity on the silo's own checkpoints.
     """
+    _check_weights(space, request)
+    with space.sharing() as sharing:
+        return _score_all(space, request, sharing)
+
+
+def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> ScoreReply:
     recipe, rows = space.recipe(), list(space.encoded().rows)
     groups = group_names(recipe, space.name, space.settings.domain)
-    _check_weights(space, request)
-    # Whether a row's score is finite must not show in the answer, so such rows are noted inside.
-    before = losses_before(space.model(), rows, skip_nonfinite=True)
+    model = space.model()
+    with space.progress.task(f"{space.name}: losses before", len(rows)) as advance:
+        # Whether a score is finite must not show in the answer, so such rows are noted inside.
+        before = sharing.losses(model, rows, model.initial, skip_nonfinite=True, on_rows=advance)
     fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {BEFORE: before}
@@ -82,7 +90,8 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         members = np.flatnonzero(fold == number)
         if not len(members):
             raise DataError(f"silo {space.name}: too few rows to cross-fit.")
-        scored = _score_group(space, request, number, [rows[i] for i in members], before[members])
+        own = [rows[i] for i in members]
+        scored = _score_group(space, request, number, own, before[members], sharing)
         for name, values in scored.scores.raw.items():
             raw.setdefault(name, np.zeros(len(rows)))[members] = values
         for part, values in scored.scores.parts.items():
@@ -155,6 +164,7 @@ def _score_group(
     number: int,
     rows: list[EncodedRow],
     before: np.ndarray,
+    sharing: Sharing,
 ) -> _Scored:
     """Score one group's rows by the deciding score and by those beside it.
 
@@ -162,7 +172,7 @@ def _score_group(
     """
     recipe = space.recipe()
     scene = _scene(space, request, number)
-    scored, anchors = _deciding_scores(space, rows, before, scene, request)
+    scored, anchors = _deciding_scores(space, rows, before, scene, request, sharing)
     finite = _finite([*scored.raw.values(), before])
     compared = compare(
         scene.place,
@@ -212,6 +222,7 @@ def _deciding_scores(
     before: np.ndarray,
     scene: _Scene,
     request: ScoreRequest,
+    sharing: Sharing,
 ) -> tuple[TrajectoryScores, dict[str, np.ndarray]]:
     """Scores of a group's rows, and of the anchors on the same checkpoints.
 
@@ -231,7 +242,7 @@ def _deciding_scores(
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
     if method in BASELINES:
         found = score_by_baselines(scene.place, [method], rows, anchors)[method]
-        last = mean_losses(model, rows, adapter=checkpoints[-1].adapter)
+        last = sharing.losses(model, rows, checkpoints[-1].adapter)
         return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
@@ -246,8 +257,7 @@ def _deciding_scores(
             checkpoints,
             scene.directions,
             on_rows=advance,
-            shards=space.private / "shards",
-            team=space.team,
+            shards=sharing,
             skip_nonfinite=True,
             before=before,
             **how,

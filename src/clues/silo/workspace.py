@@ -5,7 +5,8 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import (
+    RAY,
+    ComputeSettings,
     ModelSettings,
     PublicFile,
     Recipe,
@@ -32,10 +35,12 @@ from clues.model.place import identify
 from clues.model.training import Trained, train
 from clues.progress import Progress
 from clues.rundir import hash_of, read_json, read_record, source_hash, write_json
-from clues.scoring.shards import Team
+from clues.scoring.shards import Sharing, Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
 from clues.scoring.trial import try_out
+from clues.scoring.watch import FILE as PROGRESS
+from clues.scoring.watch import Watch
 from clues.selection.threshold import UNSCORED, UNUSABLE, Apart, Threshold
 
 N_KEY_BYTES = 32
@@ -450,6 +455,23 @@ class Workspace:
             raise DataError(f"silo {self.name}: there are no checkpoints yet. Train first.")
         found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
         return [load_checkpoint(path) for path in found]
+
+    @contextmanager
+    def sharing(self) -> Iterator[Sharing]:
+        """Inside: where shards lie, and the workers of the silo's cluster where it has one."""
+        settings, folder = self.compute(), self.private / "shards"
+        watch = Watch(self.private / PROGRESS, settings.engine)
+        if settings.engine != RAY:
+            yield Sharing(folder, self.team, watch=watch)
+            return
+        from clues.cluster.scoring import RayEngine  # needs the extra `ray`
+
+        with RayEngine(settings, self.recipe(), on_workers=watch.workers) as engine:
+            yield Sharing(folder, engine=engine, watch=watch)
+
+    def compute(self) -> ComputeSettings:
+        """Where this silo scores and trains."""
+        return self.settings.compute or ComputeSettings()
 
     def train(
         self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
