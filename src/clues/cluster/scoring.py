@@ -91,7 +91,7 @@ class RayEngine:
             done, _ = self.ray.wait(list(self.waiting), num_returns=1, timeout=POLL_S)
             if any(hand.ready for hand in self.hands):
                 busy_since = time.monotonic()
-            elif time.monotonic() - busy_since > self.settings.wait_s:
+            elif not done and time.monotonic() - busy_since > self.settings.wait_s:
                 raise ClusterError(self._nobody(n_done, len(numbers)))
             for ref in done:
                 hand, number = self.waiting.pop(ref)

@@ -13,11 +13,14 @@ from pathlib import Path
 from socket import gethostname
 from typing import Any, NamedTuple
 
+import torch
+
 from clues import __version__
 from clues.config import Recipe, differing, validate
 from clues.data.tokenfile import TokenRows, pack_rows, unpack_rows
 from clues.data.tokens import EncodedRow
 from clues.errors import CluesError, DataError
+from clues.extras import needs
 from clues.model.adapters import LoraModel
 from clues.model.place import identify
 from clues.scoring.batches import token_budget_of
@@ -83,12 +86,10 @@ class Scorer:
         Returns:
             `host`, the versions of what numbers depend on, and `problem` where there is one.
         """
-        import torch
-
         found = {"host": gethostname(), **versions()}
         torch.set_num_threads(n_threads)
-        settings = validate(Recipe, json.loads(recipe), where="the recipe")
         try:
+            settings = validate(Recipe, json.loads(recipe), where="the recipe")
             theirs = settings.model.files
             if theirs and (what := differing(identify(settings.model), theirs)):
                 return found | {"problem": f"its base model is another one ({what})"}
@@ -106,9 +107,7 @@ class Scorer:
         """
         assert self.model is not None
         if task.key not in self.jobs:
-            import ray
-
-            self.jobs = {task.key: Job.unpacked(ray.get(job[0]), ())}
+            self.jobs = {task.key: Job.unpacked(fetched(job[0]), ())}
         rows = self._rows(task)
         if rows is None:
             return Answer(unseen=True)
@@ -134,6 +133,13 @@ class Scorer:
         rows = [file[position] for position in task.positions]
         # Another file may stand under the same path on another machine.
         return rows if hashlib.sha256(pack_rows(rows)).hexdigest() == task.digest else None
+
+
+def fetched(reference: Any) -> Any:
+    """What a reference into Ray's object store stands for."""
+    with needs("ray", what="a worker of a silo's cluster"):
+        import ray
+    return ray.get(reference)
 
 
 def versions() -> dict[str, str]:

@@ -209,6 +209,7 @@ class Silo:
         return []
 
     def _hello(self, request: HelloRequest, again: str) -> HelloReply:
+        self.space.check_compute()
         if self.space.one_owner:
             # Rows that cannot be used need not wait for the training. For another coordinator
             # they do: a recipe that they do not fit would tell how long they are.

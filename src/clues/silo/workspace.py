@@ -29,6 +29,7 @@ from clues.data.formats import RowFile, read_rows
 from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
 from clues.errors import DataError, RecipeMismatchError
+from clues.extras import require
 from clues.findings.look import Findings, look
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
@@ -472,6 +473,21 @@ class Workspace:
     def compute(self) -> ComputeSettings:
         """Where this silo scores and trains."""
         return self.settings.compute or ComputeSettings()
+
+    def check_compute(self) -> None:
+        """See that the silo's cluster answers, before hours of work lead up to it.
+
+        Raises:
+            ExtraError: Ray is not installed.
+            ClusterError: no Ray answers at the address.
+        """
+        settings = self.compute()
+        if settings.engine == RAY:
+            require("ray", what=f"silo {self.name}: compute: ray")
+            from clues.cluster.connection import check_answers  # Ray is for those who have it
+
+            if settings.address:
+                check_answers(settings.address, wait_s=settings.wait_s)
 
     def train(
         self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
