@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "extras", "atomic", "printable", "reading"),
     ("config",),
-    ("rundir", "progress"),
+    ("rundir", "progress", "underway"),
     # What a run found: read by all that come after it, and without torch.
     ("results",),
     ("data",),
@@ -62,6 +62,7 @@ WITHOUT_TORCH = (
     "printable",
     "config",
     "rundir",
+    "underway",
     "selection.units",
     "selection.weighing",
     "selection.threshold",

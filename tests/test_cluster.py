@@ -385,5 +385,6 @@ def test_every_shard_is_told_to_who_watches(ray, job, tmp_path):
     with RayEngine(ComputeSettings(engine="ray"), RECIPE, on_workers=watch.workers) as engine:
         shards.score_in_shards(*job, tmp_path, engine=engine, watch=watch)
     found = json.loads((tmp_path / "progress.json").read_text())
-    assert (found["shards"], found["done"], found["rows"], found["rows_done"]) == (4, 4, 7, 7)
+    assert (found["part"], found["parts"], found["parts_done"]) == ("shard", 4, 4)
+    assert (found["rows"], found["rows_done"], found["rows_found"]) == (7, 7, 0)
     assert (found["engine"], found["workers"], found["last_error"]) == ("ray", 1, "")

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from federation_helpers import edit_config, open_micro, write_micro, write_rows
-from ray_nodes import Cluster, cluster
 
+from benchmarks import ray_nodes
+from benchmarks.ray_nodes import Cluster
 from clues.pipeline import run_until
 
 pytest.importorskip("ray", reason="Ray is not installed: the extra `ray`")
@@ -37,6 +40,17 @@ def table(config) -> bytes:
     """The scores of one process."""
     run_until(open_micro(config, config.parent / "one"), "score")
     return scores(config.parent / "one")
+
+
+@contextmanager
+def cluster(*cpus: int) -> Iterator[Cluster]:
+    try:
+        with ray_nodes.cluster(*cpus) as nodes:
+            yield nodes
+    except RuntimeError as error:
+        if "does not start" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def scores(run: Path) -> bytes:
@@ -93,7 +107,7 @@ def test_a_driver_killed_half_way_loses_its_open_shards_alone(config, table, tmp
         assert scores(out) == table
         assert there, "nothing was there to go on from"
         found = json.loads((out / "silos/north/private/progress.json").read_text())
-        assert found["done"] == found["shards"]
+        assert found["parts_done"] == found["parts"]
 
 
 def test_a_wrong_token_is_one_line(config, tmp_path):

@@ -128,23 +128,23 @@ def score_in_shards(
     products = np.zeros((len(job.rows), len(job.directions)))
     losses = np.zeros(len(job.rows))
 
-    def take(number: int, found: RowScores) -> None:
+    def take(number: int, found: RowScores, *, again: bool = False) -> None:
         products[plan[number]] = found.products
         losses[plan[number]] = found.losses
         if watch:
-            watch.took(len(plan[number]))
+            watch.took(len(plan[number]), found=again)
         if on_rows:
             on_rows(len(plan[number]))
 
     if watch:
-        watch.job(job.what, n_shards=len(plan), n_rows=len(job.rows))
+        watch.begin(job.what, part="shard", n_parts=len(plan), n_rows=len(job.rows))
     open_: list[int] = []
     for number in range(len(plan)):
         found = read_shard(place, number, job)
         if found is None:
             open_.append(number)
         else:
-            take(number, found)
+            take(number, found, again=True)
     if engine is not None:
         for number in engine.shards(job, open_, place) if open_ else ():
             found = read_shard(place, number, job)

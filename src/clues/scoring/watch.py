@@ -1,9 +1,10 @@
-"""How far the scoring of a silo's rows is, in a small file beside them: for who asks meanwhile."""
+"""How far the work on a silo's rows is, in a small file beside them: for who asks meanwhile."""
 
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from clues.rundir import write_json
@@ -26,23 +27,35 @@ class Watch:
 
     def __post_init__(self) -> None:
         """Nothing is known yet."""
-        self.state: dict[str, Any] = {"engine": self.engine, "pid": os.getpid(), "workers": 1}
-        if self.engine != "local":
-            self.state["workers"] = 0
-        self.state["last_error"] = ""
+        self.state: dict[str, Any] = {
+            "engine": self.engine,
+            "host": gethostname(),
+            "pid": os.getpid(),
+            "workers": 1 if self.engine == "local" else 0,
+            "last_error": "",
+        }
         self.written = 0.0
 
-    def job(self, what: str, *, n_shards: int, n_rows: int) -> None:
-        """A job begins: what is computed, and of how much."""
-        self.state |= {"step": what, "shards": n_shards, "done": 0, "rows": n_rows, "rows_done": 0}
-        self.state["began"] = time.time()
+    def begin(self, what: str, *, part: str, n_parts: int, n_rows: int) -> None:
+        """A piece of work begins.
+
+        Args:
+            what: is computed.
+            part: what it is done in: `shard` or `step`.
+            n_parts: how many of these.
+            n_rows: how many rows all of them have.
+        """
+        self.state |= {"what": what, "part": part, "parts": n_parts, "parts_done": 0}
+        self.state |= {"rows": n_rows, "rows_done": 0, "rows_found": 0, "began": time.time()}
         self._write()
 
-    def took(self, n_rows: int) -> None:
-        """One more shard is done."""
-        self.state["done"] += 1
+    def took(self, n_rows: int, *, found: bool = False) -> None:
+        """One more part is done; `found` where an earlier call had done it."""
+        self.state["parts_done"] += 1
         self.state["rows_done"] += n_rows
-        if self.state["done"] == self.state["shards"] or time.time() - self.written > EVERY_S:
+        self.state["rows_found"] += n_rows if found else 0
+        last = self.state["parts_done"] == self.state["parts"]
+        if last or time.time() - self.written > EVERY_S:
             self._write()
 
     def workers(self, n_ready: int, last_error: str) -> None:

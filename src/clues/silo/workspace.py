@@ -495,13 +495,16 @@ class Workspace:
         """Train on these rows with the recipe's settings and a bar; `how` as `training.train`."""
         # The Trainer would make it open to others.
         make_private_folder(self.private / "scratch")
-        with self.progress.task(f"{self.name}: {what}", how["n_steps"]) as advance:
+        watch = Watch(self.private / PROGRESS)
+        batch, n_steps = self.recipe().train.batch_size, how["n_steps"]
+        watch.begin(f"training, {what}", part="step", n_parts=n_steps, n_rows=batch * n_steps)
+        with self.progress.task(f"{self.name}: {what}", n_steps) as advance:
             return train(
                 self.model(),
                 rows,
                 settings=self.recipe().train,
                 scratch=str(self.private / "scratch"),
-                on_step=lambda: advance(1),
+                on_step=lambda: (advance(1), watch.took(batch)),
                 **how,
             )
 
