@@ -388,3 +388,39 @@ def test_every_shard_is_told_to_who_watches(ray, job, tmp_path):
     assert (found["part"], found["parts"], found["parts_done"]) == ("shard", 4, 4)
     assert (found["rows"], found["rows_done"], found["rows_found"]) == (7, 7, 0)
     assert (found["engine"], found["workers"], found["last_error"]) == ("ray", 1, "")
+
+
+@pytest.mark.parametrize(
+    ("workers", "observer", "where"),
+    [(1, None, "here"), (2, None, "cluster"), (2, object(), "here")],
+)
+def test_a_training_goes_to_the_cluster_where_the_setting_says(
+    tmp_path, monkeypatch, workers, observer, where, caplog
+):
+    from clues.progress import Silent
+    from clues.silo import workspace
+
+    monkeypatch.setattr(workspace, "train", lambda *a, **k: "here")
+    monkeypatch.setattr("clues.cluster.training.train_on_cluster", lambda *a, **k: "cluster")
+    compute = ComputeSettings(engine="ray", train_workers=workers)
+    space: Any = Workspace.__new__(Workspace)
+    space.settings = SimpleNamespace(name="north", compute=compute)
+    space.private, space.progress = tmp_path, Silent()
+    space.memory = {"recipe": RECIPE, "model": None}
+    how = {"n_steps": 3} | ({"observer": observer} if observer else {})
+    assert space.train([], "round 1", **how) == where
+    assert ("in-run scores are taken in one process" in caplog.text) == (observer is not None)
+
+
+def test_noise_is_made_in_one_process():
+    from clues.config import SiloSettings, validate
+
+    silo = {
+        "name": "north",
+        "data": "rows.jsonl",
+        "domain": "d",
+        "privacy": {"epsilon": 8, "delta": 1e-5},
+        "compute": {"engine": "ray", "train_workers": 2},
+    }
+    with pytest.raises(ConfigError, match="noise in one process"):
+        validate(SiloSettings, silo, where="north.yaml")

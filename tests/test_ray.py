@@ -135,3 +135,22 @@ def test_ray_on_this_machine_alone_needs_no_cluster(config, table, tmp_path, mon
     assert done.returncode == 0, done.stderr
     assert scores(tmp_path / "run") == table
     assert (tmp_path / "home/.ray").stat().st_mode & 0o777 == 0o700, "others could read the token"
+
+
+def test_two_training_workers_have_the_loss_curve_of_one_process(tmp_path, micro_model):
+    config = write_micro(tmp_path, micro_model, silos=("north",))
+    program = Path(__file__).with_name("ray_training.py")
+    with cluster(2) as nodes:
+        command = [sys.executable, str(program), str(config), nodes.address]
+        done = subprocess.run(
+            command, env=nodes.environment, capture_output=True, text=True, timeout=400
+        )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    alone, together = found["alone"], found["together"]
+    assert found["taken"] == len(alone["losses"]) == 20
+    assert alone["losses"][0] > alone["losses"][-1] + 0.1, "nothing was learnt"
+    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert together["weights"] == pytest.approx(alone["weights"], rel=1e-3)
+    for same in ("steps", "rates", "moments"):
+        assert together[same] == alone[same]

@@ -148,6 +148,15 @@ class SiloSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _noise_is_made_in_one_process(self) -> "SiloSettings":
+        if self.privacy and self.compute and self.compute.train_workers > 1:
+            raise ValueError(
+                "privacy adds its noise in one process: remove compute.train_workers. Scoring may use "
+                "as many workers as it likes"
+            )
+        return self
+
     @field_validator("model", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:

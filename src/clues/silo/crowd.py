@@ -30,7 +30,7 @@ import numpy as np
 from clues.config import derived_seed
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
-from clues.model.training import Schedule
+from clues.model.recording import Schedule
 from clues.rundir import hash_of
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of

@@ -14,7 +14,8 @@ from clues.config import (
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError
 from clues.model.adapters import save_checkpoint
-from clues.model.training import Schedule, Trained
+from clues.model.recording import Schedule
+from clues.model.training import Trained
 from clues.scoring.inrun import Reference
 from clues.scoring.rounds import checked_reference, replaced_visits, watch_round, write_round
 from clues.scoring.trajectory import checkpoint_steps, fold_of, n_train_steps

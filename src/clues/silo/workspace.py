@@ -499,14 +499,26 @@ class Workspace:
         batch, n_steps = self.recipe().train.batch_size, how["n_steps"]
         watch.begin(f"training, {what}", part="step", n_parts=n_steps, n_rows=batch * n_steps)
         with self.progress.task(f"{self.name}: {what}", n_steps) as advance:
-            return train(
-                self.model(),
-                rows,
-                settings=self.recipe().train,
-                scratch=str(self.private / "scratch"),
-                on_step=lambda: (advance(1), watch.took(batch)),
-                **how,
+            how |= {
+                "scratch": str(self.private / "scratch"),
+                "on_step": lambda: (advance(1), watch.took(batch)),
+            }
+            if self._trains_together(how):
+                from clues.cluster.training import train_on_cluster  # needs the extra `ray`
+
+                return train_on_cluster(self.compute(), self.recipe(), self.model(), rows, **how)
+            return train(self.model(), rows, settings=self.recipe().train, **how)
+
+    def _trains_together(self, how: dict[str, Any]) -> bool:
+        """Whether workers share this training; who watches every step must be in its process."""
+        watched = how.get("observer") is not None
+        if not watched:
+            how.pop("observer", None)
+        if self.compute().train_workers > 1 and watched:
+            log.warning(
+                "silo %s: in-run scores are taken in one process; so is this training.", self.name
             )
+        return self.compute().train_workers > 1 and not watched
 
     def clean_scratch(self) -> None:
         """Remove what the Trainer left."""
