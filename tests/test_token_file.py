@@ -2,14 +2,17 @@
 
 import hashlib
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from clues.config import TokenSettings
 from clues.data import tokenfile
-from clues.data.tokenfile import hash_rows, pack_rows, unpack_rows, write_rows
-from clues.data.tokens import EncodedRow
+from clues.data.tokenfile import encode_into, hash_rows, pack_rows, unpack_rows, write_rows
+from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
+from clues.data.views import View
 from clues.errors import DataError
 from clues.model.adapters import Checkpoint
 from clues.scoring import job as jobs
@@ -102,3 +105,30 @@ def test_a_packed_job_is_the_job_without_its_rows():
     assert np.array_equal(back.directions[0]["a.lora_A.weight"], state["a.lora_A.weight"])
     with pytest.raises(ValueError, match="not what was written"):
         Job.unpacked(job.packed()[:-1], ())
+
+
+def test_rows_encoded_into_a_file_are_those_encoded_in_memory(tmp_path, tokenizer, samples):
+    encoder = RowEncoder(tokenizer, TokenSettings(template="alpaca", max_length=60))
+    here = encode_rows(samples, encoder, where="rows")
+    (tmp_path / "tokens-old.arrow").write_bytes(b"of other rows")
+    there = encode_into(tmp_path, iter(samples), encoder, where="rows")
+    assert list(there.rows) == list(here.rows)
+    assert there.dropped == here.dropped
+    assert here.dropped, "a row that is too long would show whether reasons come along"
+    assert len(list(tmp_path.iterdir())) == 1, "token ids of other rows are left behind"
+    short = RowEncoder(tokenizer, TokenSettings(template="alpaca", max_length=8))
+    with pytest.raises(DataError, match="no row fits into 8 tokens"):
+        encode_into(tmp_path, samples, short, where="rows")
+
+
+def test_a_view_is_the_rows_that_it_names():
+    rows = many(20)
+    view = View(rows, [3, 3, 19, 0])
+    assert list(view) == [rows[3], rows[3], rows[19], rows[0]]
+    assert view[1:3] == [rows[3], rows[19]]
+    assert view[-1] == rows[0]
+    assert hash_rows(view) == hash_rows(list(view))
+    changed = View(rows, [1], lambda row: replace(row, id="other"))
+    assert changed[0].id == "other"
+    with pytest.raises(IndexError):
+        view[4]

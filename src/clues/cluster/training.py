@@ -136,8 +136,8 @@ def train_on_cluster(
     data = _fit(settings, work, pack_rows([rows[i] for i in used]), Path(scratch), on_step)
     tree, said = _unsealed(data)
     points = tuple(
-        Checkpoint(*numbers[:2], point["adapter"], point["second"], point["first"], numbers[2])
-        for point, numbers in zip(tree["points"], said["points"], strict=True)
+        Checkpoint(step, rate, point["adapter"], point["second"], point["first"], n_seen)
+        for point, (step, rate, n_seen) in zip(tree["points"], said["points"], strict=True)
     )
     model.set_state(tree["adapter"])
     return Trained(tree["adapter"], points, said["mean_loss"], tuple(said["losses"]))
@@ -216,7 +216,8 @@ def work_together(config: Mapping[str, Any]) -> bytes | None:
         from ray.train import get_context
     context, steps = get_context(), config["steps"]
     part = Part(context.get_world_rank(), context.get_world_size(), ())
-    work, rows = ray.get(config["work"]), ray.get(config["rows"])
+    work: Any = ray.get(config["work"])
+    rows: Any = ray.get(config["rows"])
     first = part.rank == 0
     try:
         return _work(work, rows, part, steps.took.remote if first else None)

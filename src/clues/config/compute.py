@@ -53,9 +53,11 @@ class ComputeSettings(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> "ComputeSettings":
-        said = self.model_fields_set - {"engine"}
+        # Defaults may be written out, as in config.resolved.yaml.
+        fields = type(self).model_fields
+        said = [n for n in fields if n != "engine" and getattr(self, n) != fields[n].default]
         if self.engine != RAY and said:
-            raise ValueError(f"{sorted(said)[0]} is of engine ray; set engine: ray, or remove it")
+            raise ValueError(f"{said[0]} is of engine ray; set engine: ray, or remove it")
         return self
 
 

@@ -8,13 +8,14 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 
 from clues.atomic import make_folder, write_atomically
-from clues.data.tokens import EncodedRow
+from clues.data.samples import Sample
+from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, each_encoded, none_left
 from clues.errors import DataError
 
 SCHEMA = pa.schema(
@@ -53,6 +54,8 @@ class TokenRows(Sequence[EncodedRow]):
             raise DataError(f"{path.name}: not a file of token ids.") from None
         self.batches = table.to_batches()
         self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
+        # What lies in the file, as arrays: made once a batch, for a row they are cheap.
+        self.arrays: list[_Arrays | None] = [None] * len(self.batches)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -69,12 +72,19 @@ class TokenRows(Sequence[EncodedRow]):
         if not 0 <= position < len(self):
             raise IndexError(where)
         number = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return _row(self.batches[number], position - int(self.starts[number]))
+        return self._batch(number).row(position - int(self.starts[number]))
 
     def __iter__(self) -> Iterator[EncodedRow]:
-        for batch in self.batches:
+        for number, batch in enumerate(self.batches):
+            arrays = self._batch(number)
             for n in range(len(batch)):
-                yield _row(batch, n)
+                yield arrays.row(n)
+
+    def _batch(self, number: int) -> "_Arrays":
+        found = self.arrays[number]
+        if found is None:
+            found = self.arrays[number] = _arrays(self.batches[number])
+        return found
 
     @property
     def lengths(self) -> np.ndarray:
@@ -111,6 +121,26 @@ def write_rows(rows: Iterable[EncodedRow], folder: Path) -> TokenRows:
     return TokenRows(path, digest.hexdigest())
 
 
+def encode_into(
+    folder: Path, samples: Iterable[Sample], encoder: RowEncoder, *, where: str
+) -> EncodedRows:
+    """As `encode_rows`, into a token file: in memory are a batch of rows and the reasons of others.
+
+    Token files of other rows that lie in the folder are removed.
+
+    Raises:
+        DataError: as `encode_rows`; or the disk is full.
+    """
+    dropped: dict[int, str] = {}
+    rows = write_rows(each_encoded(samples, encoder, where=where, dropped=dropped), folder)
+    for old in folder.glob("tokens-*.arrow"):
+        if old != rows.path:
+            old.unlink()
+    if not rows:
+        raise none_left(dropped, encoder, where=where)
+    return EncodedRows(rows, dropped)
+
+
 def place_of(folder: Path, hash_: str) -> Path:
     """Where the token file of a hash lies in a folder."""
     return folder / f"tokens-{hash_[:24]}.arrow"
@@ -144,7 +174,12 @@ def unpack_rows(data: bytes) -> list[EncodedRow]:
             raise pa.ArrowInvalid
     except pa.ArrowException:
         raise DataError("a slice of token ids cannot be read.") from None
-    return [_row(batch, n) for batch in table.to_batches() for n in range(len(batch))]
+    return [
+        arrays.row(n)
+        for batch in table.to_batches()
+        for arrays in (_arrays(batch),)
+        for n in range(len(batch))
+    ]
 
 
 def _fill(file: Any, rows: Iterable[EncodedRow]) -> None:
@@ -173,17 +208,32 @@ def _batch(rows: Sequence[EncodedRow]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
 
-def _row(batch: pa.RecordBatch, n: int) -> EncodedRow:
+class _Arrays(NamedTuple):
+    """A batch's columns as arrays over the file's own memory."""
+
+    rows: np.ndarray
+    id_texts: pa.Array
+    ends: np.ndarray
+    ids: np.ndarray
+    mask: np.ndarray
+    truncated: pa.Array
+
+    def row(self, n: int) -> EncodedRow:
+        here = slice(self.ends[n], self.ends[n + 1])
+        return EncodedRow(
+            int(self.rows[n]),
+            self.id_texts[n].as_py(),
+            tuple(self.ids[here].tolist()),
+            tuple(self.mask[here].astype(bool).tolist()),
+            self.truncated[n].as_py(),
+        )
+
+
+def _arrays(batch: pa.RecordBatch) -> _Arrays:
     row, id_, ids, mask, truncated = (batch.column(k) for k in range(5))
     # Offsets count from the start of the batch's own memory.
-    start, end = ids.offsets[n].as_py(), ids.offsets[n + 1].as_py()
-    return EncodedRow(
-        row[n].as_py(),
-        id_[n].as_py(),
-        tuple(ids.values[start:end].to_pylist()),
-        tuple(map(bool, mask.values[start:end].to_pylist())),
-        truncated[n].as_py(),
-    )
+    numbers = (ids.offsets.to_numpy(), ids.values.to_numpy(), mask.values.to_numpy())
+    return _Arrays(row.to_numpy(), id_, *numbers, truncated)
 
 
 class _Hashed:

@@ -97,7 +97,7 @@ def train(
         NumericsError: the loss of a step, or the adapter, is not finite; nothing is returned then.
     """
     model.set_state(start)
-    chosen: list[Any] = list(rows) if order is None else [rows[i] for i in order]
+    chosen: Sequence[Any] = rows if order is None else [rows[i] for i in order]
     if part is not None:
         chosen = shares(rows, part)
     recorder = Recorder(model, schedule, first_step, frozenset(checkpoint_at), on_step)

@@ -5,6 +5,7 @@ A shard is a fixed set of rows, so that its numbers are the same whoever compute
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from clues.atomic import make_folder
-from clues.data.tokenfile import TokenRows, hash_rows, place_of, write_rows
+from clues.data.tokenfile import TokenRows, hash_rows, write_rows
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, write_tensors
@@ -107,7 +108,8 @@ class Job:
         )
         plan, tensors = pack(self._states())
         make_folder(folder)
-        head = {**self._head(plan), "tokens": rows.hash}
+        place = os.path.relpath(rows.path, folder)
+        head = {**self._head(plan), "tokens": [place, rows.hash]}
         write_tensors(folder / FILE, tensors, clues=json.dumps(head))
 
     @classmethod
@@ -120,7 +122,8 @@ class Job:
         try:
             data = (folder / FILE).read_bytes()
             _, head = unsealed(data)
-            rows = TokenRows(place_of(folder.parent, head["tokens"]), head["tokens"])
+            place, hash_ = head["tokens"]
+            rows = TokenRows(folder / place, hash_)
             return cls.unpacked(data, rows)
         except (OSError, KeyError, ValueError, SafetensorError):
             raise DataError(f"{folder.name}: the scoring job cannot be read.") from None

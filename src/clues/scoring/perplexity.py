@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from clues.data.tokens import EncodedRow
+from clues.data.views import View
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite, token_budget_of
@@ -68,6 +69,12 @@ def answer_alone(row: EncodedRow) -> EncodedRow | None:
     return replace(row, ids=ids, mask=type(row.mask)(row.mask[i] for i in kept))
 
 
+def _answer(row: EncodedRow) -> EncodedRow:
+    found = answer_alone(row)
+    assert found is not None
+    return found
+
+
 def alignments(
     model: LoraModel,
     rows: Sequence[EncodedRow],
@@ -96,10 +103,10 @@ def alignments(
 
     Source: FedDQC, Du et al. 2024, arXiv 2410.11540.
     """
-    alone = [answer_alone(row) for row in rows]
-    asked = [n for n, row in enumerate(alone) if row is not None]
+    asked = [n for n, row in enumerate(rows) if answer_alone(row) is not None]
     found = np.zeros(len(rows))
-    answers = [row for row in alone if row is not None]
+    # As a view: a silo may have more rows than fit into memory.
+    answers = View(rows, asked, _answer)
     if losses_of is None:
         given = mean_losses(model, answers, adapter=adapter, skip_nonfinite=skip_nonfinite)
     else:

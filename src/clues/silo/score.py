@@ -8,6 +8,7 @@ import numpy as np
 
 from clues.config import LOSS, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
+from clues.data.views import View
 from clues.errors import DataError
 from clues.model.adapters import AdapterState
 from clues.scoring.baselines import BASELINES
@@ -76,13 +77,14 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
 
 
 def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> ScoreReply:
-    recipe, rows = space.recipe(), list(space.encoded().rows)
+    recipe, rows = space.recipe(), space.encoded().rows
     groups = group_names(recipe, space.name, space.settings.domain)
     model = space.model()
     with space.progress.task(f"{space.name}: losses before", len(rows)) as advance:
         # Whether a score is finite must not show in the answer, so such rows are noted inside.
         before = sharing.losses(model, rows, model.initial, skip_nonfinite=True, on_rows=advance)
-    fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
+    several = len(groups) > 1
+    fold = np.array([fold_of(r, recipe) for r in rows]) if several else np.zeros(len(rows), int)
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {BEFORE: before}
     found: dict[str, _Scored] = {}
@@ -90,7 +92,7 @@ def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> Sco
         members = np.flatnonzero(fold == number)
         if not len(members):
             raise DataError(f"silo {space.name}: too few rows to cross-fit.")
-        own = [rows[i] for i in members]
+        own = View(rows, members.tolist()) if several else rows
         scored = _score_group(space, request, number, own, before[members], sharing)
         for name, values in scored.scores.raw.items():
             raw.setdefault(name, np.zeros(len(rows)))[members] = values
@@ -102,7 +104,7 @@ def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> Sco
     space.write_side_files(
         anchors={group: scored.anchors for group, scored in found.items()},
         compared={n: {g: scored.compared[n].anchors for g, scored in found.items()} for n in names},
-        lost=[row for row, good in zip(rows, finite, strict=True) if not good],
+        lost=[rows[int(i)] for i in np.flatnonzero(~finite)],
         weights=request.weights,
     )
     table = _table(recipe, rows, fold, raw, parts, finite)
@@ -145,14 +147,19 @@ def _table(
     finite: np.ndarray,
 ) -> ScoreTable:
     """The score table of the rows whose numbers are finite."""
-    kept = [row for row, good in zip(rows, finite, strict=True) if good]
+    kept = [
+        (row.row, row.id, len(row.ids), row.n_response_tokens)
+        for row, good in zip(rows, finite, strict=True)
+        if good
+    ]
+    row, id_, n_tokens, n_response = zip(*kept, strict=True) if kept else ((), (), (), ())
     return ScoreTable(
         recipe_hash=recipe.scoring_hash,
-        row=np.array([r.row for r in kept]),
-        id=tuple(r.id for r in kept),
+        row=np.array(row),
+        id=tuple(id_),
         fold=fold[finite],
-        n_tokens=np.array([len(r.ids) for r in kept]),
-        n_response_tokens=np.array([r.n_response_tokens for r in kept]),
+        n_tokens=np.array(n_tokens),
+        n_response_tokens=np.array(n_response),
         raw={name: values[finite] for name, values in raw.items()},
         parts={part: values[finite] for part, values in parts.items()},
     )
@@ -162,7 +169,7 @@ def _score_group(
     space: Workspace,
     request: ScoreRequest,
     number: int,
-    rows: list[EncodedRow],
+    rows: Sequence[EncodedRow],
     before: np.ndarray,
     sharing: Sharing,
 ) -> _Scored:
@@ -176,7 +183,7 @@ def _score_group(
     finite = _finite([*scored.raw.values(), before])
     compared = compare(
         scene.place,
-        [row for row, good in zip(rows, finite, strict=True) if good],
+        View(rows, np.flatnonzero(finite).tolist()),
         space.anchors() if recipe.score.compare else [],
         known=_known(recipe, space.settings.domain, scored.raw, anchors, finite),
         sent=sent_scores(request) if anchors_at_coordinator(recipe) else None,
@@ -218,7 +225,7 @@ def _scene(space: Workspace, request: ScoreRequest, number: int) -> _Scene:
 
 def _deciding_scores(
     space: Workspace,
-    rows: list[EncodedRow],
+    rows: Sequence[EncodedRow],
     before: np.ndarray,
     scene: _Scene,
     request: ScoreRequest,
@@ -286,7 +293,7 @@ def _known(
 
 
 def _in_run_scores(
-    space: Workspace, rows: list[EncodedRow]
+    space: Workspace, rows: Sequence[EncodedRow]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     n_anchors = len(space.anchors())
     n_rounds = space.recipe().train.rounds
@@ -294,7 +301,7 @@ def _in_run_scores(
     return read_scores(folder, n_rounds, n_rows=len(rows), n_anchors=n_anchors)
 
 
-def _compared_in_run(space: Workspace, rows: list[EncodedRow], finite: np.ndarray) -> Compared:
+def _compared_in_run(space: Workspace, rows: Sequence[EncodedRow], finite: np.ndarray) -> Compared:
     """In-run influence beside the score that decides, without the loss."""
     public = space.recipe().public[space.settings.domain]
     weights = {name: file.weight for name, file in public.validation.items()}

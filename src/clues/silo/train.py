@@ -225,7 +225,7 @@ def _run(
 ) -> Trained:
     """Train, with noise where the silo's settings say so."""
     if space.settings.privacy is None:
-        return space.train(list(rows), what, **how)
+        return space.train(rows, what, **how)
     if booked is None:
         raise ConfigError(
             f"silo {space.name}: privacy works with score.trajectory global; trainings that stay "

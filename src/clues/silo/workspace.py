@@ -27,7 +27,9 @@ from clues.config import (
 )
 from clues.data.formats import RowFile, read_rows
 from clues.data.samples import Sample
+from clues.data.tokenfile import encode_into
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
+from clues.data.views import View
 from clues.errors import DataError, RecipeMismatchError
 from clues.extras import require
 from clues.findings.look import Findings, look
@@ -159,8 +161,10 @@ class Workspace:
         """The private rows as tokens, and those that cannot be used with the reason."""
         if "usable" not in self.memory:
             unusable = self.rows().unusable
-            samples = [sample for sample in self.rows().samples if sample.row not in unusable]
-            self.memory["usable"] = encode_rows(samples, self.encoder(), where=f"silo {self.name}")
+            samples = (sample for sample in self.rows().samples if sample.row not in unusable)
+            folder, where = self.private / "tokens", f"silo {self.name}"
+            make_private_folder(self.private)
+            self.memory["usable"] = encode_into(folder, samples, self.encoder(), where=where)
         return self.memory["usable"]
 
     def encoded(self) -> EncodedRows:
@@ -169,7 +173,8 @@ class Workspace:
             return self.usable()
         if "encoded" not in self.memory:
             left, usable = set(self.left_out()), self.usable()
-            rows = tuple(row for row in usable.rows if row.row not in left)
+            here = [n for n, row in enumerate(usable.rows) if row.row not in left]
+            rows = View(usable.rows, here)
             dropped = {**usable.dropped, **dict.fromkeys(left, ELSEWHERE)}
             self.memory["encoded"] = EncodedRows(rows, dropped)
         return self.memory["encoded"]
@@ -489,9 +494,7 @@ class Workspace:
             if settings.address:
                 check_answers(settings.address, wait_s=settings.wait_s)
 
-    def train(
-        self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
-    ) -> Trained:
+    def train(self, rows: Sequence[EncodedRow], what: str, **how: Any) -> Trained:
         """Train on these rows with the recipe's settings and a bar; `how` as `training.train`."""
         # The Trainer would make it open to others.
         make_private_folder(self.private / "scratch")
