@@ -57,7 +57,7 @@ class Ray:
 
     def __init__(self) -> None:
         self.lose: Callable[[str, tuple[Any, ...]], bool] = lambda name, arguments: False
-        self.silent = False
+        self.silent, self.reason = False, "The actor died unexpectedly.\nA long story."
         self.n_hired, self.killed = 0, []
 
     def remote(self, kind: type) -> Any:
@@ -95,7 +95,7 @@ class Actor:
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Ref:
         if self.dead or self.ray.lose(name, (self.number, *arguments)):
             self.dead = True
-            return Ref(RayError("The actor died unexpectedly.\nThe rest of a long story."))
+            return Ref(RayError(self.ray.reason))
         try:
             return Ref(getattr(self.inside, name)(*arguments))
         except ArithmeticError as error:
@@ -167,7 +167,7 @@ def test_a_lost_worker_is_replaced_and_its_shards_are_done_by_others(ray, job, t
     ray.lose = lose
     assert same(on_cluster(job, tmp_path / "ray"), alone)
     assert ray.n_hired == 3
-    assert "is lost (The actor died unexpectedly.)" in caplog.text
+    assert "is lost (RayError); its shards go to others" in caplog.text
 
 
 def test_a_shard_that_ends_every_worker_stops_the_job_and_keeps_the_rest(ray, job, tmp_path):
@@ -249,6 +249,26 @@ def test_memory_that_runs_out_halves_the_batches_and_is_said_once(
         r.getMessage() for r in caplog.records if r.name == "clues" and "memory" in r.getMessage()
     ]
     assert any(f"{most} tokens" in text for text in said)
+
+
+def test_a_worker_that_ray_ends_for_memory_leaves_its_shard_to_smaller_batches(
+    ray, job, tmp_path, caplog
+):
+    alone, asked = score_in_shards(*job, tmp_path / "alone"), []
+
+    def lose(name, arguments):
+        task = arguments[1]
+        if name == "score" and task.positions == job[1].plan[0].tolist():
+            asked.append(task.halvings)
+            return task.halvings < 2
+        return False
+
+    ray.lose = lose
+    ray.reason = "The actor died because its node was running low on memory."
+    tight = on_cluster(job, tmp_path / "ray", workers=1)
+    np.testing.assert_allclose(tight.products, alone.products, rtol=1e-4, atol=1e-6)
+    assert asked == [0, 1, 2]
+    assert "its machine ran out of memory; shard 0 goes on in batches half as large" in caplog.text
 
 
 def test_a_score_that_is_not_finite_is_named_as_in_one_process(ray, job, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from clues.scoring.shards import unpacked_scores, write_shard
 
 IN_FLIGHT = 2  # shards a worker has at a time, so that it never waits for the next one
 POLL_S = 0.5
+NO_MEMORY = "its machine ran out of memory"
 MOST_DEATHS = 4  # of workers that had the same shard, or that died before they were ready
 
 log = logging.getLogger("clues")
@@ -63,6 +64,7 @@ class RayEngine:
         self.waiting: dict[Any, tuple[_Hand, int | None]] = {}
         self.said: set[str] = set()
         self.n_unready, self.last_error = 0, ""
+        self.crowded = Counter[int]()
         self.refused: set[str] = set()
 
     def __enter__(self) -> "RayEngine":
@@ -85,6 +87,7 @@ class RayEngine:
         rows = job.rows if isinstance(job.rows, TokenRows) else write_rows(job.rows, folder.parent)
         sent = _Sent(job, (str(rows.path.resolve()), rows.hash), self._stored(job.packed()))
         open_, deaths, n_done = deque(numbers), Counter[int](), 0
+        self.crowded = Counter[int]()
         busy_since = time.monotonic()
         while n_done < len(numbers):
             self._deal(open_, sent)
@@ -142,9 +145,8 @@ class RayEngine:
                 if hand.ready and len(hand.open) < depth:
                     number = open_.popleft()
                     hand.open.append(number)
-                    ref = hand.actor.score.remote(
-                        sent.task(number, blind=hand.blind), [sent.job_ref]
-                    )
+                    task = sent.task(number, blind=hand.blind, halvings=self.crowded[number])
+                    ref = hand.actor.score.remote(task, [sent.job_ref])
                     self.waiting[ref] = (hand, number)
 
     def _fetch(
@@ -200,7 +202,10 @@ class RayEngine:
         elif not hand.ready:
             self.n_unready += 1
         open_.extendleft(reversed(hand.open))
-        reason = first_line(error)
+        reason = why_lost(error)
+        if hand.open and reason == NO_MEMORY:
+            self.crowded[hand.open[0]] += 1
+            reason += f"; shard {hand.open[0]} goes on in batches half as large"
         self._dismiss(hand)
         self._say(
             f"a worker on {hand.host or 'the cluster'} is lost ({reason}); its shards go to others"
@@ -278,8 +283,16 @@ class _Sent:
     place: tuple[str, str]
     job_ref: Any
 
-    def task(self, number: int, *, blind: bool) -> Task:
+    def task(self, number: int, *, blind: bool, halvings: int = 0) -> Task:
         data = pack_rows(self.job.rows_of(number))
         positions = self.job.plan[number].tolist()
         digest = hashlib.sha256(data).hexdigest()
-        return Task(self.job.key, positions, self.place, digest, data if blind else None)
+        rows = data if blind else None
+        return Task(self.job.key, positions, self.place, digest, rows, halvings)
+
+
+def why_lost(error: Exception) -> str:
+    """Why a worker is gone, as far as Ray knows; its own text is a page long and has no line to show."""
+    if "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error):
+        return NO_MEMORY
+    return type(error).__name__

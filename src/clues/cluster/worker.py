@@ -42,6 +42,8 @@ class Task(NamedTuple):
         place: the token file's path and hash.
         digest: SHA-256 of the shard's rows as `pack_rows` writes them.
         rows: these bytes, for a worker that does not see the file; None for the others.
+        halvings: how often batches are halved from the beginning: workers have run out of memory
+            at this shard.
     """
 
     key: str
@@ -49,6 +51,7 @@ class Task(NamedTuple):
     place: tuple[str, str]
     digest: str
     rows: bytes | None
+    halvings: int = 0
 
 
 class Answer(NamedTuple):
@@ -113,7 +116,7 @@ class Scorer:
             return Answer(unseen=True)
         with collected() as notes:
             try:
-                found = halving(self.model, self.jobs[task.key], rows)
+                found = halving(self.model, self.jobs[task.key], rows, halvings=task.halvings)
             except CluesError as error:
                 return Answer(refused=(type(error).__name__, str(error)), notes=tuple(notes))
         return Answer(packed_scores(found, rows), notes=tuple(notes))
@@ -153,15 +156,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def halving(model: LoraModel, job: Job, rows: Sequence[EncodedRow]) -> RowScores:
+def halving(
+    model: LoraModel, job: Job, rows: Sequence[EncodedRow], *, halvings: int = 0
+) -> RowScores:
     """Score rows; where the machine's memory runs out, in batches half as large, and say so.
 
     A GPU's memory is looked after where batches are made.
 
+    Args:
+        model: its adapter is set to the checkpoint's.
+        job: how to score.
+        rows: to score.
+        halvings: how often batches are halved before the first try.
+
     Raises:
         MemoryError: the smallest batch does not fit.
     """
-    budget: int | None = None
+    budget = token_budget_of(model.device) // 2**halvings if halvings else None
     for _ in range(MOST_HALVINGS):
         try:
             return scores_of(model, job, rows, token_budget=budget)
