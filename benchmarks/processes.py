@@ -25,7 +25,8 @@ from benchmarks.scene import built_scene
 from benchmarks.table import Row
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import Checkpoint, LoraModel
-from clues.scoring.shards import Job, Team, compute_shard, score_in_shards
+from clues.scoring.job import Job
+from clues.scoring.shards import Team, compute_shard, score_in_shards
 from clues.silo.helpers import team_of_environment
 
 N_PROCESSES = 2

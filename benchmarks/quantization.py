@@ -121,7 +121,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.quantization", "--model", args.model]
             command += ["--data", str(args.data), "--rows", str(args.rows)]
             command += ["--form", form, "--work", work]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             answers[form] = json.loads(done.stdout.splitlines()[-1])
             print(form, f"{answers[form]['seconds']:.0f} s", file=sys.stderr, flush=True)
     first = answers[args.forms[0]]

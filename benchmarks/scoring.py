@@ -26,7 +26,7 @@ from benchmarks.scene import built_scene, demo_owner, describe, with_rows
 from benchmarks.speed import large_rows, speed_rows
 from benchmarks.table import Row, table_text, write_section
 from clues.config import BUILT_IN
-from clues.scoring.shards import ROWS_PER_SHARD
+from clues.scoring.job import ROWS_PER_SHARD
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "transformers", "peft")

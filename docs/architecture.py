@@ -32,6 +32,7 @@ PLACES: dict[str, tuple[float, float, str]] = {
     "coordinator": (2.0, 4, "never sees a row"),
     "prepare": (3.0, 3.5, "before a run"),
     "report": (0.0, 5, "pages for people"),
+    "cluster": (1.0, 5, "a silo's own machines"),
     "evaluation": (2.0, 5, "is it better?"),
     "scoring": (2.0, 6, "a score per row"),
     "model": (1.0, 7, "trains and combines"),

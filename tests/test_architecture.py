@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "extras", "atomic", "printable", "reading"),
     ("config",),
-    ("rundir", "progress"),
+    ("rundir", "progress", "underway"),
     # What a run found: read by all that come after it, and without torch.
     ("results",),
     ("data",),
@@ -27,6 +27,8 @@ LAYERS = (
     ("model",),
     ("selection",),
     ("scoring",),
+    # A silo's own cluster, below the silo: it scores and trains, and knows no message.
+    ("cluster",),
     ("evaluation",),
     # Below the silo: it writes its own private report, in whatever process it runs.
     ("report",),
@@ -46,6 +48,7 @@ NEVER = {
     "silo": ("coordinator",),
     "wall": ("silo", "coordinator", "carriers", "scoring", "network"),
     "scoring": ("silo", "coordinator", "wall"),
+    "cluster": ("silo", "coordinator", "wall"),
     "selection": ("silo", "coordinator", "wall", "scoring"),
     "data": ("silo", "coordinator", "wall"),
     "findings": ("silo", "coordinator", "wall", "model", "scoring"),
@@ -59,6 +62,7 @@ WITHOUT_TORCH = (
     "printable",
     "config",
     "rundir",
+    "underway",
     "selection.units",
     "selection.weighing",
     "selection.threshold",

@@ -14,7 +14,7 @@ pytest.importorskip("flwr", reason="Flower is not installed: clues[flower]")
 from typer.testing import CliRunner
 
 from clues.cli.program import app
-from clues.config import validate
+from clues.config import ComputeSettings, validate
 from clues.network.children import Child
 from clues.network.edge import edge_configuration
 from clues.network.keys import make_authority, make_server_certificate
@@ -145,3 +145,38 @@ def test_the_page_shows_the_shipped_files_and_verbs_that_exist():
     called = set(re.findall(r"^(?:\S*/)?clues (\w+)", page, re.M))
     assert called
     assert called <= verbs
+
+
+def test_the_slurm_file_is_a_script_that_closes_what_it_opens():
+    path = DEPLOY / "slurm/silo.sbatch"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    text = path.read_text()
+    assert "export RAY_AUTH_MODE=token" in text
+    assert "umask 077" in text
+    assert "--include-dashboard=false" in text
+    named = set(re.findall(r"compute\.(\w+)=", text))
+    assert named <= set(ComputeSettings.model_fields), "no such settings"
+
+
+def test_the_kubernetes_file_lets_nobody_in_but_its_own_pods():
+    cluster, policy = yaml.safe_load_all((DEPLOY / "kuberay/silo.yaml").read_text())
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    assert groups[0]["rayStartParams"]["dashboard-host"] == "127.0.0.1"
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert not pod["automountServiceAccountToken"]
+        assert not pod["containers"][0]["securityContext"]["allowPrivilegeEscalation"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert (
+        policy["spec"]["podSelector"]["matchLabels"]["ray.io/cluster"]
+        == cluster["metadata"]["name"]
+    )
+
+
+def test_the_page_names_the_ports_of_the_slurm_file():
+    text = (DEPLOY / "slurm/silo.sbatch").read_text()
+    page = (ROOT / "docs/deployment.md").read_text()
+    for port in re.findall(r"\$\{\w*PORT:=(\d+)\}|PORT:=(\d+)", text):
+        assert next(filter(None, port)) in page

@@ -19,16 +19,18 @@ from clues.errors import DataError, NumericsError
 from clues.model.adapters import Checkpoint
 from clues.pipeline import run_until
 from clues.scoring import batches, influence, shards
+from clues.scoring import job as jobs
 from clues.scoring.forms import form_scores
 from clues.scoring.gradients import transformed_products
 from clues.scoring.influence import RowScores, influence_scores
-from clues.scoring.shards import Job, Team, compute_shard, read_shard, score_in_shards
+from clues.scoring.job import Job
+from clues.scoring.shards import Team, compute_shard, read_shard, score_in_shards
 
 
 @pytest.fixture
 def small(monkeypatch) -> None:
     """Two rows a shard."""
-    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 2)
+    monkeypatch.setattr(jobs, "ROWS_PER_SHARD", 2)
 
 
 @pytest.fixture

@@ -86,3 +86,9 @@ class NetworkError(CluesError):
     """A machine cannot be reached, refuses us, or a program of the network ended."""
 
     exit_code = 8
+
+
+class ClusterError(CluesError):
+    """A silo's Ray cluster does not answer, or its workers cannot do the work."""
+
+    exit_code = 8

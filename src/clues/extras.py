@@ -17,6 +17,7 @@ EXTRA_OF = {
     "lm_eval": "eval",
     "opacus": "dp",
     "openai": "judge",
+    "ray": "ray",
 }
 
 

@@ -94,7 +94,7 @@ class Found:
         import pandas as pd  # half a second, for one method
 
         names = ("row", "id", "score", "kept", "reason")
-        table = {name: [getattr(d, name) for d in self.decisions] for name in names}
+        table: dict[str, Any] = {name: [getattr(d, name) for d in self.decisions] for name in names}
         table |= {"score": self.scores}
         if self.recipe.score.turns:
             worst = [d.worst for d in self.decisions]

@@ -49,6 +49,7 @@ def score(
     schema: str | None = None,
     columns: Mapping[str, str | None] | None = None,
     skip_nonfinite: bool = False,
+    compute: str | Mapping[str, Any] | None = None,
     progress: bool | Progress = True,
 ) -> Found:
     """Score rows against a few that are known to be good, and decide which to keep.
@@ -72,6 +73,8 @@ def score(
         schema: which columns of `rows` hold prompt and answer, where several schemas fit.
         columns: names of those columns by what they hold, such as `{"prompt": "question"}`.
         skip_nonfinite: drop rows whose score is NaN or infinite, instead of stopping.
+        compute: where to score: `local`, `ray`, or `{"engine": "ray", "address": ...}` as in a
+            silo's file. A model that is loaded already stays in this process.
         progress: bars on the error stream; False for none, or an object of your own.
 
     Returns:
@@ -88,6 +91,11 @@ def score(
         raise UsageError(
             f"model: type {type(model).__name__}. Give (model, tokenizer), a name or a folder."
         )
+    if borrowed and compute not in (None, "local"):
+        raise UsageError(
+            "compute: a model that is loaded already stays in this process. Give its folder or its "
+            "hub name as model, or leave compute out."
+        )
     check_name(name, what="a silo")
     check_name(domain, what="a domain")
     with TemporaryDirectory(prefix="clues-") as made:
@@ -97,7 +105,9 @@ def score(
             how = {"schema": schema, "columns": columns}
             given, answers = take_all(rows, public, folder, name=name, domain=domain, **how)
             model = borrowed or model
-            config = configure(answers, model=model, recipe=recipe, seed=seed, **how)
+            config = configure(
+                answers, model=model, recipe=recipe, seed=seed, compute=compute, **how
+            )
             run = open_run(
                 config,
                 folder / "run",

@@ -88,6 +88,7 @@ def configure(
     seed: int | None,
     schema: str | None,
     columns: Mapping[str, str | None] | None = None,
+    compute: str | Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """What `clues init` writes for one silo, with the caller's settings over it.
 
@@ -107,6 +108,7 @@ def configure(
             "min_kept": 1,
             "schema": schema,
             "columns": dict(columns) if columns else None,
+            "compute": dict(compute) if isinstance(compute, Mapping) else compute,
         }
     ]
     content["recipe"] = _recipe_content(content["recipe"], recipe)

@@ -15,10 +15,52 @@ from clues.cli.options import Json, out
 from clues.config import short
 from clues.errors import LedgerError, UsageError
 from clues.reading import is_folder
+from clues.underway import read_status
 from clues.wall.ledger import Entry, compare, summary, verify
 
 if TYPE_CHECKING:
     from clues.silo.approval import Approved
+
+
+def status(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The run's folder, or a silo's own folder.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Say how far a run is: finished stages, shards done and open, workers, the last error.
+
+    It reads the folder and disturbs nobody; the run may be under way, stopped or finished.
+
+    clues status runs/demo
+    """
+    found = read_status(folder)
+    if as_json:
+        out.print_json(json.dumps(found.to_json()))
+        return
+    done = ", ".join(f"{name} ({seconds:.0f} s)" for name, seconds in found.stages.items())
+    out.print(f"finished stages: {done or 'none yet'}", highlight=False, soft_wrap=True)
+    for name, silo in found.silos.items():
+        plural = "" if silo.parts == 1 else "s"
+        line = f"{name}: {silo.what}, {silo.state}: {silo.parts_done} of {silo.parts} "
+        line += f"{silo.part}{plural}, {silo.rows_done:,} of {silo.rows:,} rows"
+        if silo.rows_per_s is not None:
+            line += f", {silo.rows_per_s:,.0f} rows/s"
+        if silo.seconds_left is not None:
+            line += f", about {_span(silo.seconds_left)} left"
+        workers = f"{silo.workers} worker{'' if silo.workers == 1 else 's'}"
+        line += f"; {workers}, last heard {silo.silent_s:.0f} s ago"
+        out.print(line, highlight=False, soft_wrap=True)
+        if silo.last_error:
+            out.print(f"  last error: {silo.last_error}", highlight=False, soft_wrap=True)
+        if silo.state == "stopped":
+            out.print("  its process is gone; the same command goes on", highlight=False)
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def ledger(

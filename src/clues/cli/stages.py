@@ -224,7 +224,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Compare models trained on all rows, on random ones and on the selection; the same as run."""
-    run(config, None, folder, as_json, degenerate, quiet=quiet)
+    run(config, folder=folder, as_json=as_json, degenerate=degenerate, quiet=quiet)
 
 
 def judge(

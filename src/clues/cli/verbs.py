@@ -54,7 +54,7 @@ for panel, verbs in (
     (STAGE, (stages.train, stages.score, stages.threshold, stages.select)),
     (STAGE, (stages.merge, stages.evaluate, stages.judge)),
     (WHOLE, (whole.report, compare, reviews, pairs)),
-    (AUDIT, (audit.ledger, audit.approve, audit.version)),
+    (AUDIT, (audit.status, audit.ledger, audit.approve, audit.version)),
     (network.PANEL, (network.serve, network.join, network.edge)),
 ):
     for verb in verbs:

@@ -13,6 +13,7 @@ from clues.config.combine import (
     FederationSettings,
     ServerSettings,
 )
+from clues.config.compute import RAY, ComputeSettings
 from clues.config.context import context_of
 from clues.config.evaluate import (
     ARMS,
@@ -69,11 +70,13 @@ __all__ = [
     "MAX_PUBLIC_TOTAL",
     "NEEDS_FIRST_MOMENT",
     "NEEDS_SECOND_MOMENT",
+    "RAY",
     "SHORT_TIMEOUT_S",
     "Arm",
     "Baseline",
     "Columns",
     "CombineSettings",
+    "ComputeSettings",
     "DuplicatesSettings",
     "EvaluateSettings",
     "FederationSettings",

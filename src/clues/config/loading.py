@@ -54,6 +54,8 @@ def load_config(path: str | Path, *, changes: Sequence[str] = ()) -> RunConfig:
     model = config.recipe.model
     shared = SiloModel(**{key: getattr(model, key) for key in SiloModel.model_fields})
     silos = [s if s.model else s.model_copy(update={"model": shared}) for s in config.silos]
+    where = {"compute": config.compute}
+    silos = [s if s.compute else s.model_copy(update=where) for s in silos]
     return config.model_copy(update={"silos": tuple(silos)})
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from clues.config.base import BUILT_IN, Count, Factor, Name, Settings, Share
 from clues.config.columns import Columns
 from clues.config.combine import CombineSettings, FederationSettings
+from clues.config.compute import ComputeSettings, short_form
 from clues.config.evaluate import ARMS, EvaluateSettings
 from clues.config.findings import FindingsSettings
 from clues.config.recipe import Recipe
@@ -98,6 +99,8 @@ class SiloSettings(Settings):
             at this file. Null refuses such a run; under `clues run` the run makes its own key.
         max_duplicates: the largest share of the silo's usable rows that a coordinator may have it
             leave out because their question stands in other silos.
+        compute: where this silo scores and trains: `local`, `ray`, or `{engine: ray, address: ...}`.
+            Null is the run's own `compute` under `clues run`, and `local` under `clues join`.
     """
 
     name: Name
@@ -119,6 +122,7 @@ class SiloSettings(Settings):
     license: str = "unknown"
     duplicates_key: str | None = None
     max_duplicates: Share = 0.2
+    compute: ComputeSettings | None = None
 
     @property
     def read_columns(self) -> dict[str, str | None]:
@@ -131,7 +135,7 @@ class SiloSettings(Settings):
 
         Where things lie does not count, nor how much is permitted: the same is answered.
         """
-        places = {"data", "model", "duplicates_key"}
+        places = {"data", "model", "duplicates_key", "compute"}
         permits = {"max_selections", "approval", "max_duplicates"}
         return self.model_dump(mode="json", exclude=places | permits)
 
@@ -144,11 +148,25 @@ class SiloSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _noise_is_made_in_one_process(self) -> "SiloSettings":
+        if self.privacy and self.compute and self.compute.train_workers > 1:
+            raise ValueError(
+                "privacy adds its noise in one process: remove compute.train_workers. Scoring may use "
+                "as many workers as it likes"
+            )
+        return self
+
     @field_validator("model", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         """Accept a bare path or name."""
         return {"name": value} if isinstance(value, str | Path) else value
+
+    @field_validator("compute", mode="before")
+    @classmethod
+    def _engine_alone(cls, value: Any) -> Any:
+        return short_form(value)
 
 
 class SharedConfig(Settings):
@@ -181,9 +199,17 @@ class RunConfig(SharedConfig):
 
     Attributes:
         silos: the owners of private rows; each entry is a file, or the settings themselves.
+        compute: where the silos of this run score and train, for those whose own file does not say:
+            `local`, `ray`, or `{engine: ray, address: ...}`.
     """
 
     silos: tuple[SiloSettings, ...] = Field(min_length=1)
+    compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("compute", mode="before")
+    @classmethod
+    def _engine_alone(cls, value: Any) -> Any:
+        return short_form(value)
 
     @property
     def labelled(self) -> bool:

@@ -293,9 +293,9 @@ def _without_end(segments: Sequence[Segment], sample: Sample) -> list[Segment]:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows ready for the model, and those that are not, by reason."""
+    """Rows ready for the model, in memory or in a token file, and those that are not, by reason."""
 
-    rows: tuple[EncodedRow, ...]
+    rows: Sequence[EncodedRow]
     dropped: dict[int, str]
 
 
@@ -308,8 +308,27 @@ def encode_rows(
         DataError: the rule is `error` and a row is too long, or nothing is left and that is not
             expected.
     """
-    kept: list[EncodedRow] = []
     dropped: dict[int, str] = {}
+    kept = tuple(each_encoded(samples, encoder, where=where, dropped=dropped))
+    if not kept and not may_be_empty:
+        raise none_left(dropped, encoder, where=where)
+    return EncodedRows(kept, dropped)
+
+
+def each_encoded(
+    samples: Iterable[Sample], encoder: RowEncoder, *, where: str, dropped: dict[int, str]
+) -> Iterator[EncodedRow]:
+    """Encode samples one by one, as `encode_rows`.
+
+    Args:
+        samples: to encode.
+        encoder: of the base model and the recipe.
+        where: whose rows, for errors.
+        dropped: gets the reason of every row that cannot be used, by its position.
+
+    Raises:
+        DataError: the rule is `error` and a row is too long.
+    """
     limit, rule = encoder.settings.max_length, encoder.settings.overlong
     for sample in samples:
         if reason := own_reason(sample, encoder.settings):
@@ -335,14 +354,15 @@ def encode_rows(
         if encoded.truncated and rule == "drop":
             dropped[sample.row] = f"longer than {limit} tokens"
             continue
-        kept.append(encoded)
-    if not kept and not may_be_empty:
-        if own := {UNTRAINED, UNWANTED} & set(dropped.values()):
-            raise DataError(f"{where}: no row is left to train; of the others, {own.pop()}.")
-        raise DataError(
-            f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length."
-        )
-    return EncodedRows(tuple(kept), dropped)
+        yield encoded
+
+
+def none_left(dropped: Mapping[int, str], encoder: RowEncoder, *, where: str) -> DataError:
+    """The error that says why no row of a file can be used."""
+    if own := {UNTRAINED, UNWANTED} & set(dropped.values()):
+        return DataError(f"{where}: no row is left to train; of the others, {own.pop()}.")
+    limit = encoder.settings.max_length
+    return DataError(f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length.")
 
 
 def own_reason(sample: Sample, settings: TokenSettings) -> str:

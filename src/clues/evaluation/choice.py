@@ -74,9 +74,9 @@ def held_out(samples: Sequence[Sample], encoder: RowEncoder, *, where: str) -> H
         ]
         encoded = encode_rows(variants, encoder, where=where, may_be_empty=True)
         if len(encoded.rows) == len(variants):
-            options.append(encoded.rows)
+            options.append(tuple(encoded.rows))
             answers.append(sample.answer)
-    return HeldOut(rows, tuple(options), tuple(answers))
+    return HeldOut(tuple(rows), tuple(options), tuple(answers))
 
 
 def measure(model: LoraModel, heldout: HeldOut, adapter: AdapterState) -> Measured:

@@ -86,6 +86,7 @@ class LoraModel:
             DataError: with this base model every number would be wrong.
         """
         self.settings, self.tried = settings, False
+        self.beneath: AdapterState | None = None  # an adapter that is part of the base for now
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         # Quantised weights lie where they were loaded.
         if getattr(base, "hf_quantizer", None) is None:
@@ -221,6 +222,7 @@ class LoraModel:
         too coarse for a small update.
         """
         hooks = []
+        self.beneath = dict(state)
         try:
             for name, a_RI in state.items():
                 if ".lora_A." not in name:
@@ -233,6 +235,7 @@ class LoraModel:
                 hooks.append(layer.register_forward_hook(added))
             yield
         finally:
+            self.beneath = None
             for hook in hooks:
                 hook.remove()
 

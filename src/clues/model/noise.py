@@ -19,7 +19,8 @@ from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.head import Head
 from clues.model.loss import make_batch, row_losses
-from clues.model.training import Schedule, Trained
+from clues.model.recording import Schedule
+from clues.model.training import Trained
 
 log = logging.getLogger("clues")
 # One part of a training: noise multiplier, sample rate, steps.

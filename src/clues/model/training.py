@@ -1,8 +1,7 @@
 """Local fine-tuning: the Trainer of transformers, our loss, checkpoints with optimiser state."""
 
 import gc
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,38 +9,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from clues.config import TrainSettings
 from clues.data.batching import token_budget_batches, token_budget_of
 from clues.data.tokens import EncodedRow
-from clues.errors import ConfigError, NumericsError
+from clues.errors import NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel, check_state
 from clues.model.head import Head
 from clues.model.loss import make_batch, row_losses
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate over a whole training, of which one call may run a part.
-
-    Attributes:
-        peak: highest rate.
-        warmup: share of `total_steps` in which the rate rises linearly.
-        total_steps: after the warm-up the rate falls linearly, to reach zero here.
-    """
-
-    peak: float
-    warmup: float
-    total_steps: int
-
-    def factor(self, step: int) -> float:
-        """Share of the peak used by the zero-based step."""
-        n_warmup = math.ceil(self.warmup * self.total_steps)
-        if step < n_warmup:
-            return (step + 1) / n_warmup
-        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - n_warmup))
+from clues.model.recording import Recorder, Schedule
+from clues.model.shares import Part, check_together, shares
 
 
 class Observer(Protocol):
@@ -58,11 +37,19 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves behind."""
+    """What a training leaves behind.
+
+    Attributes:
+        adapter: the trained weights.
+        checkpoints: those asked for.
+        mean_loss: of all steps, in nats.
+        losses: mean loss of every step's rows, in nats.
+    """
 
     adapter: AdapterState
     checkpoints: tuple[Checkpoint, ...]
     mean_loss: float
+    losses: tuple[float, ...] = ()
 
 
 def train(
@@ -81,6 +68,7 @@ def train(
     order: Sequence[int] | None = None,
     observer: Observer | None = None,
     proximal: float = 0.0,
+    part: Part | None = None,
 ) -> Trained:
     """Run `n_steps` AdamW steps on `rows`, from the adapter `start` and a fresh optimiser.
 
@@ -105,18 +93,89 @@ def train(
         observer: looks at every step.
         proximal: mu of FedProx (Li et al. 2020, 1812.06127): mu / 2 |w - start|^2 is added to
             the loss, over the weights that train.
+        part: which part of every step's rows this process takes, where several train together;
+            then `order` does not count.
 
     Raises:
         NumericsError: the loss of a step, or the adapter, is not finite; nothing is returned then.
     """
     model.set_state(start)
+    chosen: Sequence[Any] = rows if order is None else [rows[i] for i in order]
+    if part is not None:
+        chosen = shares(rows, part)
+    recorder = Recorder(model, schedule, first_step, frozenset(checkpoint_at), on_step)
+    # Other rows want other dropout.
+    drawn = seed if part is None else (seed + part.rank) % 2**32
+    how = {"settings": settings, "n_steps": n_steps, "seed": drawn, "scratch": scratch}
+    trainer = _trainer(model, chosen, recorder, schedule, part=part, **how)
+    trainer.first_step = first_step
+    trainer.in_order, trainer.observer = order is not None, observer
+    trainer.proximal, trainer.origin = proximal, start if proximal else {}
+    # The Trainer collects garbage when it starts; over all that torch has imported, 0.2 s a call.
+    gc.freeze()
+    try:
+        trainer.train()
+    finally:
+        gc.unfreeze()
+        model.peft.eval()
+    trained = model.state()
+    if part is not None:
+        check_together(trained)
+    # A gradient can overflow where the loss does not.
+    check_state(trained, like=model.initial)
+    losses = tuple(trainer.losses)
+    return Trained(trained, tuple(recorder.checkpoints), sum(losses) / max(1, len(losses)), losses)
+
+
+def step_batches(
+    model: LoraModel,
+    n_rows: int,
+    *,
+    settings: TrainSettings,
+    n_steps: int,
+    seed: int,
+    scratch: str,
+    order: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """Positions of the rows that `train` takes in every step, with the same arguments.
+
+    Whoever shares a training among processes must know them before.
+    """
+    positions = list(range(n_rows)) if order is None else list(order)
+    recorder = Recorder(model, Schedule(1.0, 0.0, n_steps), 0, frozenset(), None)
+    how: Any = {"settings": settings, "n_steps": n_steps, "seed": seed, "scratch": scratch}
+    trainer = _trainer(model, positions, recorder, recorder.schedule, **how)
+    trainer.in_order = order is not None
+    loader: Any = trainer.get_train_dataloader()
+    found: list[list[int]] = []
+    for epoch in range(-(-n_steps // len(loader))):
+        loader.set_epoch(epoch)
+        found += loader
+    return found[:n_steps]
+
+
+def _trainer(
+    model: LoraModel,
+    chosen: Sequence[Any],
+    recorder: Recorder,
+    schedule: Schedule,
+    *,
+    settings: TrainSettings,
+    n_steps: int,
+    seed: int,
+    scratch: str,
+    part: Part | None = None,
+) -> "_RowLossTrainer":
     set_seed(seed)
-    chosen = list(rows) if order is None else [rows[i] for i in order]
-    recorder = _Recorder(model, schedule, first_step, frozenset(checkpoint_at), on_step)
+    together: dict[str, Any] = {}
+    if part is not None:
+        on_cpu = model.device.type == "cpu"
+        # Experts that no row of a part meets have no gradient there.
+        together = {"ddp_backend": "gloo" if on_cpu else None, "ddp_find_unused_parameters": True}
     args = TrainingArguments(
         output_dir=scratch,
         max_steps=n_steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=1 if part else settings.batch_size,
         learning_rate=schedule.peak,
         weight_decay=settings.weight_decay,
         max_grad_norm=1.0,
@@ -128,6 +187,7 @@ def train(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        **together,
     )
     # With several GPUs in sight the Trainer would copy the model to all and multiply the batch.
     args._n_gpu = min(args.n_gpu, 1)
@@ -138,23 +198,11 @@ def train(
         data_collator=list,
         callbacks=[recorder],
     )
-    trainer.schedule, trainer.first_step = schedule, first_step
-    trainer.in_order, trainer.observer = order is not None, observer
-    trainer.proximal, trainer.origin = proximal, start if proximal else {}
+    trainer.schedule, trainer.part = schedule, part
     trainer.lora, trainer.head = model.parameters(), model.head
     trainer.pop_callback(_printer())
     recorder.trainer = trainer
-    # The Trainer collects garbage when it starts; over all that torch has imported, 0.2 s a call.
-    gc.freeze()
-    try:
-        trainer.train()
-    finally:
-        gc.unfreeze()
-        model.peft.eval()
-    trained = model.state()
-    # A gradient can overflow where the loss does not.
-    check_state(trained, like=model.initial)
-    return Trained(trained, tuple(recorder.checkpoints), trainer.mean_loss())
+    return trainer
 
 
 def _printer() -> type[TrainerCallback]:
@@ -172,12 +220,14 @@ class _RowLossTrainer(Trainer):
     observer: Observer | None = None
     proximal: float = 0.0
     head: Head | None = None
+    part: Part | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         """Tell the Trainer that our loss is a mean over the rows of a batch."""
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
-        self.loss_sum, self.n_losses, self.n_in_step = 0.0, 0, 0
+        self.losses: list[float] = []
+        self.n_in_step = 0
         self.origin: AdapterState = {}
         self.lora: dict[str, torch.nn.Parameter] = {}
 
@@ -190,8 +240,12 @@ class _RowLossTrainer(Trainer):
     ) -> Tensor:
         """What these rows give to the mean over the step's rows of the mean response-token loss."""
         assert not return_outputs
-        losses_N = row_losses(model, make_batch(inputs, device=self.args.device), head=self.head)
-        loss = losses_N.sum() / self.n_in_step
+        share = inputs[0] if self.part else None
+        batch = make_batch(share.rows if share else inputs, device=self.args.device)
+        losses_N = row_losses(model, batch, head=self.head)
+        # Gradients are averaged over the processes, so a part of n of N rows counts for n / N.
+        counted = self.part.size * share.counts / share.n_all if self.part and share else None
+        loss = losses_N.sum() * (1 / self.n_in_step if counted is None else counted)
         if not torch.isfinite(loss):
             n_bad = int((~torch.isfinite(losses_N)).sum())
             raise NumericsError(
@@ -200,10 +254,10 @@ class _RowLossTrainer(Trainer):
             )
         if self.observer:
             self.observer.saw(losses_N)
-        self.loss_sum += float(loss.detach())
+        self.losses[-1] += self._of_all(loss.detach())
         # Once per step, whatever the number of its parts: this is its share.
-        share = len(losses_N) / self.n_in_step
-        return loss + share * self._pull() if self.proximal else loss
+        pull = 1.0 if share else len(losses_N) / self.n_in_step
+        return loss + pull * self._pull() if self.proximal else loss
 
     def _pull(self) -> Tensor:
         """What FedProx adds to the loss."""
@@ -216,19 +270,20 @@ class _RowLossTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward, part after part, or at once under the observer's eyes."""
-        self.n_in_step, self.n_losses = len(inputs), self.n_losses + 1
+        self.n_in_step = len(inputs)
+        self.losses.append(0.0)
         step = self.state.global_step
         if self.observer:
             with self.observer.watching(step, last=step + 1 == self.state.max_steps):
                 return super().training_step(model, inputs, *args, **kwargs)
+        if self.part:
+            return super().training_step(model, inputs, *args, **kwargs)
         lengths = [len(row.ids) for row in inputs]
         parts = token_budget_batches(lengths, budget=token_budget_of(self.args.device))
-        losses = [
-            super(_RowLossTrainer, self).training_step(
-                model, [inputs[i] for i in part], *args, **kwargs
-            )
-            for part in parts
-        ]
+        losses: list[Tensor] = []
+        for part in parts:
+            some: Any = [inputs[i] for i in part]
+            losses.append(super().training_step(model, some, *args, **kwargs))
         return torch.stack(losses).sum()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -236,9 +291,19 @@ class _RowLossTrainer(Trainer):
             return SequentialSampler(self.train_dataset)  # pyright: ignore[reportArgumentType]
         return super()._get_train_sampler(*args, **kwargs)
 
-    def mean_loss(self) -> float:
-        """Mean loss of the batches seen, in nats."""
-        return self.loss_sum / max(1, self.n_losses)
+    def get_train_dataloader(self) -> Any:
+        """The steps' shares as they are; libraries would deal them out once more."""
+        if self.part is None:
+            return super().get_train_dataloader()
+        return DataLoader(self.train_dataset, batch_size=1, collate_fn=list)  # pyright: ignore[reportArgumentType]
+
+    def _of_all(self, loss: Tensor) -> float:
+        """Mean loss of a step's rows over all processes, in nats."""
+        if self.part is None:
+            return float(loss)
+        total = loss.clone()
+        torch.distributed.all_reduce(total)
+        return float(total) / self.part.size
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Continue the schedule where earlier calls left it."""
@@ -247,66 +312,3 @@ class _RowLossTrainer(Trainer):
             chosen, lambda step: self.schedule.factor(self.first_step + step)
         )
         return self.lr_scheduler
-
-
-class _Recorder(TrainerCallback):
-    """Keeps checkpoints in memory, optimiser state matched to weights by name."""
-
-    def __init__(
-        self,
-        model: LoraModel,
-        schedule: Schedule,
-        first_step: int,
-        checkpoint_at: frozenset[int],
-        on_step: Callable[[], None] | None,
-    ) -> None:
-        self.model, self.schedule, self.first_step = model, schedule, first_step
-        self.checkpoint_at, self.on_step = checkpoint_at, on_step
-        self.checkpoints: list[Checkpoint] = []
-        self.trainer: Trainer | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save after the steps asked for."""
-        if self.on_step:
-            self.on_step()
-        if state.global_step in self.checkpoint_at:
-            step = self.first_step + state.global_step
-            rate = self.schedule.peak * self.schedule.factor(step - 1)
-            second, first = self._moment("exp_avg_sq", 1), self._moment("exp_avg", 0)
-            self.checkpoints.append(
-                Checkpoint(step, rate, self.model.state(), second, first, state.global_step)
-            )
-
-    def _moment(self, key: str, beta: int) -> AdapterState:
-        assert self.trainer is not None
-        return running_mean(self.trainer.optimizer, self.model.parameters(), key, beta=beta)
-
-
-def running_mean(
-    optimizer: Any, parameters: Mapping[str, torch.nn.Parameter], key: str, *, beta: int
-) -> AdapterState:
-    """A running mean of Adam, by weight name, corrected for its start at zero.
-
-    Args:
-        optimizer: Adam or AdamW after a step or more, as it is or wrapped.
-        parameters: LoRA weights; those that do not train have no mean.
-        key: `exp_avg` or `exp_avg_sq`.
-        beta: which of the optimiser's two decay rates is the mean's.
-
-    Raises:
-        ConfigError: the optimiser keeps no such mean.
-    """
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    moments: AdapterState = {}
-    for name, parameter in parameters.items():
-        if not parameter.requires_grad:
-            continue
-        state = optimizer.state[parameter]
-        if key not in state:
-            raise ConfigError(
-                f"{type(optimizer).__name__} keeps no {key}. Use AdamW, or scores of form sgd."
-            )
-        correction = 1 - optimizer.param_groups[0]["betas"][beta] ** int(state["step"])
-        moments[name] = (state[key].detach().cpu() / correction).contiguous()
-    return moments

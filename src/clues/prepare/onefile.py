@@ -1,5 +1,6 @@
 """The run that cleans one file: settings for the model at hand, and what there is to warn of."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _place(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else model
 
 
-def _named(file: Path, columns: Columns | None) -> Any:
+def _named(file: Path, columns: Mapping[str, str | None] | None) -> Any:
     """A public file as a recipe names it."""
     place = str(file.resolve())
     return {"path": place, "columns": dict(columns)} if columns else place

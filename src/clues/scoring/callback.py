@@ -27,7 +27,7 @@ from clues.data.tokens import EncodedRow, as_encoded
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.model.loss import IGNORED
-from clues.model.training import running_mean
+from clues.model.recording import running_mean
 from clues.scoring.direction import LinearForm
 from clues.scoring.influence import side_branches
 from clues.scoring.rounds import make_reference

@@ -24,6 +24,7 @@ def difference_scores(
     *,
     adapter: AdapterState,
     directions: Sequence[AdapterState],
+    token_budget: int | None = None,
     on_rows: Callable[[int], None] | None = None,
     skip_nonfinite: bool = False,
 ) -> RowScores:
@@ -40,6 +41,7 @@ def difference_scores(
         rows: rows to score.
         adapter: theta, the checkpoint's weights.
         directions: v, by weight name; absent weights do not move.
+        token_budget: padded tokens a batch to begin with; by the device if None.
         on_rows: called with the number of rows finished.
         skip_nonfinite: return NaN instead of raising.
 
@@ -50,7 +52,8 @@ def difference_scores(
     Source: forward-difference influence, as in Pruthi et al. 2020, arXiv 2002.08484, section 4.
     """
     check_difference(model)
-    losses = mean_losses(model, rows, adapter=adapter, skip_nonfinite=skip_nonfinite)
+    how: Any = {"token_budget": token_budget, "skip_nonfinite": skip_nonfinite}
+    losses = mean_losses(model, rows, adapter=adapter, **how)
     products = np.zeros((len(rows), len(directions)))
     for k, direction in enumerate(directions):
         length = _norm(direction)
@@ -66,7 +69,7 @@ def difference_scores(
                     name: value + sign * step * direction[name] if name in direction else value
                     for name, value in adapter.items()
                 },
-                skip_nonfinite=skip_nonfinite,
+                **how,
             )
             for sign in (1.0, -1.0)
         ]

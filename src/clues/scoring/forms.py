@@ -67,6 +67,7 @@ def form_scores(
     *,
     form: str,
     way: str,
+    token_budget: int | None = None,
     on_rows: Callable[[int], None] | None = None,
     skip_nonfinite: bool = False,
 ) -> RowScores:
@@ -83,6 +84,7 @@ def form_scores(
             rows,
             adapter=adapter,
             directions=directions,
+            token_budget=token_budget,
             on_rows=on_rows,
             skip_nonfinite=skip_nonfinite,
         )
@@ -92,6 +94,7 @@ def form_scores(
             rows,
             adapter=adapter,
             directions=directions,
+            token_budget=token_budget,
             on_rows=on_rows,
             skip_nonfinite=skip_nonfinite,
         )
@@ -101,6 +104,7 @@ def form_scores(
         checkpoint,
         directions,
         forms=[form],
+        token_budget=token_budget,
         on_rows=on_rows,
         skip_nonfinite=skip_nonfinite,
     )
@@ -115,6 +119,7 @@ def explicit_scores(
     *,
     forms: Sequence[str],
     linear: Mapping[str, Sequence[AdapterState]] | None = None,
+    token_budget: int | None = None,
     on_rows: Callable[[int], None] | None = None,
     skip_nonfinite: bool = False,
 ) -> dict[str, RowScores]:
@@ -127,6 +132,7 @@ def explicit_scores(
         directions: plain validation gradients.
         forms: whose direction is the plain gradient: sgd, adam_exact, cosine, less.
         linear: other forms that are linear in a row's gradient, with their own directions.
+        token_budget: padded tokens a batch to begin with; by the device if None.
         on_rows: called with the number of rows finished.
         skip_nonfinite: whether rows without a finite score are let through.
 
@@ -143,6 +149,7 @@ def explicit_scores(
         adapter=checkpoint.adapter,
         directions=[*directions, *(d for own in linear.values() for d in own)],
         transforms={str(x): adam_update(checkpoint) if x else None for x in kinds},
+        token_budget=token_budget,
         on_rows=on_rows,
         skip_nonfinite=skip_nonfinite,
     )

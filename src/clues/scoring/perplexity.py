@@ -8,6 +8,7 @@ import torch
 
 from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
+from clues.data.views import View
 from clues.model.adapters import AdapterState, LoraModel
 from clues.model.loss import IGNORED, make_batch, row_losses, token_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite
@@ -103,6 +104,12 @@ def answer_alone(row: EncodedRow) -> EncodedRow | None:
     return replace(row, ids=ids, mask=type(row.mask)(row.mask[i] for i in kept))
 
 
+def _answer(row: EncodedRow) -> EncodedRow:
+    found = answer_alone(row)
+    assert found is not None
+    return found
+
+
 def alignments(
     model: LoraModel,
     rows: Sequence[EncodedRow],
@@ -111,6 +118,7 @@ def alignments(
     adapter: AdapterState,
     skip_nonfinite: bool = False,
     on_rows: Callable[[int], None] | None = None,
+    losses_of: Callable[[Sequence[EncodedRow]], np.ndarray] | None = None,
 ) -> np.ndarray:
     """How much its question lowers the loss of every row's response, in nats a token.
 
@@ -125,23 +133,22 @@ def alignments(
         adapter: LoRA weights.
         skip_nonfinite: give NaN instead of raising.
         on_rows: called with the number of rows finished.
+        losses_of: gives rows' mean losses under the adapter, in place of this model.
 
     Raises:
-        NonFiniteScoreError: a loss is NaN or infinite.
+        NumericsError: a loss is NaN or infinite.
 
     Source: FedDQC, Du et al. 2024, arXiv 2410.11540.
     """
-    alone = [answer_alone(row) for row in rows]
-    asked = [n for n, row in enumerate(alone) if row is not None]
+    asked = [n for n, row in enumerate(rows) if answer_alone(row) is not None]
     found = np.zeros(len(rows))
-    found[asked] = (
-        mean_losses(
-            model,
-            [row for row in alone if row is not None],
-            adapter=adapter,
-            skip_nonfinite=skip_nonfinite,
-            on_rows=on_rows,
+    # As a view: a silo may have more rows than fit into memory.
+    answers = View(rows, asked, _answer)
+    if losses_of is None:
+        given = mean_losses(
+            model, answers, adapter=adapter, skip_nonfinite=skip_nonfinite, on_rows=on_rows
         )
-        - losses[asked]
-    )
+    else:
+        given = losses_of(answers)
+    found[asked] = given - losses[asked]
     return found

@@ -1,34 +1,31 @@
 """Scores at one checkpoint, in shards that are written as they finish.
 
-A shard is a fixed set of rows, so that its numbers are the same whoever computes it and whenever:
-after a kill, or by another process that takes every second shard of the same job. Processes share
-nothing but the job's folder; nobody waits in the loop.
+A finished shard is taken from the disk: after a kill, or where another process has computed it.
+Processes of one machine share nothing but the job's folder; nobody waits in the loop.
 """
 
-import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
-from clues.atomic import make_folder
+from clues.atomic import atomic_write_bytes, make_folder
 from clues.data.tokens import EncodedRow
-from clues.errors import DataError
-from clues.model.adapters import AdapterState, Checkpoint, LoraModel, write_tensors
-from clues.model.tensorfile import is_sealed, pack, unpack
+from clues.model.adapters import AdapterState, LoraModel
+from clues.model.tensorfile import sealed_parts
 from clues.scoring.forms import form_scores
 from clues.scoring.influence import RowScores
+from clues.scoring.job import LOSS_ONLY, Job, unsealed
+from clues.scoring.perplexity import mean_losses
+from clues.scoring.watch import Watch
 
-ROWS_PER_SHARD = 256
 POLL_S, PATIENCE_S = 0.05, 30.0
 
 log = logging.getLogger(__name__)
@@ -36,99 +33,66 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that score together; `rank` takes shards rank, rank + size, ..."""
+    """The processes of this machine that score together; `rank` takes shards rank, rank + size, ..."""
 
     rank: int = 0
     size: int = 1
 
 
-@dataclass(frozen=True)
-class Job:
-    """Rows to score at one checkpoint."""
+class Engine(Protocol):
+    """Who computes shards in this process's place."""
 
-    rows: Sequence[EncodedRow]
-    checkpoint: Checkpoint
-    directions: Sequence[AdapterState]
-    form: str
-    way: str
-    skip_nonfinite: bool = False
-
-    @property
-    def key(self) -> str:
-        """Hash of everything a score depends on, the rows' content included."""
-        digest = hashlib.sha256()
-        settings = [self.form, self.way, self.skip_nonfinite, self.checkpoint.optimizer_steps]
-        rows = [[row.id, row.ids, row.mask] for row in self.rows]
-        plan, tensors = pack(self._states())
-        digest.update(json.dumps([settings, rows, plan]).encode())
-        for tensor in tensors.values():
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:24]
-
-    def shards(self) -> list[list[int]]:
-        """Positions of every shard's rows: rows of similar length, whatever the file's order."""
-        rows = self.rows
-        order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), rows[i].id, i))
-        return [order[i : i + ROWS_PER_SHARD] for i in range(0, len(order), ROWS_PER_SHARD)]
-
-    def write(self, folder: Path) -> None:
-        """Write the job for other processes of this machine. Holds rows: stays in the silo."""
-        ids = [t for row in self.rows for t in row.ids]
-        mask = [int(t) for row in self.rows for t in row.mask]
-        tokens = {"ids": torch.tensor(ids), "mask": torch.tensor(mask, dtype=torch.uint8)}
-        plan, tensors = pack({**self._states(), "tokens": tokens})
-        head = {
-            "plan": plan,
-            "form": self.form,
-            "way": self.way,
-            "skip_nonfinite": self.skip_nonfinite,
-            "step": self.checkpoint.step,
-            "learning_rate": self.checkpoint.learning_rate,
-            "optimizer_steps": self.checkpoint.optimizer_steps,
-            "rows": [[row.row, row.id, len(row.ids), row.truncated] for row in self.rows],
-        }
-        make_folder(folder)
-        write_tensors(folder / "job.safetensors", tensors, clues=json.dumps(head))
-
-    @classmethod
-    def read(cls, folder: Path) -> "Job":
-        """Read what `write` wrote.
+    def shards(self, job: Job, numbers: Sequence[int], folder: Path) -> Iterator[int]:
+        """Have shards computed and write each into the folder; yields their numbers.
 
         Raises:
-            DataError: it is missing or unreadable.
+            ClusterError: nobody is left to compute them. What is written stays.
         """
-        try:
-            tensors, head = _read(folder / "job.safetensors")
-            states = unpack(head["plan"], tensors.pop)
-            ids, mask = states["tokens"]["ids"].tolist(), states["tokens"]["mask"].tolist()
-            rows: list[EncodedRow] = []
-            start = 0
-            for row, id_, length, truncated in head["rows"]:
-                part = slice(start, start + length)
-                flags = tuple(bool(x) for x in mask[part])
-                rows.append(EncodedRow(row, id_, tuple(ids[part]), flags, truncated))
-                start += length
-            checkpoint = Checkpoint(
-                head["step"],
-                head["learning_rate"],
-                states["adapter"],
-                states["second_moment"],
-                states["first_moment"],
-                head["optimizer_steps"],
-            )
-            directions = states["directions"]
-        except (OSError, KeyError, ValueError, SafetensorError):
-            raise DataError(f"{folder.name}: the scoring job cannot be read.") from None
-        return cls(rows, checkpoint, directions, head["form"], head["way"], head["skip_nonfinite"])
+        ...
 
-    def _states(self) -> dict[str, Any]:
-        return {
-            "adapter": self.checkpoint.adapter,
-            "second_moment": self.checkpoint.second_moment,
-            "first_moment": self.checkpoint.first_moment,
-            "directions": list(self.directions),
-        }
+
+@dataclass(frozen=True)
+class Sharing:
+    """Where shards of a silo's rows lie, and who computes them.
+
+    Attributes:
+        folder: of all jobs.
+        team: processes of this machine that share the work.
+        engine: computes all shards, where there is one.
+        watch: is told how far it is.
+    """
+
+    folder: Path
+    team: Team | None = None
+    engine: Engine | None = None
+    watch: Watch | None = None
+
+    def scores(
+        self, model: LoraModel, job: Job, *, on_rows: Callable[[int], None] | None = None
+    ) -> RowScores:
+        """As `score_in_shards`."""
+        return score_in_shards(
+            model,
+            job,
+            self.folder,
+            team=self.team,
+            engine=self.engine,
+            watch=self.watch,
+            on_rows=on_rows,
+        )
+
+    def losses(
+        self,
+        model: LoraModel,
+        rows: Sequence[EncodedRow],
+        adapter: AdapterState,
+        *,
+        skip_nonfinite: bool = False,
+        on_rows: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Mean response-token loss of every row under an adapter, in nats."""
+        job = Job.of_losses(rows, adapter, skip_nonfinite=skip_nonfinite)
+        return self.scores(model, job, on_rows=on_rows).losses
 
 
 def score_in_shards(
@@ -137,6 +101,8 @@ def score_in_shards(
     folder: Path,
     *,
     team: Team | None = None,
+    engine: Engine | None = None,
+    watch: Watch | None = None,
     on_rows: Callable[[int], None] | None = None,
 ) -> RowScores:
     """Score a job's rows, taking finished shards from disk.
@@ -147,31 +113,58 @@ def score_in_shards(
         folder: of all jobs; this one's is named after its key.
         team: processes that share the work; shards that the others do not bring within
             `PATIENCE_S` of the last one are computed here, with a line in the log.
+        engine: computes all shards that are not there yet.
+        watch: is told of every shard.
         on_rows: called with the number of rows finished.
 
     Raises:
         NumericsError: a score is not finite.
+        ClusterError: the engine has nobody to compute them.
     """
     team = team or Team()
-    place, shards = folder / job.key, job.shards()
+    place, plan = folder / job.key, job.plan
     if team.size > 1:
         job.write(place)
     products = np.zeros((len(job.rows), len(job.directions)))
     losses = np.zeros(len(job.rows))
 
-    def take(number: int, found: RowScores) -> None:
-        products[shards[number]] = found.products
-        losses[shards[number]] = found.losses
+    def take(number: int, found: RowScores, *, again: bool = False) -> None:
+        products[plan[number]] = found.products
+        losses[plan[number]] = found.losses
+        if watch:
+            watch.took(len(plan[number]), found=again)
         if on_rows:
-            on_rows(len(shards[number]))
+            on_rows(len(plan[number]))
 
-    theirs: list[int] = []
-    for number in range(len(shards)):
+    if watch:
+        watch.begin(job.what, part="shard", n_parts=len(plan), n_rows=len(job.rows))
+    open_: list[int] = []
+    for number in range(len(plan)):
         found = read_shard(place, number, job)
-        if found is None and number % team.size != team.rank:
-            theirs.append(number)
-            continue
-        take(number, found or compute_shard(model, job, number, place))
+        if found is None:
+            open_.append(number)
+        else:
+            take(number, found, again=True)
+    if engine is not None:
+        for number in engine.shards(job, open_, place) if open_ else ():
+            found = read_shard(place, number, job)
+            assert found is not None, "the engine wrote another shard"
+            take(number, found)
+        return RowScores(products, losses)
+    for number in (n for n in open_ if n % team.size == team.rank):
+        take(number, read_shard(place, number, job) or compute_shard(model, job, number, place))
+    theirs = [n for n in open_ if n % team.size != team.rank]
+    _take_from_others(model, job, place, theirs, take)
+    return RowScores(products, losses)
+
+
+def _take_from_others(
+    model: LoraModel,
+    job: Job,
+    place: Path,
+    theirs: list[int],
+    take: Callable[[int, RowScores], None],
+) -> None:
     waited = time.monotonic()
     while theirs:
         arrived = [(n, found) for n in theirs if (found := read_shard(place, n, job))]
@@ -186,51 +179,92 @@ def score_in_shards(
                 take(number, compute_shard(model, job, number, place))
             else:
                 time.sleep(POLL_S)
-    return RowScores(products, losses)
 
 
 def compute_shard(model: LoraModel, job: Job, number: int, folder: Path) -> RowScores:
     """Score one shard and write it."""
-    members = job.shards()[number]
-    rows = [job.rows[i] for i in members]
-    found = form_scores(
+    rows = job.rows_of(number)
+    found = scores_of(model, job, rows)
+    write_shard(folder, number, packed_scores(found, rows))
+    return found
+
+
+def scores_of(
+    model: LoraModel, job: Job, rows: Sequence[EncodedRow], *, token_budget: int | None = None
+) -> RowScores:
+    """Score some rows as a job says.
+
+    Args:
+        model: its adapter is set to the checkpoint's.
+        job: its own rows do not count.
+        rows: to score.
+        token_budget: padded tokens a batch to begin with; by the device if None.
+
+    Raises:
+        NumericsError: a score is not finite.
+        DataError: one row alone does not fit into memory.
+    """
+    if job.form == LOSS_ONLY:
+        losses = mean_losses(
+            model,
+            rows,
+            adapter=job.checkpoint.adapter,
+            token_budget=token_budget,
+            skip_nonfinite=job.skip_nonfinite,
+        )
+        return RowScores(np.zeros((len(rows), 0)), losses)
+    return form_scores(
         model,
         rows,
         job.checkpoint,
         list(job.directions),
         form=job.form,
         way=job.way,
+        token_budget=token_budget,
         skip_nonfinite=job.skip_nonfinite,
     )
+
+
+def packed_scores(found: RowScores, rows: Sequence[EncodedRow]) -> bytes:
+    """A shard's file: its numbers, whose they are, and the file's own checksum."""
     tensors = {"products": torch.tensor(found.products), "losses": torch.tensor(found.losses)}
-    make_folder(folder)
     head = json.dumps([row.id for row in rows])
-    write_tensors(folder / f"shard-{number}.safetensors", tensors, clues=head)
-    return found
+    return b"".join(sealed_parts(tensors, {"clues": head}))
+
+
+def write_shard(folder: Path, number: int, data: bytes) -> None:
+    """Put a shard's file into its job's folder."""
+    make_folder(folder)
+    atomic_write_bytes(shard_path(folder, number), data)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where a shard of a job lies."""
+    return folder / f"shard-{number}.safetensors"
 
 
 def read_shard(folder: Path, number: int, job: Job) -> RowScores | None:
     """A finished shard; None where it is absent, damaged, or of other rows."""
-    path = folder / f"shard-{number}.safetensors"
+    path = shard_path(folder, number)
     if not path.exists():
         return None
-    members = job.shards()[number]
     try:
-        tensors, ids = _read(path)
+        return unpacked_scores(path.read_bytes(), job, number)
+    except OSError:
+        return None
+
+
+def unpacked_scores(data: bytes, job: Job, number: int) -> RowScores | None:
+    """The numbers in a shard's file; None where it is damaged or of other rows."""
+    n_rows = len(job.plan[number])
+    try:
+        tensors, ids = unsealed(data)
         found = RowScores(tensors["products"].numpy(), tensors["losses"].numpy())
-    except (OSError, KeyError, ValueError, SafetensorError):
+    except (KeyError, ValueError, SafetensorError):
         return None
     fits = (
-        ids == [job.rows[i].id for i in members]
-        and found.products.shape == (len(members), len(job.directions))
-        and found.losses.shape == (len(members),)
+        found.products.shape == (n_rows, len(job.directions))
+        and found.losses.shape == (n_rows,)
+        and ids == job.ids_of(number)
     )
     return found if fits else None
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], Any]:
-    data = path.read_bytes()
-    if not is_sealed(data):
-        raise ValueError
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return load(data), json.loads(header["__metadata__"]["clues"])

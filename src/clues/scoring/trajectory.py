@@ -6,7 +6,8 @@ Both sides of the wall use this: the silo for its rows, the coordinator for the 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,10 @@ from clues.data.tokens import EncodedRow
 from clues.errors import RecipeMismatchError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.forms import by_block, form_scores, way_of
+from clues.scoring.job import Job
 from clues.scoring.parts import Loss, Parts, Term, checkpoint_losses
 from clues.scoring.perplexity import alignments, losses_before, mean_losses
-from clues.scoring.shards import Job, Team, score_in_shards
+from clues.scoring.shards import Sharing
 
 N_FOLDS = 2
 N_PROBES = 4
@@ -60,8 +62,7 @@ def score_rows(
     *,
     settings: ScoreSettings,
     on_rows: Callable[[int], None] | None = None,
-    shards: Path | None = None,
-    team: Team | None = None,
+    shards: Sharing | None = None,
     skip_nonfinite: bool = False,
     before: np.ndarray | None = None,
 ) -> TrajectoryScores:
@@ -82,8 +83,8 @@ def score_rows(
         settings: form, way, parts.
         on_rows: called with the number of rows finished; they add up to `n_passes`, or to a little
             less where a row has no question.
-        shards: folder where finished scores wait for a rerun; nothing is kept if None.
-        team: processes that share the work through that folder.
+        shards: where finished scores wait for a rerun, and who computes them; nothing is kept and
+            all is computed here if None.
         skip_nonfinite: give NaN instead of raising.
         before: the rows' losses before the training, where they are known.
 
@@ -94,7 +95,12 @@ def score_rows(
     """
     if settings.method == "perplexity":
         return _losses_alone(
-            model, rows, checkpoints, on_rows=on_rows, skip_nonfinite=skip_nonfinite
+            model,
+            rows,
+            checkpoints,
+            shards=shards,
+            on_rows=on_rows,
+            skip_nonfinite=skip_nonfinite,
         )
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {}
@@ -110,7 +116,7 @@ def score_rows(
         given = list(pieces.values())
         job = Job(rows, checkpoint, given, form, way_of(settings, form), skip_nonfinite)
         if shards:
-            found = score_in_shards(model, job, shards, team=team, on_rows=on_rows)
+            found = shards.scores(model, job, on_rows=on_rows)
         else:
             found = form_scores(
                 model,
@@ -146,6 +152,14 @@ def score_rows(
             adapter=adapter,
             skip_nonfinite=skip_nonfinite,
             on_rows=on_rows,
+            losses_of=shards
+            and partial(
+                shards.losses,
+                model,
+                adapter=adapter,
+                skip_nonfinite=skip_nonfinite,
+                on_rows=on_rows,
+            ),
         )
     return TrajectoryScores(raw, parts)
 
@@ -170,17 +184,19 @@ def _losses_alone(
     rows: Sequence[EncodedRow],
     checkpoints: Sequence[Checkpoint],
     *,
+    shards: Sharing | None,
     on_rows: Callable[[int], None] | None,
     skip_nonfinite: bool,
 ) -> TrajectoryScores:
     """Score by the loss along the trajectory: forward passes only."""
     parts: Parts = {}
     for index, checkpoint in enumerate(checkpoints):
-        parts[Loss(index)] = mean_losses(
-            model, rows, adapter=checkpoint.adapter, skip_nonfinite=skip_nonfinite
-        )
-        if on_rows:
-            on_rows(len(rows))
+        how: Any = {"skip_nonfinite": skip_nonfinite, "on_rows": on_rows}
+        adapter = checkpoint.adapter
+        if shards:
+            parts[Loss(index)] = shards.losses(model, rows, adapter, **how)
+        else:
+            parts[Loss(index)] = mean_losses(model, rows, adapter=adapter, **how)
     return TrajectoryScores({LOSS: -np.mean(list(parts.values()), axis=0)}, parts)
 
 

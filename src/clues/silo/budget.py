@@ -15,7 +15,8 @@ from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError
 from clues.extras import require
 from clues.model.noise import Spent, epsilon_of, noise_for, train_privately
-from clues.model.training import Schedule, Trained
+from clues.model.recording import Schedule
+from clues.model.training import Trained
 from clues.rundir import hash_of, read_record, write_record
 from clues.silo.crowd import identity, secret_seed
 from clues.silo.questions import Questions

@@ -29,8 +29,9 @@ import numpy as np
 
 from clues.config import derived_seed
 from clues.data.tokens import EncodedRow
+from clues.data.views import View
 from clues.errors import DataError
-from clues.model.training import Schedule
+from clues.model.recording import Schedule
 from clues.rundir import hash_of
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
@@ -118,7 +119,7 @@ def gather(
         fewest=space.settings.min_kept,
     )
     dropout = secret_seed(space, "dropout", checksum_of(request.to_bytes())) % 2**32
-    return Crowd([rows[i] for i in taken], order, dropout, taken, sorted(mixed[:aside].tolist()))
+    return Crowd(View(rows, taken), order, dropout, taken, sorted(mixed[:aside].tolist()))
 
 
 def identity(space: Workspace, rows: Sequence[int]) -> str:

@@ -16,7 +16,8 @@ from clues.config import Recipe, SiloModel, validate
 from clues.errors import CluesError
 from clues.model.adapters import LoraModel
 from clues.rundir import read_json, write_json
-from clues.scoring.shards import Job, Team, compute_shard, read_shard
+from clues.scoring.job import Job
+from clues.scoring.shards import Team, compute_shard, read_shard
 from clues.silo.workspace import with_own_model
 
 POLL_S = 0.2
@@ -88,7 +89,7 @@ def help_scoring(
                     lambda r: LoraModel.load(r.model, r.lora, seed=r.seed, device=device)
                 )
                 loaded[recipe.hash] = make(recipe)
-            for number in range(team.rank, len(job.shards()), team.size):
+            for number in range(team.rank, len(job.plan), team.size):
                 if not file.exists() or read_shard(file.parent, number, job) is not None:
                     continue
                 try:

@@ -9,6 +9,7 @@ import numpy as np
 
 from clues.config import LOSS, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
+from clues.data.views import View
 from clues.errors import DataError
 from clues.model.adapters import AdapterState
 from clues.scoring.batches import SHOWN_IDS
@@ -24,8 +25,9 @@ from clues.scoring.forms import form_directions
 from clues.scoring.installed import is_baseline
 from clues.scoring.parts import BEFORE, InRunLoss, InRunTerm, Loss, Parts
 from clues.scoring.parts import Compared as ComparedScore
-from clues.scoring.perplexity import losses_before, mean_losses
+from clues.scoring.perplexity import losses_before
 from clues.scoring.rounds import read_scores
+from clues.scoring.shards import Sharing
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import (
     TrajectoryScores,
@@ -73,13 +75,20 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         DataError: a fold without rows, or a request whose parts do not fit together.
         NumericsError: an anchor scores NaN or infinity on the silo's own checkpoints.
     """
-    recipe, rows = space.recipe(), list(space.encoded().rows)
-    groups = group_names(recipe, space.name, space.settings.domain)
     _check_weights(space, request)
-    # Whether a row's score is finite must not show in the answer, so such rows are noted inside.
+    with space.sharing() as sharing:
+        return _score_all(space, request, sharing)
+
+
+def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> ScoreReply:
+    recipe, rows = space.recipe(), space.encoded().rows
+    groups = group_names(recipe, space.name, space.settings.domain)
+    model = space.model()
     with space.progress.task(f"{space.name}: loss before training", len(rows)) as advance:
-        before = losses_before(space.model(), rows, skip_nonfinite=True, on_rows=advance)
-    fold = np.array([fold_of(r, recipe) if len(groups) > 1 else 0 for r in rows])
+        # Whether a score is finite must not show in the answer, so such rows are noted inside.
+        before = sharing.losses(model, rows, model.initial, skip_nonfinite=True, on_rows=advance)
+    several = len(groups) > 1
+    fold = np.array([fold_of(r, recipe) for r in rows]) if several else np.zeros(len(rows), int)
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {BEFORE: before}
     found: dict[str, _Scored] = {}
@@ -87,7 +96,8 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
         members = np.flatnonzero(fold == number)
         if not len(members):
             raise DataError(f"silo {space.name}: too few rows to cross-fit.")
-        scored = _score_group(space, request, number, [rows[i] for i in members], before[members])
+        own = View(rows, members.tolist()) if several else rows
+        scored = _score_group(space, request, number, own, before[members], sharing)
         for name, values in scored.scores.raw.items():
             raw.setdefault(name, np.zeros(len(rows)))[members] = values
         for part, values in scored.scores.parts.items():
@@ -98,7 +108,7 @@ def score(space: Workspace, request: ScoreRequest) -> ScoreReply:
     space.write_side_files(
         anchors={group: scored.anchors for group, scored in found.items()},
         compared={n: {g: scored.compared[n].anchors for g, scored in found.items()} for n in names},
-        lost=[row for row, good in zip(rows, finite, strict=True) if not good],
+        lost=[rows[int(i)] for i in np.flatnonzero(~finite)],
         weights=request.weights,
     )
     table = _table(recipe, rows, fold, raw, parts, finite)
@@ -144,14 +154,19 @@ def _table(
     finite: np.ndarray,
 ) -> ScoreTable:
     """The score table of the rows whose numbers are finite."""
-    kept = [row for row, good in zip(rows, finite, strict=True) if good]
+    kept = [
+        (row.row, row.id, len(row.ids), row.n_response_tokens)
+        for row, good in zip(rows, finite, strict=True)
+        if good
+    ]
+    row, id_, n_tokens, n_response = zip(*kept, strict=True) if kept else ((), (), (), ())
     return ScoreTable(
         recipe_hash=recipe.scoring_hash,
-        row=np.array([r.row for r in kept]),
-        id=tuple(r.id for r in kept),
+        row=np.array(row),
+        id=tuple(id_),
         fold=fold[finite],
-        n_tokens=np.array([len(r.ids) for r in kept]),
-        n_response_tokens=np.array([r.n_response_tokens for r in kept]),
+        n_tokens=np.array(n_tokens),
+        n_response_tokens=np.array(n_response),
         raw={name: values[finite] for name, values in raw.items()},
         parts={part: values[finite] for part, values in parts.items()},
     )
@@ -161,8 +176,9 @@ def _score_group(
     space: Workspace,
     request: ScoreRequest,
     number: int,
-    rows: list[EncodedRow],
+    rows: Sequence[EncodedRow],
     before: np.ndarray,
+    sharing: Sharing,
 ) -> _Scored:
     """Score one group's rows by the deciding score and by those beside it.
 
@@ -170,11 +186,11 @@ def _score_group(
     """
     recipe = space.recipe()
     scene = _scene(space, request, number)
-    scored, anchors = _deciding_scores(space, rows, before, scene, request)
+    scored, anchors = _deciding_scores(space, rows, before, scene, request, sharing)
     finite = _finite([*scored.raw.values(), before])
     compared = compare(
         scene.place,
-        [row for row, good in zip(rows, finite, strict=True) if good],
+        View(rows, np.flatnonzero(finite).tolist()),
         space.anchors() if recipe.score.compare else [],
         known=_known(recipe, space.settings.domain, scored.raw, anchors, finite),
         sent=sent_scores(request) if anchors_at_coordinator(recipe) else None,
@@ -183,7 +199,9 @@ def _score_group(
     if "inrun" in recipe.score.compare:
         compared["inrun"] = _compared_in_run(space, rows, finite)
     beside = {ComparedScore(name): _spread(c.rows, finite) for name, c in compared.items()}
-    turns = score_turns(space, scene.place, scene.directions, rows) if recipe.score.turns else None
+    turns = None
+    if recipe.score.turns:
+        turns = score_turns(space, scene.place, scene.directions, rows, sharing)
     scores = TrajectoryScores(scored.raw, {**scored.parts, **beside})
     return _Scored(scores, anchors, compared, turns)
 
@@ -219,10 +237,11 @@ def _scene(space: Workspace, request: ScoreRequest, number: int) -> _Scene:
 
 def _deciding_scores(
     space: Workspace,
-    rows: list[EncodedRow],
+    rows: Sequence[EncodedRow],
     before: np.ndarray,
     scene: _Scene,
     request: ScoreRequest,
+    sharing: Sharing,
 ) -> tuple[TrajectoryScores, dict[str, np.ndarray]]:
     """Scores of a group's rows, and of the anchors on the same checkpoints.
 
@@ -242,7 +261,7 @@ def _deciding_scores(
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
     if is_baseline(method):
         found = score_by_baselines(scene.place, [method], rows, anchors)[method]
-        last = mean_losses(model, rows, adapter=checkpoints[-1].adapter)
+        last = sharing.losses(model, rows, checkpoints[-1].adapter)
         return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
@@ -258,8 +277,7 @@ def _deciding_scores(
             checkpoints,
             scene.directions,
             on_rows=advance,
-            shards=space.private / "shards",
-            team=space.team,
+            shards=sharing,
             skip_nonfinite=True,
             before=before,
             **how,
@@ -288,7 +306,7 @@ def _known(
 
 
 def _in_run_scores(
-    space: Workspace, rows: list[EncodedRow]
+    space: Workspace, rows: Sequence[EncodedRow]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     n_anchors = len(space.anchors())
     n_rounds = space.recipe().train.rounds
@@ -296,7 +314,7 @@ def _in_run_scores(
     return read_scores(folder, n_rounds, n_rows=len(rows), n_anchors=n_anchors)
 
 
-def _compared_in_run(space: Workspace, rows: list[EncodedRow], finite: np.ndarray) -> Compared:
+def _compared_in_run(space: Workspace, rows: Sequence[EncodedRow], finite: np.ndarray) -> Compared:
     """In-run influence beside the score that decides, without the loss."""
     public = space.recipe().public[space.settings.domain]
     weights = {name: file.weight for name, file in public.validation.items()}

@@ -6,7 +6,7 @@ process for every message. An answered request is answered again from the outbox
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from clues.config import (
 )
 from clues.data.tokens import EncodedRow
 from clues.data.turnrows import without_turns
+from clues.data.views import View
 from clues.errors import (
     DataError,
     DegenerateSelectionError,
@@ -210,6 +211,7 @@ class Silo:
         return []
 
     def _hello(self, request: HelloRequest, again: str) -> HelloReply:
+        self.space.check_compute()
         if self.space.one_owner:
             # Rows that cannot be used need not wait for the training. For another coordinator
             # they do: a recipe that they do not fit would tell how long they are.
@@ -335,7 +337,7 @@ class Silo:
         """
         return diagnostics(self.space, kinds)
 
-    def arm_rows(self, arm: str) -> list[EncodedRow]:
+    def arm_rows(self, arm: str) -> Sequence[EncodedRow]:
         """Rows that an arm trains on: all, the kept, as many at random, the clean ones.
 
         The name of a compared score gives what it would have selected.
@@ -344,15 +346,14 @@ class Silo:
             DataError: no such arm, arm oracle and the silo names no column of labels, or a
                 compared score and the silo does not share diagnostics; or nothing is selected yet.
         """
-        rows = list(self.space.encoded().rows)
+        rows = self.space.encoded().rows
         # Of every arm: nothing trains for a joint model before the selection it is compared with.
         overruled = overrides_token(self.space, self.space.recipe().hash)
         selected = self.space.kept(overruled=overruled)
         if arm == "mixed":
             return rows
         if arm not in ARMS:
-            kept = compared_rows(self.space, arm)
-            return [row for row in rows if row.row in kept]
+            return _of(rows, compared_rows(self.space, arm))
         kept = set(selected)
         if arm == "random":
             seed = derived_seed(self.space.recipe().seed, "random", self.settings.name)
@@ -366,12 +367,21 @@ class Silo:
                     "the silo file, or leave the arm out of evaluate.arms."
                 )
             kept = {row for row, label in enumerate(labels) if label is None}
-        chosen = [row for row in rows if row.row in kept]
-        if arm != "clues":
+        chosen = _of(rows, kept)
+        untrained = self.space.untrained() if arm == "clues" else {}
+        if not untrained:
             return chosen
-        untrained = self.space.untrained()
-        return [without_turns(row, untrained.get(row.row, ())) for row in chosen]
+        return View(
+            chosen,
+            range(len(chosen)),
+            lambda row: without_turns(row, untrained.get(row.row, ())),
+        )
 
     def clean_scratch(self) -> None:
         """Remove what the Trainer left."""
         self.space.clean_scratch()
+
+
+def _of(rows: Sequence[EncodedRow], kept: Collection[int]) -> Sequence[EncodedRow]:
+    """The rows at these places of the silo's file."""
+    return View(rows, [n for n, row in enumerate(rows) if row.row in kept])

@@ -14,7 +14,8 @@ from clues.config import (
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError
 from clues.model.adapters import save_checkpoint
-from clues.model.training import Schedule, Trained
+from clues.model.recording import Schedule
+from clues.model.training import Trained
 from clues.scoring.inrun import Reference
 from clues.scoring.rounds import checked_reference, replaced_visits, watch_round, write_round
 from clues.scoring.trajectory import checkpoint_steps, fold_of, n_train_steps
@@ -224,7 +225,7 @@ def _run(
 ) -> Trained:
     """Train, with noise where the silo's settings say so."""
     if space.settings.privacy is None:
-        return space.train(list(rows), what, **how)
+        return space.train(rows, what, **how)
     if booked is None:
         raise ConfigError(
             f"silo {space.name}: privacy works with score.trajectory global; trainings that stay "

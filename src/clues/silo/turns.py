@@ -16,6 +16,7 @@ from clues.model.adapters import AdapterState
 from clues.rundir import write_json
 from clues.scoring.compared import Standpoint
 from clues.scoring.parts import Turn
+from clues.scoring.shards import Sharing
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import score_rows, set_weights
 from clues.scoring.turns import one_turn, turns_in_units
@@ -46,6 +47,7 @@ def score_turns(
     place: Standpoint,
     directions: Sequence[Mapping[str, AdapterState]],
     rows: Sequence[EncodedRow],
+    sharing: Sharing,
 ) -> ScoredTurns:
     """Score every trained turn of rows that have several.
 
@@ -54,6 +56,7 @@ def score_turns(
         place: model and checkpoints of a group of rows.
         directions: of every checkpoint.
         rows: the group's.
+        sharing: where finished scores wait for a rerun, and who computes them.
 
     Raises:
         NumericsError: an anchor's turn scores NaN or infinity.
@@ -74,8 +77,7 @@ def score_turns(
                 *where,
                 settings=settings,
                 on_rows=advance,
-                shards=space.private / "shards",
-                team=space.team,
+                shards=sharing,
                 skip_nonfinite=True,
             ).raw
     return ScoredTurns(alone, np.array([turn for turn, _ in found], int), raw, anchors)
@@ -95,7 +97,7 @@ def write_turns(space: Workspace, groups: Mapping[str, ScoredTurns], scored: set
     rows = [row for group in groups.values() for row in group.rows]
     fold = np.repeat(np.arange(len(groups)), [len(g.rows) for g in groups.values()])
     turns = np.concatenate([group.turns for group in groups.values()])
-    finite = np.isfinite([*raw.values()]).all(axis=0)
+    finite: np.ndarray = np.isfinite(np.array([*raw.values()])).all(axis=0)
     spoilt = {row.row for row, good in zip(rows, finite, strict=True) if not good}
     kept = np.array([row.row in scored and row.row not in spoilt for row in rows], bool)
     chosen = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]

@@ -5,7 +5,8 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import (
+    RAY,
+    ComputeSettings,
     ModelSettings,
     PublicFile,
     Recipe,
@@ -24,8 +27,11 @@ from clues.config import (
 )
 from clues.data.formats import RowFile, read_rows
 from clues.data.samples import Sample
+from clues.data.tokenfile import encode_into
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
+from clues.data.views import View
 from clues.errors import DataError, RecipeMismatchError
+from clues.extras import require
 from clues.findings.look import Findings, look
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
@@ -33,10 +39,12 @@ from clues.model.training import Trained, train
 from clues.progress import Progress
 from clues.rundir import hash_of, read_json, read_record, source_hash, write_json
 from clues.scoring.installed import refuse_missing
-from clues.scoring.shards import Team
+from clues.scoring.shards import Sharing, Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
 from clues.scoring.trial import try_out
+from clues.scoring.watch import FILE as PROGRESS
+from clues.scoring.watch import Watch
 from clues.selection.threshold import UNSCORED, UNUSABLE, Apart, Threshold
 
 N_KEY_BYTES = 32
@@ -155,8 +163,10 @@ class Workspace:
         """The private rows as tokens, and those that cannot be used with the reason."""
         if "usable" not in self.memory:
             unusable = self.rows().unusable
-            samples = [sample for sample in self.rows().samples if sample.row not in unusable]
-            self.memory["usable"] = encode_rows(samples, self.encoder(), where=f"silo {self.name}")
+            samples = (sample for sample in self.rows().samples if sample.row not in unusable)
+            folder, where = self.private / "tokens", f"silo {self.name}"
+            make_private_folder(self.private)
+            self.memory["usable"] = encode_into(folder, samples, self.encoder(), where=where)
         return self.memory["usable"]
 
     def encoded(self) -> EncodedRows:
@@ -165,7 +175,8 @@ class Workspace:
             return self.usable()
         if "encoded" not in self.memory:
             left, usable = set(self.left_out()), self.usable()
-            rows = tuple(row for row in usable.rows if row.row not in left)
+            here = [n for n, row in enumerate(usable.rows) if row.row not in left]
+            rows = View(usable.rows, here)
             dropped = {**usable.dropped, **dict.fromkeys(left, ELSEWHERE)}
             self.memory["encoded"] = EncodedRows(rows, dropped)
         return self.memory["encoded"]
@@ -481,21 +492,66 @@ class Workspace:
         found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
         return [load_checkpoint(path) for path in found]
 
-    def train(
-        self, rows: list[EncodedRow] | tuple[EncodedRow, ...], what: str, **how: Any
-    ) -> Trained:
+    @contextmanager
+    def sharing(self) -> Iterator[Sharing]:
+        """Inside: where shards lie, and the workers of the silo's cluster where it has one."""
+        settings, folder = self.compute(), self.private / "shards"
+        watch = Watch(self.private / PROGRESS, settings.engine)
+        if settings.engine != RAY:
+            yield Sharing(folder, self.team, watch=watch)
+            return
+        from clues.cluster.scoring import RayEngine  # needs the extra `ray`
+
+        with RayEngine(settings, self.recipe(), on_workers=watch.workers) as engine:
+            yield Sharing(folder, engine=engine, watch=watch)
+
+    def compute(self) -> ComputeSettings:
+        """Where this silo scores and trains."""
+        return self.settings.compute or ComputeSettings()
+
+    def check_compute(self) -> None:
+        """See that the silo's cluster answers, before hours of work lead up to it.
+
+        Raises:
+            ExtraError: Ray is not installed.
+            ClusterError: no Ray answers at the address.
+        """
+        settings = self.compute()
+        if settings.engine == RAY:
+            require("ray", what=f"silo {self.name}: compute: ray")
+            from clues.cluster.connection import check_answers  # Ray is for those who have it
+
+            if settings.address:
+                check_answers(settings.address, wait_s=settings.wait_s)
+
+    def train(self, rows: Sequence[EncodedRow], what: str, **how: Any) -> Trained:
         """Train on these rows with the recipe's settings and a bar; `how` as `training.train`."""
         # The Trainer would make it open to others.
         make_private_folder(self.private / "scratch")
-        with self.progress.task(f"{self.name}: {what}", how["n_steps"]) as advance:
-            return train(
-                self.model(),
-                rows,
-                settings=self.recipe().train,
-                scratch=str(self.private / "scratch"),
-                on_step=lambda: advance(1),
-                **how,
+        watch = Watch(self.private / PROGRESS)
+        batch, n_steps = self.recipe().train.batch_size, how["n_steps"]
+        watch.begin(f"training, {what}", part="step", n_parts=n_steps, n_rows=batch * n_steps)
+        with self.progress.task(f"{self.name}: {what}", n_steps) as advance:
+            how |= {
+                "scratch": str(self.private / "scratch"),
+                "on_step": lambda: (advance(1), watch.took(batch)),
+            }
+            if self._trains_together(how):
+                from clues.cluster.training import train_on_cluster  # needs the extra `ray`
+
+                return train_on_cluster(self.compute(), self.recipe(), self.model(), rows, **how)
+            return train(self.model(), rows, settings=self.recipe().train, **how)
+
+    def _trains_together(self, how: dict[str, Any]) -> bool:
+        """Whether workers share this training; who watches every step must be in its process."""
+        watched = how.get("observer") is not None
+        if not watched:
+            how.pop("observer", None)
+        if self.compute().train_workers > 1 and watched:
+            log.warning(
+                "silo %s: in-run scores are taken in one process; so is this training.", self.name
             )
+        return self.compute().train_workers > 1 and not watched
 
     def clean_scratch(self) -> None:
         """Remove what the Trainer left."""

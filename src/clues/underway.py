@@ -1,0 +1,145 @@
+"""Where a run is while it runs, read from its folder alone; no torch, no rows, no network."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from socket import gethostname
+from typing import Any
+
+from clues.errors import DataError, UsageError
+from clues.rundir import read_json
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class SiloStatus:
+    """What a silo has noted last of its work.
+
+    Attributes:
+        state: `running`; `done`, this piece of work is; `stopped`, its process is gone and the same
+            command goes on; `elsewhere`, it ran on another machine, of which nothing is known here.
+        what: is computed.
+        part: what it is done in: shard or step.
+        parts: how many there are.
+        parts_done: and are done.
+        parts_open: and are not.
+        rows: how many rows all parts have.
+        rows_done: rows of the parts that are done.
+        rows_per_s: of those that this process did; None before the first.
+        seconds_left: at that rate; None where it is unknown or nothing is under way.
+        workers: processes that are ready.
+        last_error: what went wrong last, in the words of the log; empty for nothing.
+        silent_s: seconds since the last note.
+    """
+
+    state: str
+    what: str
+    part: str
+    parts: int
+    parts_done: int
+    parts_open: int
+    rows: int
+    rows_done: int
+    rows_per_s: float | None
+    seconds_left: float | None
+    workers: int
+    last_error: str
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run as its folder shows it.
+
+    Attributes:
+        stages: seconds that each finished stage took, by its name, in the order of their ends.
+        silos: by name, of those that are here and have begun to work.
+    """
+
+    stages: dict[str, float]
+    silos: dict[str, SiloStatus]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def read_status(root: Path) -> RunStatus:
+    """Read a run's folder, or a silo's own.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    notes = {path.parent.parent.name: path for path in root.glob(f"silos/*/private/{PROGRESS}")}
+    if (own := root / "private" / PROGRESS).exists():
+        notes[root.name] = own
+    known = [root / "coordinator", root / "silos", root / "private"]
+    if not any(folder.is_dir() for folder in known):
+        raise UsageError(f"{root}: this is no run's folder. Name one, such as runs/demo.")
+    silos = {name: _silo(path) for name, path in sorted(notes.items())}
+    return RunStatus(_stages(root / "coordinator" / "stages"), silos)
+
+
+def _stages(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for path in sorted(folder.glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
+        try:
+            content = json.loads(path.read_bytes())
+            found[content["stage"]] = float(content["result"]["seconds"])
+        except (ValueError, KeyError, TypeError):
+            # Half-written or damaged: the stage is done again, and stands nowhere until then.
+            found.pop(path.stem, None)
+    return found
+
+
+def _silo(path: Path) -> SiloStatus:
+    content = read_json(path, advice="It is written anew when the silo works.")
+    try:
+        return _read(content)
+    except (KeyError, TypeError):
+        reason = "not a silo's progress"
+    raise DataError(f"{path}: damaged ({reason}). It is written anew when the silo works.")
+
+
+def _read(content: Mapping[str, Any]) -> SiloStatus:
+    left = content["parts"] - content["parts_done"]
+    if not left:
+        state = "done"
+    elif content["host"] != gethostname():
+        state = "elsewhere"
+    else:
+        state = "running" if _lives(content["pid"]) else "stopped"
+    fresh = content["rows_done"] - content["rows_found"]
+    took = content["updated"] - content["began"]
+    rate = fresh / took if fresh and took > 0 else None
+    under_way = state == "running" and rate
+    rows_left = content["rows"] - content["rows_done"]
+    return SiloStatus(
+        state=state,
+        what=content["what"],
+        part=content["part"],
+        parts=content["parts"],
+        parts_done=content["parts_done"],
+        parts_open=left,
+        rows=content["rows"],
+        rows_done=content["rows_done"],
+        rows_per_s=round(rate, 1) if rate else None,
+        seconds_left=round(rows_left / rate) if under_way and rate else None,
+        workers=content["workers"],
+        last_error=content["last_error"],
+        silent_s=round(max(0.0, time.time() - content["updated"]), 1),
+    )
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True

@@ -1,0 +1,104 @@
+"""`clues status` says how far a run is, from its folder alone."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from test_cli import call
+
+from clues.errors import DataError, UsageError
+from clues.scoring.watch import FILE, Watch
+from clues.underway import PROGRESS, read_status
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A run with one finished stage and a silo that has done three of eight shards."""
+    (tmp_path / "coordinator/stages").mkdir(parents=True)
+    marker = {"stage": "train", "result": {"seconds": 12.25}}
+    (tmp_path / "coordinator/stages/train.json").write_text(json.dumps(marker))
+    private = tmp_path / "silos/north/private"
+    private.mkdir(parents=True)
+    watch = Watch(private / FILE, "ray")
+    watch.begin("losses", part="shard", n_parts=8, n_rows=80)
+    watch.took(10, found=True)
+    for _ in range(2):
+        watch.took(10)
+    watch.state["began"] -= 4.0
+    watch.workers(2, "a worker on b is lost; its shards go to others")
+    return tmp_path
+
+
+def change(root: Path, **changes) -> None:
+    path = root / "silos/north/private" / PROGRESS
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_file_has_one_name_on_both_sides():
+    assert FILE == PROGRESS
+
+
+def test_what_is_done_and_open_is_counted(root):
+    found = read_status(root)
+    assert found.stages == {"train": 12.25}
+    north = found.silos["north"]
+    assert (north.state, north.what, north.part) == ("running", "losses", "shard")
+    assert (north.parts, north.parts_done, north.parts_open) == (8, 3, 5)
+    assert (north.rows, north.rows_done, north.workers) == (80, 30, 2)
+    # Twenty rows in four seconds: the ten that were found cost nothing.
+    assert north.rows_per_s == pytest.approx(5.0, rel=0.1)
+    assert north.seconds_left == pytest.approx(10, abs=1)
+    assert "is lost" in north.last_error
+
+
+def test_who_is_gone_and_who_works_elsewhere_is_told_apart(root):
+    # A number that no process has.
+    change(root, pid=2**22 + 1)
+    assert read_status(root).silos["north"].state == "stopped"
+    assert read_status(root).silos["north"].seconds_left is None
+    change(root, host="another")
+    assert read_status(root).silos["north"].state == "elsewhere"
+    change(root, parts_done=8)
+    assert read_status(root).silos["north"].state == "done"
+
+
+def test_a_silos_own_folder_is_a_run_too(root):
+    assert set(read_status(root / "silos/north").silos) == {"north"}
+
+
+def test_nothing_and_rubbish_are_one_line(tmp_path, root):
+    with pytest.raises(UsageError, match="no run's folder"):
+        read_status(tmp_path / "silos/north/private")
+    (root / "coordinator/stages/half.json").write_text('{"stage": "ha')
+    assert set(read_status(root).stages) == {"train"}
+    change(root, parts="many")
+    with pytest.raises(DataError, match="damaged"):
+        read_status(root)
+
+
+def test_the_verb_says_it_in_lines_and_as_json(root, capsys):
+    assert call("status", root)[0] == 0
+    out = capsys.readouterr().out.replace("\n", " ")
+    assert "finished stages: train (12 s)" in out
+    assert "north: losses, running: 3 of 8 shards, 30 of 80 rows, 5 rows/s, about 0 min" in out
+    assert "2 workers" in out
+    assert "last error: a worker on b is lost" in out
+    assert call("status", root, "--json")[0] == 0
+    assert json.loads(capsys.readouterr().out)["silos"]["north"]["parts_open"] == 5
+    assert call("status", root / "coordinator")[0] == 2
+
+
+def test_the_note_is_private_and_written_once_a_second(tmp_path):
+    tmp_path.chmod(0o700)
+    watch = Watch(tmp_path / FILE)
+    watch.begin("losses", part="shard", n_parts=3, n_rows=3)
+    before = (tmp_path / FILE).read_bytes()
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+    watch.took(1)
+    assert (tmp_path / FILE).read_bytes() == before, "a second has not passed"
+    watch.written = time.time() - 2
+    watch.took(1)
+    assert json.loads((tmp_path / FILE).read_bytes())["parts_done"] == 2
+    assert json.loads((tmp_path / FILE).read_bytes())["pid"] == os.getpid()
