@@ -12,11 +12,12 @@ from test_influence import checkpoint_of, gradients_by_loop, random_direction, r
 from test_spans import FAMILIES, conversation, every_family
 
 from clues.api.rows import take_rows
-from clues.config import Recipe, TokenSettings, validate
+from clues.config import Recipe, RunConfig, TokenSettings, validate
 from clues.data.samples import Sample
 from clues.data.tokens import RowEncoder
 from clues.data.turnrows import by_turn, without_turns
 from clues.errors import ConfigError
+from clues.prepare.checklist import FileCheck, Role, notes_on, warnings_on
 from clues.scoring.forms import form_scores
 from clues.scoring.perplexity import mean_losses
 from clues.scoring.turns import one_turn
@@ -230,3 +231,21 @@ def test_a_caller_s_rows_come_back_in_their_type_with_the_mark_in_a_copy(tmp_pat
         if name == "frame":
             assert list(kept.index) == [9, 8]
     assert all("train" not in turn for row in rows for turn in row["messages"]), "not a copy"
+
+
+@pytest.mark.parametrize("anchors", [0, 3])
+def test_check_says_how_many_turns_are_scored_and_warns_of_anchors_without(anchors):
+    public = {"d": {"validation": "v.jsonl", "anchor": "a.jsonl"}}
+    score = {"turns": True}
+    silo = {"name": "north", "data": "n.jsonl", "domain": "d"}
+    content = {"recipe": {"public": public, "score": score}, "silos": [silo]}
+    config = validate(RunConfig, content, where="clues.yaml")
+    lengths = (9, 9, 9, 9)
+    files = [
+        FileCheck(name, role, "rows", 80, 0, 0, 0, lengths, lengths, n_chats=n, n_turns=3 * n)
+        for name, role, n in (("north", Role.SILO, 7), ("d anchors", Role.ANCHORS, anchors))
+    ]
+    notes = "\n".join(notes_on(config, files))
+    assert "7 rows have several trained turns, 21 in all, and every turn has a score" in notes
+    warned = [text for text in warnings_on(config, files) if "no anchor row has several" in text]
+    assert bool(warned) == (anchors == 0)

@@ -100,8 +100,8 @@ class ScoreSettings(Settings):
         compare: scores to compute beside the one that decides. They have thresholds of their own
             and decide nothing.
         turns: also score every turn of the assistant in rows where several are trained. It takes
-            influence or perplexity, and no in-run scores. What a turn far below the anchors' turns
-            costs says `threshold.low_turn`.
+            influence or perplexity, and no in-run scores. `threshold.low_turn` says what a turn below
+            the threshold costs.
     """
 
     method: Method = "influence"

@@ -146,7 +146,9 @@ class RowEncoder:
         if truncated := len(ids) > limit:
             rule = self.settings.overlong
             places = _with_room(mask, limit) if rule == "truncate" else range(limit)
-            ids, mask, turns = ([values[i] for i in places] for values in (ids, mask, turns))
+            ids = [ids[i] for i in places]
+            mask = [mask[i] for i in places]
+            turns = [turns[i] for i in places]
         # The first token of a text has nothing before it that could predict it.
         if mask:
             mask[0] = False
