@@ -1,6 +1,6 @@
 """Take the README's picture of a private report: python docs/images/picture.py RUN_FOLDER.
 
-The page is opened in Chromium as a person would, with the threshold moved and a row chosen.
+The page is opened in Chromium as a person would, with the rows to read first and one of them chosen.
 """
 
 import io
@@ -21,12 +21,10 @@ def take(page_of: Path) -> bytes:
     with sync_playwright() as playwright:
         found = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1180, "height": 1480}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1180, "height": 1400}, color_scheme="light")
         page.goto(page_of.resolve().as_uri())
         page.wait_for_selector("html[data-ready]")
-        page.fill("#number", "-0.6")
-        page.locator("#number").blur()
-        page.click("label[for=order-borderline]")
+        page.click("#start")
         page.click("#list .row >> nth=3")
         page.locator(":focus").blur()
         page.evaluate("scrollTo(0, 0)")
