@@ -293,6 +293,15 @@ def test_what_our_code_never_expected_is_one_line(ray, job, tmp_path, monkeypatc
         on_cluster(job, tmp_path)
 
 
+def test_a_full_object_store_is_one_line(ray, job, tmp_path, monkeypatch):
+    def full(value):
+        raise ray.exceptions.ObjectStoreFullError("...")
+
+    monkeypatch.setattr(ray, "put", full)
+    with pytest.raises(ClusterError, match="object store is full"):
+        on_cluster(job, tmp_path)
+
+
 def test_without_a_ready_worker_it_ends_in_time(ray, job, tmp_path):
     ray.silent = True
     with pytest.raises(

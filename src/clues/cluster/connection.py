@@ -6,6 +6,7 @@ values, Arrow and safetensors. Nothing of a cluster crosses the wall.
 """
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ AUTH_MODE = "RAY_AUTH_MODE"
 # What every HTTP/2 client says first (RFC 9113), and the type of the frame that must come back.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SETTINGS_FRAME, FRAME_HEAD = 4, 9
+log = logging.getLogger("clues")
 # Of a runtime environment: everything else brings code from somewhere.
 HARMLESS = {"env_vars"}
 ACCESS = (
@@ -45,7 +47,13 @@ def connect(settings: ComputeSettings) -> Any:
             would bring code into the cluster.
     """
     # Before Ray reads it. With another mode in the environment the owner of the cluster has chosen.
-    os.environ.setdefault(AUTH_MODE, "token")
+    if os.environ.setdefault(AUTH_MODE, "token") != "token":
+        log.warning(
+            "%s is %s: whoever reaches this cluster runs code as the silo. Set it to token on every "
+            "machine.",
+            AUTH_MODE,
+            os.environ[AUTH_MODE],
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with needs("ray", what=WHAT):
         import ray

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ class RayEngine:
         """
         self._begin()
         rows = job.rows if isinstance(job.rows, TokenRows) else write_rows(job.rows, folder.parent)
-        sent = _Sent(job, (str(rows.path.resolve()), rows.hash), self._stored(job.packed()))
+        with self._room():
+            sent = _Sent(job, (str(rows.path.resolve()), rows.hash), self.ray.put(job.packed()))
         open_, deaths, n_done = deque(numbers), Counter[int](), 0
         self.crowded = Counter[int]()
         busy_since = time.monotonic()
@@ -113,19 +115,21 @@ class RayEngine:
         for _ in range(self.settings.workers):
             self._hire()
 
-    def _stored(self, data: bytes) -> Any:
-        """A reference to bytes in the object store.
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Around what puts something into the object store.
 
         Raises:
             ClusterError: it is full, and so is the disk behind it.
         """
         full = (self.ray.exceptions.ObjectStoreFullError, self.ray.exceptions.OutOfDiskError)
         try:
-            return self.ray.put(data)
+            yield
         except full:
             raise ClusterError(
-                f"Ray's object store has no room for {len(data) // 2**20} MB. Start the cluster with "
-                "a larger --object-store-memory, or free the disk that it spills to."
+                "Ray's object store is full, and so is the disk that it spills to. Start the cluster "
+                "with a larger --object-store-memory, or free the disk. What is done stays; the same "
+                "command goes on."
             ) from None
 
     def _hire(self) -> None:
@@ -146,7 +150,8 @@ class RayEngine:
                     number = open_.popleft()
                     hand.open.append(number)
                     task = sent.task(number, blind=hand.blind, halvings=self.crowded[number])
-                    ref = hand.actor.score.remote(task, [sent.job_ref])
+                    with self._room():
+                        ref = hand.actor.score.remote(task, [sent.job_ref])
                     self.waiting[ref] = (hand, number)
 
     def _fetch(
