@@ -25,6 +25,7 @@ from clues.model.place import first_line
 
 WHAT = "compute: ray"
 AUTH_MODE = "RAY_AUTH_MODE"
+NO_MEMORY = "its machine ran out of memory"
 # What every HTTP/2 client says first (RFC 9113), and the type of the frame that must come back.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SETTINGS_FRAME, FRAME_HEAD = 4, 9
@@ -163,3 +164,10 @@ class _Connecting:
             raise ClusterError(
                 f"{self.where}: Ray cannot be used ({first_line(error)}). {ACCESS}"
             ) from None
+
+
+def why_lost(error: Exception) -> str:
+    """Why a worker is gone, as far as Ray knows; its own text is a page long and has no line to show."""
+    if "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error):
+        return NO_MEMORY
+    return type(error).__name__

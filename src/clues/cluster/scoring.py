@@ -6,6 +6,7 @@ were open then. A worker that is gone is replaced as soon as the cluster has roo
 
 import hashlib
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clues import errors
-from clues.cluster.connection import connect
+from clues.cluster.connection import AUTH_MODE, NO_MEMORY, connect, why_lost
 from clues.cluster.worker import Answer, Scorer, Task, versions
 from clues.config import ComputeSettings, Recipe
 from clues.data.tokenfile import TokenRows, pack_rows, write_rows
@@ -26,7 +27,6 @@ from clues.scoring.shards import unpacked_scores, write_shard
 
 IN_FLIGHT = 2  # shards a worker has at a time, so that it never waits for the next one
 POLL_S = 0.5
-NO_MEMORY = "its machine ran out of memory"
 MOST_DEATHS = 4  # of workers that had the same shard, or that died before they were ready
 
 log = logging.getLogger("clues")
@@ -183,6 +183,11 @@ class RayEngine:
             theirs = ", ".join(f"{name} {value}" for name, value in sorted(others.items()))
             ours = ", ".join(f"{name} {versions()[name]}" for name in sorted(others))
             problem = f"it has {theirs}, and this silo {ours}. Install the same there"
+        elif said["auth"] != os.environ.get(AUTH_MODE, said["auth"]):
+            problem = (
+                f"its node was started without {AUTH_MODE}=token, so whoever reaches its ports runs "
+                "code as this silo. Start every node with it"
+            )
         else:
             problem = said.get("problem", "")
         if not problem:
@@ -294,10 +299,3 @@ class _Sent:
         digest = hashlib.sha256(data).hexdigest()
         rows = data if blind else None
         return Task(self.job.key, positions, self.place, digest, rows, halvings)
-
-
-def why_lost(error: Exception) -> str:
-    """Why a worker is gone, as far as Ray knows; its own text is a page long and has no line to show."""
-    if "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error):
-        return NO_MEMORY
-    return type(error).__name__
