@@ -198,6 +198,14 @@ def test_a_worker_with_another_torch_is_refused_by_name(ray, job, tmp_path, monk
         on_cluster(job, tmp_path / "one", workers=1)
 
 
+def test_a_node_that_asks_for_no_token_is_refused(ray, job, tmp_path, monkeypatch):
+    monkeypatch.setenv(connection.AUTH_MODE, "token")
+    real = worker.Scorer.begin
+    monkeypatch.setattr(worker.Scorer, "begin", lambda *a: real(*a) | {"auth": ""})
+    with pytest.raises(ClusterError, match="started without RAY_AUTH_MODE=token"):
+        on_cluster(job, tmp_path)
+
+
 def test_a_worker_without_the_models_folder_is_refused(ray, job, tmp_path, monkeypatch):
     missing = RECIPE.model.model_copy(
         update={"name": str(tmp_path / "no-model"), "files": {"x": "0" * 64}}
@@ -290,6 +298,15 @@ def test_what_our_code_never_expected_is_one_line(ray, job, tmp_path, monkeypatc
 
     monkeypatch.setattr(worker, "scores_of", broken)
     with pytest.raises(ClusterError, match=r"stopped \(ZeroDivisionError: division by zero\)"):
+        on_cluster(job, tmp_path)
+
+
+def test_a_full_object_store_is_one_line(ray, job, tmp_path, monkeypatch):
+    def full(value):
+        raise ray.exceptions.ObjectStoreFullError("...")
+
+    monkeypatch.setattr(ray, "put", full)
+    with pytest.raises(ClusterError, match="object store is full"):
         on_cluster(job, tmp_path)
 
 

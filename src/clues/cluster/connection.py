@@ -6,6 +6,7 @@ values, Arrow and safetensors. Nothing of a cluster crosses the wall.
 """
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -24,9 +25,11 @@ from clues.model.place import first_line
 
 WHAT = "compute: ray"
 AUTH_MODE = "RAY_AUTH_MODE"
+NO_MEMORY = "its machine ran out of memory"
 # What every HTTP/2 client says first (RFC 9113), and the type of the frame that must come back.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 SETTINGS_FRAME, FRAME_HEAD = 4, 9
+log = logging.getLogger("clues")
 # Of a runtime environment: everything else brings code from somewhere.
 HARMLESS = {"env_vars"}
 ACCESS = (
@@ -45,7 +48,13 @@ def connect(settings: ComputeSettings) -> Any:
             would bring code into the cluster.
     """
     # Before Ray reads it. With another mode in the environment the owner of the cluster has chosen.
-    os.environ.setdefault(AUTH_MODE, "token")
+    if os.environ.setdefault(AUTH_MODE, "token") != "token":
+        log.warning(
+            "%s is %s: whoever reaches this cluster runs code as the silo. Set it to token on every "
+            "machine.",
+            AUTH_MODE,
+            os.environ[AUTH_MODE],
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with needs("ray", what=WHAT):
         import ray
@@ -155,3 +164,10 @@ class _Connecting:
             raise ClusterError(
                 f"{self.where}: Ray cannot be used ({first_line(error)}). {ACCESS}"
             ) from None
+
+
+def why_lost(error: Exception) -> str:
+    """Why a worker is gone, as far as Ray knows; its own text is a page long and has no line to show."""
+    if "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error):
+        return NO_MEMORY
+    return type(error).__name__

@@ -6,15 +6,17 @@ were open then. A worker that is gone is replaced as soon as the cluster has roo
 
 import hashlib
 import logging
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clues import errors
-from clues.cluster.connection import connect
+from clues.cluster.connection import AUTH_MODE, NO_MEMORY, connect, why_lost
 from clues.cluster.worker import Answer, Scorer, Task, versions
 from clues.config import ComputeSettings, Recipe
 from clues.data.tokenfile import TokenRows, pack_rows, write_rows
@@ -25,7 +27,6 @@ from clues.scoring.shards import unpacked_scores, write_shard
 
 IN_FLIGHT = 2  # shards a worker has at a time, so that it never waits for the next one
 POLL_S = 0.5
-NO_MEMORY = "its machine ran out of memory"
 MOST_DEATHS = 4  # of workers that had the same shard, or that died before they were ready
 
 log = logging.getLogger("clues")
@@ -85,7 +86,8 @@ class RayEngine:
         """
         self._begin()
         rows = job.rows if isinstance(job.rows, TokenRows) else write_rows(job.rows, folder.parent)
-        sent = _Sent(job, (str(rows.path.resolve()), rows.hash), self._stored(job.packed()))
+        with self._room():
+            sent = _Sent(job, (str(rows.path.resolve()), rows.hash), self.ray.put(job.packed()))
         open_, deaths, n_done = deque(numbers), Counter[int](), 0
         self.crowded = Counter[int]()
         busy_since = time.monotonic()
@@ -113,19 +115,21 @@ class RayEngine:
         for _ in range(self.settings.workers):
             self._hire()
 
-    def _stored(self, data: bytes) -> Any:
-        """A reference to bytes in the object store.
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Around what puts something into the object store.
 
         Raises:
             ClusterError: it is full, and so is the disk behind it.
         """
         full = (self.ray.exceptions.ObjectStoreFullError, self.ray.exceptions.OutOfDiskError)
         try:
-            return self.ray.put(data)
+            yield
         except full:
             raise ClusterError(
-                f"Ray's object store has no room for {len(data) // 2**20} MB. Start the cluster with "
-                "a larger --object-store-memory, or free the disk that it spills to."
+                "Ray's object store is full, and so is the disk that it spills to. Start the cluster "
+                "with a larger --object-store-memory, or free the disk. What is done stays; the same "
+                "command goes on."
             ) from None
 
     def _hire(self) -> None:
@@ -146,7 +150,8 @@ class RayEngine:
                     number = open_.popleft()
                     hand.open.append(number)
                     task = sent.task(number, blind=hand.blind, halvings=self.crowded[number])
-                    ref = hand.actor.score.remote(task, [sent.job_ref])
+                    with self._room():
+                        ref = hand.actor.score.remote(task, [sent.job_ref])
                     self.waiting[ref] = (hand, number)
 
     def _fetch(
@@ -178,6 +183,11 @@ class RayEngine:
             theirs = ", ".join(f"{name} {value}" for name, value in sorted(others.items()))
             ours = ", ".join(f"{name} {versions()[name]}" for name in sorted(others))
             problem = f"it has {theirs}, and this silo {ours}. Install the same there"
+        elif said["auth"] != os.environ.get(AUTH_MODE, said["auth"]):
+            problem = (
+                f"its node was started without {AUTH_MODE}=token, so whoever reaches its ports runs "
+                "code as this silo. Start every node with it"
+            )
         else:
             problem = said.get("problem", "")
         if not problem:
@@ -289,10 +299,3 @@ class _Sent:
         digest = hashlib.sha256(data).hexdigest()
         rows = data if blind else None
         return Task(self.job.key, positions, self.place, digest, rows, halvings)
-
-
-def why_lost(error: Exception) -> str:
-    """Why a worker is gone, as far as Ray knows; its own text is a page long and has no line to show."""
-    if "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error):
-        return NO_MEMORY
-    return type(error).__name__

@@ -6,6 +6,7 @@ It is given token ids and adapters, never text, and answers with the bytes of a 
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from clues import __version__
+from clues.cluster.connection import AUTH_MODE
 from clues.config import Recipe, differing, validate
 from clues.data.batching import token_budget_of
 from clues.data.tokenfile import TokenRows, pack_rows, unpack_rows
@@ -87,9 +89,11 @@ class Scorer:
             n_threads: for CPU work.
 
         Returns:
-            `host`, the versions of what numbers depend on, and `problem` where there is one.
+            `host`; `auth`, whether its node asks for a token; the versions of what numbers depend
+            on; and `problem` where there is one.
         """
-        found = {"host": gethostname(), **versions()}
+        # Of the machine, for Ray gives a worker the environment of the node that it runs on.
+        found = {"host": gethostname(), "auth": os.environ.get(AUTH_MODE, ""), **versions()}
         torch.set_num_threads(n_threads)
         try:
             settings = validate(Recipe, json.loads(recipe), where="the recipe")

@@ -26,7 +26,7 @@ class HeldOut:
         answers: index of the right choice, in the same order.
     """
 
-    rows: tuple[EncodedRow, ...]
+    rows: Sequence[EncodedRow]
     options: tuple[tuple[EncodedRow, ...], ...]
     answers: tuple[int, ...]
 
