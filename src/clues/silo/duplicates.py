@@ -22,10 +22,11 @@ from clues.data.sketches import (
 )
 from clues.errors import ConfigError, DataError
 from clues.rundir import write_record
+from clues.silo.counts import told_of_left_out
 from clues.silo.crowd import secret_seed
 from clues.silo.questions import Questions
 from clues.silo.workspace import LEFT_OUT, Workspace
-from clues.wall.messages import LeaveReply, LeaveRequest, SketchReply, SketchRequest, round_count
+from clues.wall.messages import LeaveReply, LeaveRequest, SketchReply, SketchRequest
 
 
 def check_duplicates(space: Workspace, recipe: Recipe) -> None:
@@ -107,22 +108,25 @@ def leave_out(space: Workspace, request: LeaveRequest) -> LeaveReply:
         )
     rows = sorted(row for handle in handles for row in behind[handle])
     n_usable, limit = len(space.usable().rows), space.settings.max_duplicates
-    if len(rows) > limit * n_usable:
+    # A handle of a random sketch counts like one of a question: nothing may tell the two apart.
+    n_left = max(len(rows), len(handles))
+    if n_left > limit * n_usable:
         raise DataError(
-            f"silo {space.name}: {len(rows)} of {n_usable} usable rows would be left out because "
+            f"silo {space.name}: {n_left} of {n_usable} usable rows would be left out because "
             f"their question is said to stand in other silos, and max_duplicates is {limit:g}. "
             "Raise it in the silo's file if the silos do hold so many equal questions."
         )
-    if rows and n_usable - len(rows) < space.fewest_kept():
+    if n_left and n_usable - n_left < space.fewest_kept():
         raise DataError(
-            f"silo {space.name}: without {len(rows)} rows whose question is said to stand in other "
+            f"silo {space.name}: without {n_left} rows whose question is said to stand in other "
             f"silos, fewer than the {space.fewest_kept()} that min_kept asks for would be left."
         )
     made_of = {"recipe": request.recipe_hash, "rows": space.data_token()}
-    write_record(space.private / LEFT_OUT, {**made_of, "left": rows})
+    write_record(space.private / LEFT_OUT, {**made_of, "left": rows, "handles": sorted(handles)})
     for name in ("left_out", "encoded"):
         space.memory.pop(name, None)
-    return LeaveReply(recipe_hash=request.recipe_hash, n_left_out=round_count(len(rows)))
+    told = told_of_left_out(space, n_left)
+    return LeaveReply(recipe_hash=request.recipe_hash, n_left_out=told)
 
 
 def list_is_lost(space: Workspace) -> bool:

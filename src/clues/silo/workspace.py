@@ -80,6 +80,10 @@ class Workspace:
             self.keep_earlier(read_bytes(old), old.name, kind=kind)
             old.unlink()
 
+    def has_answered(self) -> bool:
+        """Whether any answer has left this folder."""
+        return any(self.outbox.glob("**/*.clues"))
+
     def keep_earlier(self, reply: bytes, name: str, *, kind: str) -> None:
         """Keep a reply that left and will answer nothing again; two of one name side by side."""
         make_private_folder(self.outbox / EARLIER)
@@ -185,10 +189,13 @@ class Workspace:
                     "with hello."
                 )
             self.memory["left_out"] = stored
-        return self.memory["left_out"]
+        return self.memory["left_out"]["left"]
 
-    def stored_left_out(self) -> list[int] | None:
-        """The list as it lies here; None where there is none of this recipe and these rows."""
+    def stored_left_out(self) -> dict[str, list[int]] | None:
+        """Rows that are `left` out and the `handles` that named them, as they lie here.
+
+        None where there is no such list for this recipe and these rows.
+        """
         path = self.private / LEFT_OUT
         if not path.exists():
             return None
@@ -198,13 +205,14 @@ class Workspace:
             log.warning("%s", error)
             return None
         made_of = {"recipe": self.recipe().hash, "rows": self.data_token()}
-        return content["left"] if made_of.items() <= content.items() else None
+        return content if made_of.items() <= content.items() else None
 
     def left_token(self) -> str:
         """Changes with the rows that another silo keeps; empty where the recipe does not look."""
         if self.recipe().duplicates is None:
             return ""
-        return self.token(f"left out {self.left_out()}")
+        # Handles of random sketches leave no row out, and change all that is drawn like any others.
+        return self.token(f"left out {self.left_out()} {self.memory['left_out']['handles']}")
 
     def rows_token(self) -> str:
         """Changes with the rows, and with which of them another silo keeps."""
@@ -287,8 +295,15 @@ class Workspace:
 
         Raises:
             DataError: the file is not a key; with a known one, anybody could guess what is hidden.
+                Or it is missing where answers have left: under another key, what was asked of the
+                same rows would count as asked of others.
         """
         path = self.private / "data.key"
+        if not path.exists() and self.has_answered():
+            raise DataError(
+                f"{path}: missing, and answers have left this folder. What was asked about the rows "
+                "is counted by it. Put it back, or start the run in a new folder."
+            )
         if not path.exists():
             atomic_write_bytes(path, secrets.token_bytes(N_KEY_BYTES), private=True)
         key = read_bytes(path)
