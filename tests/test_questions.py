@@ -6,7 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federation_helpers import Recorder, forget_questions, merged, open_micro, tiny_model, write_micro
+from federation_helpers import (
+    Recorder,
+    forget_questions,
+    merged,
+    open_micro,
+    tiny_model,
+    write_micro,
+)
 
 from clues.config import Recipe
 from clues.errors import CluesError, DataError, DegenerateSelectionError, RecipeMismatchError

@@ -132,7 +132,10 @@ class LeaveRequest(Envelope):
     """Leave out the rows of these sketches, by their handles: another silo keeps the question."""
 
     kind: ClassVar[str] = "leave"
-    reveals: ClassVar[str] = "nothing: numbers of sketches that the silo has sent"
+    reveals: ClassVar[str] = (
+        "nothing to the coordinator. To the silo, that another silo has the questions of these "
+        "rows of its own, or nearly the same"
+    )
     handles: list[int]
 
 
