@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federation_helpers import Recorder, merged, open_micro, tiny_model, write_micro
+from federation_helpers import Recorder, files_of, merged, open_micro, tiny_model, write_micro
 
 from clues.config import PrivacySettings, Recipe, SiloSettings
 from clues.errors import CluesError, DataError
@@ -20,7 +20,7 @@ from clues.silo.budget import Budget
 from clues.silo.gate import Gate, KeptInside
 from clues.silo.questions import FILE, Questions
 from clues.silo.silo import Silo
-from clues.wall.messages import REPLIES, REQUESTS, Failure, from_bytes
+from clues.wall.messages import REPLIES, REQUESTS, EvaluateRequest, Failure, from_bytes
 
 KEY = "data.key"
 
@@ -272,3 +272,41 @@ def test_a_panic_of_a_library_stays_inside(tmp_path):
     for stop in (KeyboardInterrupt, SystemExit):
         with pytest.raises(stop), KeptInside(tmp_path / "errors.log"):
             raise stop
+
+
+@pytest.mark.slow
+def test_names_of_files_columns_and_labels_stay_inside(world, tmp_path, caplog):
+    """A file without a header has a row for its column names, and a label may be a sentence."""
+    marker = "zqxsecret"
+    source = Path(world.run.silos["north"].settings.data)
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    data = tmp_path / f"{marker} of Mr {marker}.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps(
+                {**row, f"{marker} column": marker, f"{marker} label": row["damage"] and marker}
+            )
+            + "\n"
+            for row in rows
+        )
+    )
+    folder = tmp_path / "north"
+    gate = world.gate(folder, data=str(data), labels=f"{marker} label", share_diagnostics=True)
+    replies = []
+    evaluate = EvaluateRequest(
+        recipe_hash=world.request("hello").recipe_hash, selection_token="", kinds=["cut"]
+    )
+    for kind in ("hello", "train", "score", "select"):
+        replies.append(gate.answer(world.request(kind).to_bytes()))
+    replies.append(gate.answer(evaluate.to_bytes()))
+    told = from_bytes(replies[-1], allowed=REPLIES, sender="north")
+    assert set(told.diagnostics["dropped_by_kind"]) == {"other"}
+    # Once more, where every answer fails: the file has lost its columns.
+    data.write_text(f'{{"{marker} is a question": "{marker}"}}\n')
+    replies.append(gate.answer(world.request("hello").to_bytes()))
+    assert from_bytes(replies[-1], allowed={"failure": Failure}, sender="").kind == "failure"
+    outside = [p for p in files_of(folder) if "private" not in p.parts]
+    assert len(outside) > 5
+    assert not [p for p in outside if marker.encode() in p.read_bytes() or marker in p.name]
+    assert marker.encode() not in b"".join(replies)
+    assert marker not in caplog.text
