@@ -123,7 +123,7 @@ def gather(
 
 def identity(space: Workspace, rows: Sequence[int]) -> str:
     """Hash of rows by position: their text and their places. Others get other random numbers."""
-    return hash_of([space.rows_token(), sorted(rows)])
+    return hash_of([space.data_token(), sorted(rows)])
 
 
 def round_order(mixed: Sequence[int], n_seen: int, *, number: int, fewest: int) -> list[int]:

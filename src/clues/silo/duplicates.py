@@ -108,24 +108,22 @@ def leave_out(space: Workspace, request: LeaveRequest) -> LeaveReply:
         )
     rows = sorted(row for handle in handles for row in behind[handle])
     n_usable, limit = len(space.usable().rows), space.settings.max_duplicates
-    # A handle of a random sketch counts like one of a question: nothing may tell the two apart.
-    n_left = max(len(rows), len(handles))
-    if n_left > limit * n_usable:
+    if len(rows) > limit * n_usable:
         raise DataError(
-            f"silo {space.name}: {n_left} of {n_usable} usable rows would be left out because "
+            f"silo {space.name}: {len(rows)} of {n_usable} usable rows would be left out because "
             f"their question is said to stand in other silos, and max_duplicates is {limit:g}. "
             "Raise it in the silo's file if the silos do hold so many equal questions."
         )
-    if n_left and n_usable - n_left < space.fewest_kept():
+    if rows and n_usable - len(rows) < space.fewest_kept():
         raise DataError(
-            f"silo {space.name}: without {n_left} rows whose question is said to stand in other "
+            f"silo {space.name}: without {len(rows)} rows whose question is said to stand in other "
             f"silos, fewer than the {space.fewest_kept()} that min_kept asks for would be left."
         )
     made_of = {"recipe": request.recipe_hash, "rows": space.data_token()}
-    write_record(space.private / LEFT_OUT, {**made_of, "left": rows, "handles": sorted(handles)})
+    write_record(space.private / LEFT_OUT, {**made_of, "left": rows})
     for name in ("left_out", "encoded"):
         space.memory.pop(name, None)
-    told = told_of_left_out(space, n_left)
+    told = told_of_left_out(space, len(rows))
     return LeaveReply(recipe_hash=request.recipe_hash, n_left_out=told)
 
 

@@ -189,13 +189,10 @@ class Workspace:
                     "with hello."
                 )
             self.memory["left_out"] = stored
-        return self.memory["left_out"]["left"]
+        return self.memory["left_out"]
 
-    def stored_left_out(self) -> dict[str, list[int]] | None:
-        """Rows that are `left` out and the `handles` that named them, as they lie here.
-
-        None where there is no such list for this recipe and these rows.
-        """
+    def stored_left_out(self) -> list[int] | None:
+        """The list as it lies here; None where there is none of this recipe and these rows."""
         path = self.private / LEFT_OUT
         if not path.exists():
             return None
@@ -205,14 +202,13 @@ class Workspace:
             log.warning("%s", error)
             return None
         made_of = {"recipe": self.recipe().hash, "rows": self.data_token()}
-        return content if made_of.items() <= content.items() else None
+        return content["left"] if made_of.items() <= content.items() else None
 
     def left_token(self) -> str:
         """Changes with the rows that another silo keeps; empty where the recipe does not look."""
         if self.recipe().duplicates is None:
             return ""
-        # Handles of random sketches leave no row out, and change all that is drawn like any others.
-        return self.token(f"left out {self.left_out()} {self.memory['left_out']['handles']}")
+        return self.token(f"left out {self.left_out()}")
 
     def rows_token(self) -> str:
         """Changes with the rows, and with which of them another silo keeps."""
