@@ -56,7 +56,9 @@ class Simulated:
         """Names of all silos."""
         return self.names
 
-    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    def exchange(
+        self, requests: Mapping[str, bytes], *, most: Mapping[str, int]
+    ) -> Iterator[tuple[str, bytes]]:
         """Answer each request when the coordinator asks for the next reply."""
         for number, name in enumerate(requests):
             # Not held here: what a silo has in memory is not the coordinator's.

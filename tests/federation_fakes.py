@@ -51,7 +51,9 @@ class Fakes:
     def silos(self) -> tuple[str, ...]:
         return self.names
 
-    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Missing]]:
+    def exchange(
+        self, requests: Mapping[str, bytes], *, most: Mapping[str, int]
+    ) -> Iterator[tuple[str, bytes | Missing]]:
         # Not in order of name: arrival must not matter.
         for name in sorted(requests, reverse=True):
             request = from_bytes(requests[name], allowed=REQUESTS, sender="coordinator")

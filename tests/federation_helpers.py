@@ -17,6 +17,9 @@ from clues.pipeline import Run, open_run, run_until
 from clues.prepare.facts import make_questions
 from clues.progress import Silent
 from clues.results.run import Results
+from clues.rundir import write_record
+from clues.silo.questions import FILE, Record
+from clues.silo.silo import Silo
 from clues.wall.messages import REQUESTS, from_bytes
 
 DOMAINS = {
@@ -192,6 +195,11 @@ def without_volatile(value: Any) -> Any:
     if isinstance(value, list):
         return [without_volatile(item) for item in value]
     return value
+
+
+def forget_questions(silo: Silo) -> None:
+    """As if nothing had been asked about the rows; a count that is missing would be refused."""
+    write_record(silo.private / FILE, Record().model_dump(mode="json"))
 
 
 def files_of(folder: Path) -> list[Path]:

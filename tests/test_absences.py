@@ -31,8 +31,8 @@ class Lossy:
         self.gone, self.silos = False, inner.silos
         self.asked: list[str] = []
 
-    def exchange(self, requests):
-        for name, reply in self.inner.exchange(requests):
+    def exchange(self, requests, *, most):
+        for name, reply in self.inner.exchange(requests, most=most):
             kind = from_bytes(requests[name], allowed=REQUESTS, sender="").kind
             if name == self.silo:
                 self.asked.append(kind)

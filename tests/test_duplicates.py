@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from federation_helpers import (
+    N_ROWS,
     Recorder,
     edit_config,
     merged,
@@ -23,6 +24,7 @@ from federation_helpers import (
     without_volatile,
     write_micro,
 )
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from clues.cli.verbs import app
@@ -510,6 +512,21 @@ def test_another_list_costs_one_of_the_budget_and_changes_every_later_answer(wor
     assert silo.answer(world.request("train").to_bytes()) != trained, "an old answer came back"
     with pytest.raises(DataError, match="max_selections is 2"):
         silo.answer(replace(leave, handles=handles[:-1]).to_bytes())
+
+
+def test_a_silo_that_guesses_learns_of_its_own_rows_alone_and_of_few(world, tmp_path):
+    """Being told to leave a row out says that another silo has the question; nothing else does."""
+    leave = world.request("leave", "south")
+    assert {f.name for f in fields(leave)} == {"recipe_hash", "handles"}
+    assert len(leave.handles) <= 0.2 * N_ROWS
+    # Whose row is kept, how alike the two are, and where it stands do not cross.
+    reveals = LeaveRequest.reveals
+    assert "that another silo has the questions" in reveals
+    for similarity in (0.3, 0.74):
+        with pytest.raises(ValidationError):
+            DuplicatesSettings(similarity=similarity)
+    # At the lowest that can be asked for, unlike questions show next to nothing.
+    assert N_BANDS * 0.3 ** band_width(0.75) < 1
 
 
 @pytest.mark.parametrize("kind", [SketchRequest, LeaveRequest])

@@ -509,7 +509,7 @@ class Voices:
     def __init__(self, refusing: tuple[str, ...] = ()) -> None:
         self.silos, self.refusing = ("east", "north", "south"), refusing
 
-    def exchange(self, requests):
+    def exchange(self, requests, *, most):
         for name, data in requests.items():
             kind = Refusal if name in self.refusing else SelectReply
             more = {} if kind is Refusal else {"n_kept": 10}

@@ -298,7 +298,9 @@ def test_an_exception_outside_the_silo_gives_flower_a_reference_and_no_text(tmp_
         grid, {"north": 10}, Ledger(tmp_path / "ledger.jsonl"), settings=FederationSettings()
     )
     request = SelectRequest(recipe_hash="x", threshold={})
-    [(_name, missing)] = list(transport.exchange({"north": request.to_bytes()}))
+    [(_name, missing)] = list(
+        transport.exchange({"north": request.to_bytes()}, most={"north": 10**6})
+    )
     assert isinstance(missing, Missing)
     assert "zqxsecret" not in missing.why
     assert "zqxsecret" in (tmp_path / "errors.log").read_text()

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from federation_helpers import Recorder, files_of, merged, open_micro, tiny_model, write_micro
+from federation_helpers import (
+    Recorder,
+    files_of,
+    forget_questions,
+    merged,
+    open_micro,
+    tiny_model,
+    write_micro,
+)
 
 from clues.config import Recipe, SiloSettings
 from clues.errors import CluesError, ConfigError, DataError, RecipeMismatchError
@@ -87,7 +95,7 @@ def test_a_threshold_does_not_come_twice_by_changing_the_scores_under_it(world, 
 def test_a_threshold_that_comes_before_the_scores_does_not_count(world, tmp_path):
     silo = world.silo(tmp_path)
     forget_answers(silo)
-    (silo.private / "asked.json").unlink()
+    forget_questions(silo)
     (silo.private / "scores.parquet").unlink()
     with pytest.raises(DataError, match="no scores yet"):
         silo.answer(world.request("select").to_bytes())
@@ -115,7 +123,7 @@ def test_one_recipe_draws_one_cut_out_of_the_private_scores(
     # A cut between one row and all others would be the score of that row.
     monkeypatch.setattr("clues.silo.score.mixture_cut", lambda scores, *, seed: float(scores.max()))
     alone = mixture.silo(tmp_path / "alone", min_kept=2)
-    (alone.private / "asked.json").unlink()
+    forget_questions(alone)
     forget_answers(alone)
     reply = from_bytes(
         alone.answer(mixture.request("score").to_bytes()), allowed=REPLIES, sender=""
@@ -300,7 +308,7 @@ def test_a_score_request_that_does_not_fit_the_recipe_is_refused(world, tmp_path
 @pytest.mark.parametrize("ratio", [-0.5, 1.5])
 def test_a_share_of_rows_that_is_none_is_refused(world, tmp_path, ratio):
     silo = world.silo(tmp_path)
-    (silo.private / "asked.json").unlink()
+    forget_questions(silo)
     request = world.request("select")
     threshold = {**request.threshold, "rule": "ratio", "value": None, "ratio": ratio}
     with pytest.raises(DataError, match="out of range"):

@@ -48,8 +48,8 @@ class Lying:
     def __init__(self, inner, kind: str, outbox: Path) -> None:
         self.inner, self.kind, self.silos, self.outbox = inner, kind, inner.silos, outbox
 
-    def exchange(self, requests):
-        for name, data in self.inner.exchange(requests):
+    def exchange(self, requests, *, most):
+        for name, data in self.inner.exchange(requests, most=most):
             kind = from_bytes(requests[name], allowed=REQUESTS, sender="").kind
             yield name, self.lie(name, data) if kind == self.kind else data
 
@@ -110,8 +110,8 @@ class Tampering:
     def __init__(self, inner, lies) -> None:
         self.inner, self.lies, self.silos = inner, lies, inner.silos
 
-    def exchange(self, requests):
-        for name, data in self.inner.exchange(requests):
+    def exchange(self, requests, *, most):
+        for name, data in self.inner.exchange(requests, most=most):
             request = from_bytes(requests[name], allowed=REQUESTS, sender="")
             lie = self.lies.get((name, request.kind))
             reply = lie and from_bytes(data, allowed=REPLIES, sender=name)

@@ -6,7 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federation_helpers import Recorder, merged, open_micro, tiny_model, write_micro
+from federation_helpers import (
+    Recorder,
+    forget_questions,
+    merged,
+    open_micro,
+    tiny_model,
+    write_micro,
+)
 
 from clues.config import Recipe
 from clues.errors import CluesError, DataError, DegenerateSelectionError, RecipeMismatchError
@@ -80,7 +87,7 @@ def test_a_second_threshold_under_one_recipe_is_refused_by_any_process(world, tm
 
 def test_a_refused_threshold_has_been_tried_too(world, tmp_path):
     silo = world.silo(tmp_path)
-    (silo.private / FILE).unlink()
+    forget_questions(silo)
     with pytest.raises(DegenerateSelectionError):
         silo.answer(moved(world.request, 1e9).to_bytes())
     with pytest.raises(RecipeMismatchError, match="already decided"):
@@ -169,7 +176,7 @@ def test_a_question_asked_in_another_way_costs_one_more(world, tmp_path, what):
 def test_rounds_are_many_and_every_hundred_updates_cost_one_more(world, tmp_path, monkeypatch):
     monkeypatch.setattr("clues.silo.questions.UPDATES", 3)
     silo = world.silo(tmp_path, max_selections=1)
-    (silo.private / FILE).unlink()
+    forget_questions(silo)
     fit = world.last("fit")
     rounds = [replace(fit, round=k, combine=merged(fit.combine, {"rounds": 9})) for k in range(4)]
     for request in rounds[:3]:
@@ -182,7 +189,7 @@ def test_rounds_are_many_and_every_hundred_updates_cost_one_more(world, tmp_path
 def test_every_failure_costs_one_more_and_the_same_one_is_free(world, tmp_path):
     """Each tells whether rows made something fail: hundreds of them would be hundreds of answers."""
     silo = world.silo(tmp_path, max_selections=2, min_kept=1000)
-    (silo.private / FILE).unlink()
+    forget_questions(silo)
     fit = world.last("fit")
     many = [replace(fit, round=k, combine=merged(fit.combine, {"rounds": 9})) for k in range(4)]
     for request in (many[0], many[0], many[1], many[0]):
@@ -287,7 +294,7 @@ BENT_THRESHOLDS = {
 def test_a_threshold_that_is_not_by_the_recipe_is_refused(world, tmp_path, what):
     silo = world.silo(tmp_path)
     kept = (silo.private / "selection.json").read_bytes()
-    (silo.private / FILE).unlink()
+    forget_questions(silo)
     bent_request = replace(world.request, threshold=BENT_THRESHOLDS[what](world.request.threshold))
     with pytest.raises(CluesError) as refused:
         silo.answer(bent_request.to_bytes())

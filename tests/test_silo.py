@@ -422,7 +422,9 @@ def test_the_data_token_follows_the_text_and_is_keyed(world, tmp_path):
         changed.write_text(text)
         found = world.silo(tmp_path, data=str(changed)).space.data_token()
         assert found != token, "changed rows would get the old scores"
+    # As a new folder would be.
     (tmp_path / "silo/private/data.key").unlink()
+    shutil.rmtree(tmp_path / "silo/outbox")
     assert world.silo(tmp_path).space.data_token() != token, "equal rows must not show as equal"
 
 

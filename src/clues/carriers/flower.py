@@ -6,7 +6,7 @@ never goes with them.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,17 @@ LASTING = {
     6: "the program there refused the message",
     7: "the program there was refused",
 }
+Pull = Callable[[str, int], Iterable[Message]]
 # What Flower raises for content that is not what it says.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, DecodeError)
+
+
+class TooLargeError(ValueError):
+    """A message is larger than one that is expected can be."""
+
+
+class LostError(Exception):
+    """Parts of a message are gone; asking again may help."""
 
 
 def to_content(data: bytes) -> RecordDict:
@@ -94,6 +103,7 @@ class _Asked:
     node: int
     data: bytes
     kind: str
+    most: int
     sent_at: float = 0.0
     message_id: str = ""
     activated: str = ""
@@ -116,6 +126,7 @@ class GridTransport:
         ledger: Ledger,
         *,
         settings: FederationSettings,
+        pull: Pull | None = None,
         poll_s: float = POLL_S,
     ) -> None:
         """Close what an earlier process of the run has asked and got no answer to.
@@ -125,8 +136,12 @@ class GridTransport:
             nodes: the expected silos and their node ids; nobody else is asked.
             ledger: the coordinator's.
             settings: how long to wait.
+            pull: gives the answer to the message with an id, if it is there, and refuses one with
+                more bytes than it is told; None is the grid's own way, which waits and refuses
+                nothing.
             poll_s: seconds between two looks for answers.
         """
+        self.pull: Pull = pull or (lambda message_id, _: grid.pull_messages([message_id]))
         self.grid, self.nodes, self.ledger = grid, dict(nodes), ledger
         self.settings, self.poll_s = settings, poll_s
         close_unanswered(ledger)
@@ -136,10 +151,12 @@ class GridTransport:
         """Names of the expected silos, in order."""
         return tuple(sorted(self.nodes))
 
-    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Missing]]:
+    def exchange(
+        self, requests: Mapping[str, bytes], *, most: Mapping[str, int]
+    ) -> Iterator[tuple[str, bytes | Missing]]:
         """Send every request when its silo is in reach, and yield answers as they come."""
         waiting = {
-            name: _Asked(name, self.nodes[name], data, kind_of(data))
+            name: _Asked(name, self.nodes[name], data, kind_of(data), most[name])
             for name, data in requests.items()
         }
         while waiting:
@@ -193,7 +210,16 @@ class GridTransport:
     def _pull(self, asked: _Asked) -> bytes | Missing | None:
         """One answer at a time, so that memory does not grow with the silos."""
         try:
-            replies = list(self.grid.pull_messages([asked.message_id]))
+            replies = list(self.pull(asked.message_id, asked.most))
+        except LostError:
+            self._lost(asked, "parts of its answer were lost on the way")
+            return None
+        except TooLargeError:
+            self._lost(asked, "its answer is too large")
+            return Missing(
+                f"its answer to {asked.kind} has more than {asked.most / 1e6:.1f} MB, and was not "
+                "fetched. federation.max_message_mb sets another limit."
+            )
         except UNREADABLE:
             self._lost(asked, "its answer could not be read")
             return Missing("what arrived is not a message of this program.")

@@ -19,8 +19,10 @@ class LocalTransport:
         """Names of all silos, in order."""
         return tuple(sorted(self.answers))
 
-    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
-        """Ask one silo after the other."""
+    def exchange(
+        self, requests: Mapping[str, bytes], *, most: Mapping[str, int]
+    ) -> Iterator[tuple[str, bytes]]:
+        """Ask one silo after the other; their answers are in memory, however large they are."""
         for name in sorted(requests):
             self.ledger.record(name, "in", kind_of(requests[name]), requests[name])
             reply = self.answers[name](requests[name])

@@ -227,12 +227,13 @@ class DuplicatesSettings(Settings):
     Attributes:
         similarity: how alike two questions are that count as one, as the share of short pieces of
             text that they have in common; 1 finds equal questions alone. Near this number a pair
-            may fall on either side, because sketches of the questions are compared.
+            may fall on either side, because sketches of the questions are compared. A lower one
+            would show how alike questions are that are not the same.
         max_share: the largest share of a silo's rows that may be left out for the rows of one
             other silo; where it would be more, the run stops and names both.
     """
 
-    similarity: float = Field(default=0.8, ge=0.5, le=1.0)
+    similarity: float = Field(default=0.8, ge=0.75, le=1.0)
     max_share: Share = 0.2
 
 

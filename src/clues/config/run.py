@@ -77,8 +77,8 @@ class SiloSettings(Settings):
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
         min_kept: the fewest rows that an update may be made of, counted by their weight in it; a
             step takes as many, or 16 if that is fewer. Every training sets as many aside,
-            so a selection must keep twice as many; where no row is set aside (see `order_seed`),
-            this number.
+            so a selection must keep twice as many, and up to nine more that the silo's key draws for
+            each recipe; where no row is set aside (see `order_seed`), this number.
         max_selections: how many recipes may be used on the rows in one folder, each with one
             threshold. A question of a recipe that is asked in another way counts as one more, and so
             does every hundredth update beyond the first hundred, and every failure.

@@ -20,11 +20,10 @@ from clues.coordinator.desk import Desk
 from clues.data.sketches import N_BANDS, SKETCH_BYTES, Bands, fewest_equal, padded
 from clues.errors import DataError
 from clues.rundir import hash_of
-from clues.wall.messages import LeaveReply, LeaveRequest, SketchReply, SketchRequest
+from clues.wall.messages import ROUNDED_OFF, LeaveReply, LeaveRequest, SketchReply, SketchRequest
 
 # Pairs of sketches that share a band; honest files of a hundred thousand rows have a few million.
 MAX_PAIRS = 50_000_000
-_ROUNDING = 5  # rows that a silo may have beyond the announced number, which is rounded to tens
 _CHUNK = 100_000
 Indices = NDArray[np.int64]
 
@@ -78,7 +77,7 @@ def check_sketches(name: str, reply: SketchReply, *, n_rows: int) -> Sketched:
         DataError: something else came.
     """
     content = reply.sketches.get("sketches")
-    most = padded(n_rows + _ROUNDING)
+    most = padded(n_rows + ROUNDED_OFF)
     if (
         content is None
         or len(reply.sketches) > 1

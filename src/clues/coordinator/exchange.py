@@ -81,7 +81,9 @@ class Exchange:
         taken: dict[str, Taken] = {}
         missing: dict[str, str] = {}
         waiting: list[str] = []
-        for name, data in self.transport.exchange({n: encoded[id(r)] for n, r in requests.items()}):
+        sent = {name: encoded[id(request)] for name, request in requests.items()}
+        most = {name: self._most(name, request) for name, request in requests.items()}
+        for name, data in self.transport.exchange(sent, most=most):
             if isinstance(data, Missing):
                 missing[name] = f"silo {name}: {data.why}"
                 continue
@@ -91,7 +93,7 @@ class Exchange:
             if requests[name].kind == SelectRequest.kind:
                 allowed[Refusal.kind] = Refusal
             try:
-                self._check_size(name, requests[name], len(data))
+                _check_size(name, requests[name], len(data), most=most[name])
                 reply = from_bytes(data, allowed=allowed, sender=f"silo {name}")
                 if isinstance(reply, Failure):
                     raise DataError(
@@ -155,20 +157,24 @@ class Exchange:
             "the scores there, call `clues approve FOLDER` and run again." + after * enough
         )
 
-    def _check_size(self, name: str, request: Envelope, n_bytes: int) -> None:
-        """Refuse a reply that is larger than a good one can be, before it is taken apart."""
+    def _most(self, name: str, request: Envelope) -> int:
+        """Bytes that a good answer to a request can have."""
         if self.max_message_mb is not None:
-            limit = int(self.max_message_mb * 1e6)
-        else:
-            sent = sum(t.nbytes for t in getattr(request, "adapter", {}).values())
-            limit = N_ADAPTERS.get(request.kind, 0) * sent + ROOM_BYTES
-            if request.kind == SketchRequest.kind:
-                limit += padded(self.attendance.members[name]["n_rows"]) * SKETCH_BYTES
-        if n_bytes > limit:
-            raise DataError(
-                f"silo {name}: its answer to {request.kind} has {n_bytes / 1e6:.1f} MB, and at most "
-                f"{limit / 1e6:.1f} MB are accepted. federation.max_message_mb sets another limit."
-            )
+            return int(self.max_message_mb * 1e6)
+        sent = sum(t.nbytes for t in getattr(request, "adapter", {}).values())
+        most = N_ADAPTERS.get(request.kind, 0) * sent + ROOM_BYTES
+        if request.kind == SketchRequest.kind:
+            most += padded(self.attendance.members[name]["n_rows"]) * SKETCH_BYTES
+        return most
+
+
+def _check_size(name: str, request: Envelope, n_bytes: int, *, most: int) -> None:
+    """Refuse a reply that is larger than a good one can be, before it is taken apart."""
+    if n_bytes > most:
+        raise DataError(
+            f"silo {name}: its answer to {request.kind} has {n_bytes / 1e6:.1f} MB, and at most "
+            f"{most / 1e6:.1f} MB are accepted. federation.max_message_mb sets another limit."
+        )
 
 
 def _reference(text: str) -> str:

@@ -19,6 +19,7 @@ from clues.model.adapters import check_state
 from clues.printable import quoted
 from clues.wall.diagnostics import BESIDE, BLOCK, OTHER, SCORES, read_diagnostics
 from clues.wall.messages import (
+    ROUNDED_OFF,
     EvaluateReply,
     FitReply,
     HelloReply,
@@ -26,7 +27,7 @@ from clues.wall.messages import (
     SelectReply,
     Tensors,
     TrainReply,
-    round_count,
+    told_as,
 )
 
 # Of any weight: an adapter's are below 10, and products of two of these are far from float32's end.
@@ -178,7 +179,7 @@ def check_evaluate(
     if found.by_hand:
         counts.append(found.by_hand.kept + found.by_hand.dropped)
     if "rows" in found.model_fields_set and (
-        round_count(rows) > n_rows or round_count(kept) != n_kept or max(kept, *counts) > rows
+        rows > n_rows + ROUNDED_OFF or not told_as(kept, n_kept) or max(kept, *counts) > rows
     ):
         raise DataError(f"silo {name}: its diagnostics do not fit the numbers of rows it has told.")
     # Figures of a score beside the deciding one; only the selection's own need not be compared.

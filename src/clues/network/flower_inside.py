@@ -5,12 +5,17 @@ fails in tests/test_flower_inside.py, which calls every function here.
 """
 
 import hashlib
+import json
 import re
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from clues.carriers.flower import LostError, TooLargeError
 from clues.errors import ExtraError
 from clues.extras import advice, needs
 
@@ -35,16 +40,19 @@ def check_version(found: str) -> None:
 with needs("flwr", "google.protobuf", "httpx", what=WHAT):
     check_version(version("flwr"))
     import httpx
-    from flwr.app import Context, Message
+    from flwr.app import Array, Context, Message
     from flwr.cli.build import build_fab_from_files
     from flwr.common.constant import SubStatus
     from flwr.common.serde import context_from_proto, run_from_proto
     from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
     from flwr.proto.fab_pb2 import Fab
     from flwr.proto.fleet_pb2 import PullMessagesRequest, RegisterNodeFleetRequest
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+    from flwr.proto.node_pb2 import Node
     from flwr.proto.runtime_pb2 import (
         AcquireTaskRequest,
         GetNodesRequest,
+        PullAppMessagesRequest,
         PullTaskInputRequest,
         PushTaskOutputRequest,
     )
@@ -52,6 +60,12 @@ with needs("flwr", "google.protobuf", "httpx", what=WHAT):
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.error import FlowerError
     from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_object_body,
+        get_object_head_values_from_object_content,
+        iterate_object_tree,
+    )
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
     from flwr.supercore.interceptors import (
         RuntimeTokenHttpInterceptor,
         RuntimeVersionHttpInterceptor,
@@ -61,11 +75,7 @@ with needs("flwr", "google.protobuf", "httpx", what=WHAT):
     from flwr.supercore.runtime import RuntimeHttpClient
     from flwr.supercore.task_identity import TaskIdentity
     from flwr.superlink.grid import HttpGrid
-    from flwr.supernode.runtime.run_clientapp import (
-        pull_task_input,
-        push_message,
-        push_task_output,
-    )
+    from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 # What every call below raises that does not get through, or is refused.
 CallError = httpx.HTTPError
@@ -74,6 +84,15 @@ SERVER_TASK, CLIENT_TASK = TaskType.SERVER_APP, TaskType.CLIENT_APP
 # The calls that the secret between Flower's processes and ours opens.
 _SIGNED = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _CONTENT_TYPE = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
+# Bytes beside a message's own: its names, and those of its parts.
+_ROOM = 1_000_000
+# Parts of a message beside the pieces of its one array, and the smallest piece that Flower cuts.
+_FEW_PARTS, _PIECE = 16, 1_000_000
+# How many times as large as its parts a request may be, and how much more: pieces that are alike
+# are sent once.
+_REPEATED, _ALIKE = 4, 256_000_000
+# As long as Flower itself waits for a request's parts, which the SuperNode fetches.
+_PARTS_S, _PARTS_POLL_S = 7200.0, 0.2
 # The smallest request of each call that `probe` tries; one more is what silos say.
 REQUESTS = {
     "/v1/control/list-nodes": ListNodesRequest(),
@@ -141,7 +160,7 @@ def beating(client: RuntimeHttpClient) -> Iterator[None]:
 @contextmanager
 def open_grid(
     address: str, ca: bytes | None, token: str, *, patience_s: float
-) -> Iterator[HttpGrid]:
+) -> Iterator["PatientGrid"]:
     """The grid of a run whose program is this process; closed in the end.
 
     Args:
@@ -150,7 +169,7 @@ def open_grid(
         token: of the run's task.
         patience_s: how long a call is tried again.
     """
-    grid = HttpGrid(address, insecure=ca is None, root_certificates=ca, token=token)
+    grid = PatientGrid(address, insecure=ca is None, root_certificates=ca, token=token)
     grid._retry_invoker.max_time = patience_s
     try:
         client = grid._runtime_client
@@ -176,10 +195,143 @@ def identify(*, task_id: int, run_id: int, node_id: int) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = task_id, run_id, node_id
 
 
+@dataclass
+class _Coming:
+    """A message whose parts come one by one."""
+
+    id: str
+    node: Node
+    run_id: int
+    parts: list[str]
+    there: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(map(len, self.there.values()))
+
+
+class PatientGrid(HttpGrid):
+    """A grid that holds up nobody for one silo's answer, and takes none that is too large.
+
+    Flower's own waits up to two hours for the parts of an answer, whoever else has answered, and
+    puts parts together that name a piece of 5 MB a million times.
+    """
+
+    def __init__(self, *address: Any, **how: Any) -> None:
+        """As Flower's."""
+        super().__init__(*address, **how)
+        self._coming: dict[str, _Coming] = {}
+
+    def pull_bounded(self, message_id: str, most: int) -> list[Message]:
+        """The answer to a message, if all of it is there.
+
+        Args:
+            message_id: of the message that was sent.
+            most: bytes that the answer may have.
+
+        Raises:
+            TooLargeError: it has more. What follows of it is not looked at.
+            LostError: parts of it are gone.
+            ValueError: it cannot be put together; or KeyError, TypeError and the like.
+        """
+        client = self._runtime_client
+        if message_id not in self._coming:
+            found = client.PullMessages(PullAppMessagesRequest(message_ids=[message_id]))
+            if not found.messages_list:
+                return []
+            metadata, tree = found.messages_list[0].metadata, found.message_object_trees[0]
+            parts = _parts_of(tree, most)
+            coming = _Coming(metadata.message_id, self.node, self.run.run_id, parts)
+            self._coming[message_id] = coming
+        # Out of the way, unless more of it will come: it is used now, or cannot be used.
+        coming = self._coming.pop(message_id)
+        if not _take_parts(client, coming, most):
+            self._coming[message_id] = coming
+            return []
+        _refuse_repeated(coming.there, most)
+        return [_put_together(client, coming)]
+
+
+def _parts_of(tree: Any, most: int) -> list[str]:
+    parts = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
+    if len(parts) > _FEW_PARTS + most // _PIECE:
+        raise TooLargeError
+    return parts
+
+
+def _take_parts(client: RuntimeHttpClient, coming: _Coming, most: int) -> bool:
+    """Take the parts that are there; whether that is all of them."""
+    for part in coming.parts:
+        if part in coming.there:
+            continue
+        request = PullObjectRequest(node=coming.node, run_id=coming.run_id, object_id=part)
+        found = client.PullObject(request)
+        if not found.object_found:
+            raise LostError
+        if not found.object_available:
+            return False
+        coming.there[part] = found.object_content
+        if coming.n_bytes > most + _ROOM:
+            raise TooLargeError
+    return True
+
+
+def _refuse_repeated(parts: Mapping[str, bytes], most: int) -> None:
+    """Refuse an array that names its pieces so often that it would be larger than allowed.
+
+    Raises:
+        TooLargeError: it does.
+    """
+    total = 0
+    for content in parts.values():
+        kind, children, _ = get_object_head_values_from_object_content(content)
+        if kind != Array.__qualname__:
+            continue
+        body = get_object_body(content, Array)
+        if len(body) > _ROOM:
+            raise TooLargeError
+        total += sum(len(parts[children[n]]) for n in json.loads(body)["arraychunk_ids"])
+    if total > most + _ROOM:
+        raise TooLargeError
+
+
+def _put_together(client: RuntimeHttpClient, coming: _Coming) -> Message:
+    client.ConfirmMessageReceived(
+        ConfirmMessageReceivedRequest(
+            node=coming.node, run_id=coming.run_id, message_object_id=coming.id
+        )
+    )
+    message = inflate_object_from_contents(coming.id, coming.there)
+    if not isinstance(message, Message):
+        raise TypeError
+    # What is sent does not hold its own id.
+    message.metadata.__dict__["_message_id"] = coming.id
+    return message
+
+
 def pull_message(client: RuntimeHttpClient) -> tuple[Message, Context]:
-    """The message of a SuperNode's task; the app that came with it is left where it is."""
-    message, context, _run, _app_that_was_sent = pull_task_input(client)
-    return message, context
+    """The message of a SuperNode's task; the app that came with it is left where it is.
+
+    Raises:
+        TooLargeError: the message is many times larger than what was sent of it.
+        LostError: parts of it are gone, or do not come.
+        ValueError: it cannot be put together; or KeyError, TypeError and the like.
+    """
+    found = client.PullTaskInput(PullTaskInputRequest())
+    context = context_from_proto(found.context)
+    identify(task_id=found.task_id, run_id=found.run.run_id, node_id=context.node_id)
+    sent = client.PullMessages(PullAppMessagesRequest())
+    tree = sent.message_object_trees[0]
+    parts = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
+    node = Node(node_id=context.node_id)
+    coming = _Coming(tree.object_id, node, context.run_id, parts)
+    end = time.monotonic() + _PARTS_S
+    while not _take_parts(client, coming, sys.maxsize):
+        if time.monotonic() > end:
+            raise LostError
+        time.sleep(_PARTS_POLL_S)
+    _refuse_repeated(coming.there, _REPEATED * coming.n_bytes + _ALIKE)
+    return _put_together(client, coming), context
 
 
 def push_reply(client: RuntimeHttpClient, reply: Message, context: Context) -> None:

@@ -108,7 +108,8 @@ def _why_refused(settings: JoinSettings, log: Path) -> str:
         )
     return (
         f"{settings.coordinator} does not let this silo in. Ask whether `clues serve` runs there "
-        f"and names this silo; the end of this log may say more: {log}"
+        "and names this silo, and compare the clocks: where they are five minutes apart, nobody is "
+        f"let in. The end of this log may say more: {log}"
     )
 
 

@@ -39,11 +39,13 @@ class Told:
         """Names of the expected silos, in order."""
         return self.inner.silos
 
-    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Missing]]:
+    def exchange(
+        self, requests: Mapping[str, bytes], *, most: Mapping[str, int]
+    ) -> Iterator[tuple[str, bytes | Missing]]:
         """Pass everything on, and tell when all have answered."""
         started, n_here = time.monotonic(), 0
         kinds = sorted({kind_of(data) for data in requests.values()})
-        for name, data in self.inner.exchange(requests):
+        for name, data in self.inner.exchange(requests, most=most):
             n_here += not isinstance(data, Missing)
             if isinstance(data, Missing):
                 self.say(f"{name}: {data.why}")
@@ -85,7 +87,9 @@ def serve(coordinator: Coordinator, *, progress: Progress, say: Say) -> Results:
             if settings.insecure:
                 names = list(settings.names)
                 nodes = find_silos(grid, names, settings=federation, ledger=ledger)
-            transport = GridTransport(grid, nodes, ledger, settings=federation)
+            transport = GridTransport(
+                grid, nodes, ledger, settings=federation, pull=grid.pull_bounded
+            )
             run = open_coordinator(
                 coordinator.run, folder, transport=Told(transport, say), progress=progress
             )

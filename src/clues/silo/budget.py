@@ -105,6 +105,17 @@ class Budget:
                 "say what that spent. Put the file back; if privacy was set later, start in a new "
                 "folder."
             )
+        if self.n_booked < Questions(space).record.booked:
+            raise DataError(
+                f"silo {space.name}: {self.path} is missing or an older copy: it has "
+                f"{self.n_booked} entries, and {Questions(space).record.booked} were written. Put "
+                "the last one back: it says what was spent. Or start the run in a new folder."
+            )
+
+    @property
+    def n_booked(self) -> int:
+        """Trainings and counts that were booked; it never falls."""
+        return len(self.record.trainings) + len(self.record.counts)
 
     @property
     def settings(self) -> PrivacySettings:
@@ -230,6 +241,7 @@ class Budget:
         self._refuse_above(after, what)
         self.record = after
         write_record(self.path, after.model_dump(mode="json"))
+        Questions(self.space).note_booked(self.n_booked)
 
     def _refuse_above(self, after: Record, what: str) -> None:
         total, allowed = self._epsilon(after), self.settings.epsilon

@@ -22,10 +22,11 @@ from clues.data.sketches import (
 )
 from clues.errors import ConfigError, DataError
 from clues.rundir import write_record
+from clues.silo.counts import told_of_left_out
 from clues.silo.crowd import secret_seed
 from clues.silo.questions import Questions
 from clues.silo.workspace import LEFT_OUT, Workspace
-from clues.wall.messages import LeaveReply, LeaveRequest, SketchReply, SketchRequest, round_count
+from clues.wall.messages import LeaveReply, LeaveRequest, SketchReply, SketchRequest
 
 
 def check_duplicates(space: Workspace, recipe: Recipe) -> None:
@@ -122,7 +123,8 @@ def leave_out(space: Workspace, request: LeaveRequest) -> LeaveReply:
     write_record(space.private / LEFT_OUT, {**made_of, "left": rows})
     for name in ("left_out", "encoded"):
         space.memory.pop(name, None)
-    return LeaveReply(recipe_hash=request.recipe_hash, n_left_out=round_count(len(rows)))
+    told = told_of_left_out(space, len(rows))
+    return LeaveReply(recipe_hash=request.recipe_hash, n_left_out=told)
 
 
 def list_is_lost(space: Workspace) -> bool:

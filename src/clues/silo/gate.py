@@ -12,7 +12,8 @@ from types import TracebackType
 from clues.atomic import open_private
 from clues.errors import CluesError, DataError
 from clues.printable import lines
-from clues.wall.ledger import Ledger
+from clues.silo.remembered import check_remembered
+from clues.wall.ledger import Ledger, verify
 from clues.wall.messages import (
     Failure,
     HelloRequest,
@@ -24,6 +25,7 @@ from clues.wall.messages import (
 
 log = logging.getLogger("clues")
 Answer = Callable[[bytes], bytes]
+ASKED_TO_STOP = (KeyboardInterrupt, SystemExit, GeneratorExit)
 LONGEST = 20_000  # characters of one entry in a silo's log; a traceback has some thousand
 
 
@@ -49,7 +51,8 @@ class KeptInside:
         trace: TracebackType | None,
     ) -> bool:
         """Let nobody but the silo see the error; a request to stop the program passes."""
-        if error is None or not isinstance(error, Exception):
+        # A panic in a library's Rust is no Exception, and its text may hold a row.
+        if error is None or isinstance(error, ASKED_TO_STOP):
             return False
         self.reference = secrets.token_hex(4)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -78,10 +81,13 @@ class Gate:
 
         Raises:
             LedgerError: the ledger there is broken.
+            DataError: the silo has forgotten what it has answered.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.name, self.open_silo = name, open_silo
         self.ledger = Ledger(folder / "ledger.jsonl")
+        if self.ledger.n_entries:
+            check_remembered(folder / "private", verify(self.ledger.path))
         self.errors = folder / "private" / "errors.log"
         self._answer: Answer | None = None
 

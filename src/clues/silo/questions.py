@@ -13,6 +13,7 @@ proposes. With many thresholds, or many directions, the score of one row can be 
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -25,15 +26,18 @@ from clues.wall.container import checksum_of
 from clues.wall.messages import (
     Envelope,
     FitRequest,
+    HelloRequest,
     LeaveRequest,
     ScoreReply,
     SelectRequest,
     SketchRequest,
     TrainRequest,
+    token_of,
 )
 
 FILE = "asked.json"
 UPDATING = ("train", "fit")
+PUT_BACK = "It says what was asked about these rows: put it back, or start in a new folder."
 UPDATES = 100  # two rounds of warm-up and four joint models of twenty rounds are 82
 
 
@@ -55,7 +59,7 @@ class Question(Settings):
 
 
 class Asked(Settings):
-    """A question, and the checksum of every request that asked it."""
+    """A question, and the hash of every request that asked it: of its bytes, as in the ledger."""
 
     question: Question
     requests: tuple[str, ...]
@@ -66,7 +70,7 @@ class UnderRecipe(Settings):
 
     Attributes:
         asked: every question, in the order of its first request.
-        unanswered: checksums of the requests whose answer failed; the same request may succeed
+        unanswered: hashes of the requests whose answer failed; the same request may succeed
             later, and is taken out then.
         threshold: hash of the one threshold and of the scores that it decided about; else empty.
         proposal: the one cut that was proposed; null for none, or none yet.
@@ -89,26 +93,47 @@ class UnderRecipe(Settings):
 
 
 class Record(Settings):
-    """The whole file: by token of the rows, by recipe."""
+    """The whole file.
+
+    Attributes:
+        version: of its form.
+        rows: what was asked, by token of the rows and by recipe.
+        booked: how many entries the privacy budget has had, so that an older one is found.
+    """
 
     version: Literal[1] = 1
     rows: dict[str, dict[str, UnderRecipe]] = Field(default_factory=dict)
+    booked: int = 0
+
+
+def read_count(path: Path) -> Record:
+    """Read a count as it was written.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return validate(Record, read_record(path, advice=PUT_BACK), where=str(path))
 
 
 class Questions:
     """The one budget of everything that a silo answers about its rows."""
 
     def __init__(self, space: Workspace) -> None:
-        """Read what was asked so far."""
+        """Read what was asked so far.
+
+        Raises:
+            DataError: it cannot be read, or is missing where answers have left.
+        """
         self.space, self.path = space, space.private / FILE
         self.record = Record()
+        # Without it the count would begin anew.
         if self.path.exists():
-            # Without it the count would begin anew.
-            advice = (
-                "It says what was asked about these rows: put it back, or start in a new folder."
+            self.record = read_count(self.path)
+        elif space.has_answered():
+            raise DataError(
+                f"silo {space.name}: {self.path} is missing, and answers have left this folder. "
+                f"{PUT_BACK}"
             )
-            content = read_record(self.path, advice=advice)
-            self.record = validate(Record, content, where=str(self.path))
 
     def trained(self) -> bool:
         """Whether any training has been asked for in this folder."""
@@ -145,6 +170,10 @@ class Questions:
             )
         # Before the work: a request that is refused half-way has told something too.
         self._write(request.recipe_hash, after)
+
+    def note_booked(self, n: int) -> None:
+        """Remember how many entries the privacy budget has."""
+        self._store(self.record.model_copy(update={"booked": n}))
 
     def begin(self, request: Envelope) -> None:
         """Count a request as failed until its answer is there: whatever ends the work between."""
@@ -218,8 +247,11 @@ class Questions:
     def _write(self, recipe_hash: str, under: UnderRecipe) -> None:
         token = self.space.data_token()
         rows = {**self.record.rows, token: {**self._met(), recipe_hash: under}}
-        self.record = Record(rows=rows)
-        write_record(self.path, self.record.model_dump(mode="json"))
+        self._store(self.record.model_copy(update={"rows": rows}))
+
+    def _store(self, record: Record) -> None:
+        self.record = record
+        write_record(self.path, record.model_dump(mode="json"))
 
     def _decision(self, request: SelectRequest) -> str:
         """A threshold together with the scores that it decides about.
@@ -245,9 +277,9 @@ def _question(request: Envelope, overruled: str) -> Question:
 
 def _identity(request: Envelope) -> str:
     """What makes two requests the same: all their bytes; of a hello, its recipe."""
-    if request.kind == "hello":
+    if request.kind == HelloRequest.kind:
         return request.recipe_hash
-    return checksum_of(request.to_bytes())
+    return token_of(request.to_bytes())
 
 
 def check_question(space: Workspace, request: Envelope) -> None:

@@ -17,6 +17,7 @@ from clues.scoring.trajectory import set_weights
 from clues.selection.threshold import Decision, Ruling, Selection, Threshold, group_units, select
 from clues.selection.units import Units
 from clues.selection.weighing import replaced
+from clues.silo.counts import draw_of_ten
 from clues.silo.overrides import in_force, overrides_token
 from clues.silo.reasons import with_reasons
 from clues.silo.turns import judged_turns
@@ -58,13 +59,18 @@ def decide(
         recipe_hash=recipe.hash if current else table.recipe_hash,
         dropped=space.apart(),
         where=f"silo {space.name}",
-        min_kept=space.fewest_kept(),
+        min_kept=fewest_told(space),
         allow_degenerate=allow_degenerate,
         rulings=in_force(space, recipe.hash) if rulings is None else rulings,
         aside=set_aside(space),
         turns=judged_turns(space),
     )
     return with_reasons(selection, space, table, threshold)
+
+
+def fewest_told(space: Workspace) -> int:
+    """The fewest rows that a selection under this recipe may keep; the key draws up to nine more."""
+    return space.fewest_kept() + (draw_of_ten(space, "fewest", space.recipe().hash) or 0)
 
 
 def set_aside(space: Workspace) -> dict[int, tuple[str, str]]:

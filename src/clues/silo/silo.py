@@ -129,6 +129,12 @@ class Silo:
         """
         check_request_size(self.space, data)
         request = from_bytes(data, allowed=REQUESTS, sender="coordinator")
+        if request.to_bytes() != data:
+            # What is counted by its bytes must have one form.
+            raise DataError(
+                f"silo {self.settings.name}: the {request.kind} request is not written as this "
+                "program writes it. The coordinator runs another one."
+            )
         make_private_folder(self.private)
         make_private_folder(self.outbox)
         again = settle(self.space, request) if isinstance(request, HelloRequest) else ""

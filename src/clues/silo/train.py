@@ -26,6 +26,7 @@ from clues.silo.questions import combine_of
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
 from clues.wall.messages import (
+    ROUNDED_OFF,
     FitReply,
     FitRequest,
     TrainReply,
@@ -54,8 +55,9 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
     model.freeze_a(frozen=recipe.train.aggregation == "ffa")
     n_rows, forms, inrun = told_of_all(space), recipe.score.forms, recipe.score.inrun
     # The rate of the last step leaves, and tells the number of steps. Rounded down, the announced
-    # rows may be five too few, and scoring in the run must see every row.
-    n_steps = n_train_steps(recipe.train, n_rows + 5 if inrun else n_rows)
+    # rows may be too few, and scoring in the run must see every row.
+    rounded_off = 5 if space.order_seed() is not None else ROUNDED_OFF
+    n_steps = n_train_steps(recipe.train, n_rows + rounded_off if inrun else n_rows)
     per_round = max(1, n_steps // recipe.train.rounds)
     first, n_steps = request.round * per_round, per_round * recipe.train.rounds
     sends_first = bool(forms & set(NEEDS_FIRST_MOMENT))

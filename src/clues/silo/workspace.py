@@ -89,6 +89,10 @@ class Workspace:
             self.keep_earlier(read_bytes(old), old.name, kind=kind)
             old.unlink()
 
+    def has_answered(self) -> bool:
+        """Whether any answer has left this folder."""
+        return any(self.outbox.glob("**/*.clues"))
+
     def keep_earlier(self, reply: bytes, name: str, *, kind: str) -> None:
         """Keep a reply that left and will answer nothing again; two of one name side by side."""
         make_private_folder(self.outbox / EARLIER)
@@ -300,8 +304,15 @@ class Workspace:
 
         Raises:
             DataError: the file is not a key; with a known one, anybody could guess what is hidden.
+                Or it is missing where answers have left: under another key, what was asked of the
+                same rows would count as asked of others.
         """
         path = self.private / "data.key"
+        if not path.exists() and self.has_answered():
+            raise DataError(
+                f"{path}: missing, and answers have left this folder. What was asked about the rows "
+                "is counted by it. Put it back, or start the run in a new folder."
+            )
         if not path.exists():
             atomic_write_bytes(path, secrets.token_bytes(N_KEY_BYTES), private=True)
         key = read_bytes(path)

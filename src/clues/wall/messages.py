@@ -132,7 +132,10 @@ class LeaveRequest(Envelope):
     """Leave out the rows of these sketches, by their handles: another silo keeps the question."""
 
     kind: ClassVar[str] = "leave"
-    reveals: ClassVar[str] = "nothing: numbers of sketches that the silo has sent"
+    reveals: ClassVar[str] = (
+        "nothing to the coordinator. To the silo, that another silo has the questions of these "
+        "rows of its own, or nearly the same"
+    )
     handles: list[int]
 
 
@@ -364,6 +367,7 @@ REPLIES: dict[str, type[Reply]] = {
 }
 KINDS = {*REQUESTS, *REPLIES} | {cls.kind for cls in (Refusal, Failure, WhoRequest, WhoReply)}
 UNKNOWN, UNREADABLE = "unknown", "unreadable"
+ROUNDED_OFF = 9  # rows by which a rounded number may differ from the true one
 
 
 def from_bytes(data: bytes, *, allowed: Mapping[str, type[Envelope]], sender: str) -> Any:
@@ -451,6 +455,19 @@ def token_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def round_count(n: int) -> int:
-    """Number of rows as it may leave a silo: to the nearest ten, at least ten if not zero."""
-    return 0 if n == 0 else max(10, 10 * round(n / 10))
+def round_count(n: int, *, up: int | None = None) -> int:
+    """Number of rows as it may leave a silo: in tens, at least ten if not zero.
+
+    Args:
+        n: the number.
+        up: from 0 to 9, is added before the number is rounded down; None rounds to the nearest
+            ten.
+    """
+    if n == 0:
+        return 0
+    return max(10, 10 * (round(n / 10) if up is None else (n + up) // 10))
+
+
+def told_as(n: int, told: int) -> bool:
+    """Whether a number of rows can have left a silo as this one, however it was rounded."""
+    return abs(n - told) <= ROUNDED_OFF and (n == 0) == (told == 0)

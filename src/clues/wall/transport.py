@@ -24,8 +24,12 @@ class Transport(Protocol):
         """Names of the silos that are expected, in order."""
         ...
 
-    def exchange(self, requests: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Missing]]:
+    def exchange(
+        self, requests: Mapping[str, bytes], *, most: Mapping[str, int]
+    ) -> Iterator[tuple[str, bytes | Missing]]:
         """Send one request to each named silo, and yield each answer when it is there.
+
+        An answer with more bytes than `most` says for its silo need not be fetched.
 
         The order does not matter. Yielding, and not returning all at once, is what lets the
         coordinator hold one adapter at a time. Every named silo comes up once, after a bounded
