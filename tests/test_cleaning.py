@@ -207,10 +207,14 @@ def test_a_reviewers_word_counts_and_lasts_and_other_names_of_columns_will_do(fi
     # The same without the file: what was decided is not lost.
     assert call(*line, "-q")[0] == 0
     assert decisions("cleaned") == after
+
+
+def test_options_that_do_not_go_together_are_refused_before_anything_is_scored(files, capsys):
     code, said = fails(capsys, "clean", "rows.json", "--overrides", "said.json")
     assert code == 2
     assert "--overrides goes with --checked" in said
-    code, said = fails(capsys, *line[:-1], "prompt=nobody", "-q")
+    line = ("clean", "rows.json", "--checked", "checked.json", "--map", "prompt=nobody", "-q")
+    code, said = fails(capsys, *line)
     assert code == 2
     assert "no file has all the columns nobody" in said
 

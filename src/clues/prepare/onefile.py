@@ -36,12 +36,12 @@ def configure(
     columns: Columns | None = None,
 ) -> tuple[RunConfig, list[str]]:
     """Write the run's configuration for the model at hand, and what there is to warn of."""
-    here = check_data(rows, columns, schema=schema)
-    file = here or read_rows(rows, schema=schema, columns=columns, lenient=True)
-    mapped = fitting(rows, columns) if here else columns
+    mapped = fitting(rows, columns) if Path(rows).exists() else columns
     if columns and not mapped and not fitting(checked, columns):
         named = ", ".join(str(column) for column in columns.values() if column)
         raise UsageError(f"--map: no file has all the columns {named}. Name columns of one file.")
+    file = check_data(rows, columns, schema=schema)
+    file = file or read_rows(rows, schema=schema, columns=columns, lenient=True)
     model = model if check_model(model) == BUILT_IN else _place(model)
     hand = at_hand(model)
     make_private_folder(folder)
