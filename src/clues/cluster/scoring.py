@@ -133,7 +133,7 @@ class RayEngine:
             ) from None
 
     def _hire(self) -> None:
-        """Ask the cluster for one more worker; it may come at once, later or never."""
+        """Ask the cluster for one more worker."""
         how = {"num_cpus": self.settings.cpus, "num_gpus": self.settings.gpus, "max_restarts": 0}
         hand = _Hand(self.ray.remote(Scorer).options(**how).remote())
         self.hands.append(hand)

@@ -6,11 +6,13 @@ averaged by torch (DDP). Rows go as token ids, weights as safetensors.
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from socket import gethostname
 from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 
 from clues import errors
-from clues.cluster.connection import WHAT, connect
+from clues.cluster.connection import AUTH_MODE, WHAT, connect
 from clues.cluster.worker import versions
 from clues.config import (
     ComputeSettings,
@@ -104,6 +106,8 @@ def train_on_cluster(
         NumericsError: the loss of a step, or the adapter, is not finite.
         ClusterError: the workers cannot do it.
     """
+    # First of all: it sets what the workers are compared with.
+    ray = connect(settings)
     steps = step_batches(
         model,
         len(rows),
@@ -129,11 +133,11 @@ def train_on_cluster(
         "checkpoint_at": list(checkpoint_at),
         "proximal": proximal,
         "frozen_a": any(not p.requires_grad for p in model.parameters().values()),
-        "versions": versions(),
+        "versions": {**versions(), AUTH_MODE: os.environ.get(AUTH_MODE, "unset")},
         "cpus": settings.cpus,
     }
     work = _sealed({"start": start, "beneath": model.beneath or {}}, head)
-    data = _fit(settings, work, pack_rows([rows[i] for i in used]), Path(scratch), on_step)
+    data = _fit(ray, settings, work, pack_rows([rows[i] for i in used]), Path(scratch), on_step)
     tree, said = _unsealed(data)
     points = tuple(
         Checkpoint(step, rate, point["adapter"], point["second"], point["first"], n_seen)
@@ -144,6 +148,7 @@ def train_on_cluster(
 
 
 def _fit(
+    ray: Any,
     settings: ComputeSettings,
     work: bytes,
     rows: bytes,
@@ -151,7 +156,6 @@ def _fit(
     on_step: Callable[[], None] | None,
 ) -> bytes:
     """Run the work on the workers; what the first one returns."""
-    ray = connect(settings)
     with needs("ray", what=WHAT):
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -229,10 +233,11 @@ def work_together(config: Mapping[str, Any]) -> bytes | None:
 
 def _work(work: bytes, data: bytes, part: Part, on_step: Callable[[], None] | None) -> bytes | None:
     tree, head = _unsealed(work)
-    if head["versions"] != versions():
+    ours = {**versions(), AUTH_MODE: os.environ.get(AUTH_MODE, "unset")}
+    if head["versions"] != ours:
         raise ClusterError(
-            f"a worker has {_named(versions())}, and this silo {_named(head['versions'])}. Install the "
-            "same on every machine of the cluster."
+            f"a worker on {gethostname()} has {_named(ours)}, and this silo "
+            f"{_named(head['versions'])}. Install and set the same on every machine of the cluster."
         )
     torch.set_num_threads(head["cpus"])
     how = {
