@@ -22,7 +22,6 @@ from clues.rundir import hash_of
 
 with needs("flwr", "httpx", what=flower_inside.WHAT):
     import httpx
-    from flwr.serverapp import Grid
 
 TASK_WAIT_S, TASK_POLL_S = 30.0, 0.2
 # Requests to our own child, on this machine: who cannot get through now will not later.
@@ -77,7 +76,7 @@ class SuperLink:
         return {name: known[key] for name, key in wanted.items()}
 
     @contextmanager
-    def open_grid(self) -> Iterator[Grid]:
+    def open_grid(self) -> Iterator[flower_inside.PatientGrid]:
         """Start a run whose program is this process, and close it in the end.
 
         Raises:

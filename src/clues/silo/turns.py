@@ -97,8 +97,8 @@ def write_turns(space: Workspace, groups: Mapping[str, ScoredTurns], scored: set
     rows = [row for group in groups.values() for row in group.rows]
     fold = np.repeat(np.arange(len(groups)), [len(g.rows) for g in groups.values()])
     turns = np.concatenate([group.turns for group in groups.values()])
-    finite = np.isfinite(np.array([*raw.values()])).all(axis=0).tolist()
-    spoilt = {row.row for row, good in zip(rows, finite, strict=True) if not good}
+    finite = np.isfinite(np.array([*raw.values()])).all(axis=0)
+    spoilt = {rows[int(i)].row for i in np.flatnonzero(~finite)}
     kept = np.array([row.row in scored and row.row not in spoilt for row in rows], bool)
     chosen = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
     ScoreTable(
