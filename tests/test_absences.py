@@ -86,6 +86,7 @@ def test_a_run_goes_on_without_a_silo_and_says_so(config, tmp_path, kind, cut):
     assert without_volatile(again) == without_volatile(results), "it came back"
 
 
+@pytest.mark.walk
 def test_a_silo_that_goes_missing_at_the_very_end_has_only_no_diagnostics(config, tmp_path):
     run = open_micro(config, tmp_path / "run")
     # Nothing depends on that answer, so that not even a quorum of all stops for it.
@@ -103,6 +104,7 @@ def test_a_silo_that_goes_missing_at_the_very_end_has_only_no_diagnostics(config
     assert "precision" in again["silos"]["south"], "it was not asked again"
 
 
+@pytest.mark.walk
 def test_a_run_without_a_silo_from_the_start_equals_one_that_lost_it_at_once(config, tmp_path):
     run = open_micro(config, tmp_path / "run")
     lossy(run, "south", "hello")

@@ -132,7 +132,7 @@ def test_the_import_costs_nothing():
 # --- the same as a run
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_it_is_a_run_of_one_silo_to_the_last_digit(scored, data, model, tmp_path, monkeypatch):
     """Oracle: the same rows and settings through the command line."""
     monkeypatch.chdir(tmp_path)
@@ -164,7 +164,7 @@ def test_it_is_a_run_of_one_silo_to_the_last_digit(scored, data, model, tmp_path
     assert clues.run("clues.yaml", folder="run", until="select", progress=False) is None
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_same_in_every_type_and_each_comes_back_as_it_went_in(scored, data, model, tmp_path):
     path = tmp_path / "mine.csv"
     frame = pd.DataFrame(data["rows"]).set_index(pd.Index(range(100, 114)))

@@ -68,7 +68,7 @@ def ask(silo, request):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_selection_waits_for_a_person_who_is_told_what_it_keeps(world, tmp_path):
     silo, request = world.silo(tmp_path), world.last("select")
     assert isinstance(ask(silo, request), Refusal)

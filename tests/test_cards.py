@@ -63,7 +63,7 @@ def test_a_name_that_looks_like_markup_stays_text_in_a_card():
     assert "\n# another" not in data_card(replace(FACTS, silo="north\n# another heading"))
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_run_writes_both_cards_and_no_row_stands_in_them(tmp_path):
     config = write_micro(
         tmp_path / "input",

@@ -184,7 +184,7 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
         view.close()
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_reviewers_word_counts_and_lasts_and_other_names_of_columns_will_do(files, capsys):
     names = {"instruction": "ask", "output": "say", "source": "source"}
     for name in ("rows.json", "checked.json"):

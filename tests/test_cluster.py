@@ -16,11 +16,11 @@ from clues.cluster import connection, scoring, worker
 from clues.cluster.connection import check_answers, refuse_code
 from clues.cluster.scoring import RayEngine
 from clues.config import ComputeSettings, Recipe, load_config
+from clues.data.batching import token_budget_of
 from clues.errors import ClusterError, ConfigError, NumericsError
 from clues.model.adapters import Checkpoint
 from clues.scoring import job as jobs
 from clues.scoring import shards
-from clues.scoring.batches import token_budget_of
 from clues.scoring.job import Job
 from clues.scoring.shards import score_in_shards, scores_of
 from clues.silo.workspace import Workspace

@@ -148,7 +148,7 @@ def full_batch(world: World, silo: Silo, **tokens):
     return found.first_moment, len(silo.space.encoded().rows)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_two_lengths_that_part_one_row_leave_no_gradient_of_it(world, tmp_path):
     rows = world.silo(tmp_path / "look").space.encoded().rows
     lengths = sorted(len(row.ids) for row in rows)
@@ -484,7 +484,7 @@ def solved(world: World, silo: Silo, *, batch: int) -> float:
     return max(best_cosine(s * left, [g.sign() for g in rows]) for s in (1, -1))
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_few_rounds_cannot_be_solved_for_one_row(world, tmp_path, monkeypatch):
     silo = world.silo(tmp_path / "s", min_kept=5)
     with pytest.raises(DataError, match="takes 4 rows per step"):

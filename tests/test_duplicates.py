@@ -255,7 +255,7 @@ def whole(n: int) -> torch.Tensor:
         {"sketches": whole(64).float()},
         {"sketches": whole(64)[:, :-4]},
         {"sketches": whole(63)},
-        {"sketches": whole(192)},
+        {"sketches": whole(256)},
         {"sketches": whole(64).reshape(2, 32, -1)},
         {"sketches": whole(64).reshape(-1)},
         {"sketches": whole(64)[:0]},
@@ -377,7 +377,7 @@ def decisions(root: Path, name: str) -> list[str]:
     return (root / f"silos/{name}/private/decisions.csv").read_text().splitlines()[1:]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_planted_duplicates_are_kept_once_and_nothing_else_is_left_out(world):
     gone = {
         (name, number)
@@ -413,7 +413,7 @@ def test_the_coordinator_gets_as_many_sketches_as_the_padding_says_and_no_text(w
     assert "In another silo" in (world.root / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_resumed_run_asks_nothing_again_and_finds_the_same(world, tmp_path):
     run = open_micro(world.config, world.root)
     recorder = Recorder(run)

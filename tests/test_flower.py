@@ -92,6 +92,7 @@ def test_over_flower_the_run_ends_as_in_one_process(reference, undisturbed):
     assert kinds == [*first, "train", "train", "score", "select", "fit", "fit", "evaluate"]
 
 
+@pytest.mark.walk
 def test_both_sides_record_the_same_messages(undisturbed):
     folder, *_ = undisturbed
     ours = verify(folder / "coordinator-side" / "ledger.jsonl")
@@ -145,6 +146,7 @@ def test_a_silo_that_never_comes_is_waited_for_and_named(config, tmp_path):
     assert set(results["silos"]) == {"north", "west"}
 
 
+@pytest.mark.walk
 def test_a_silo_that_does_not_answer_in_time_is_named(config, tmp_path):
     results, _ = run_grid(
         config, tmp_path, lose=lambda n, k: "nothing" if (n, k) == (12, "train") else 0
@@ -154,6 +156,7 @@ def test_a_silo_that_does_not_answer_in_time_is_named(config, tmp_path):
     assert "no answer to train within" in absence["why"]
 
 
+@pytest.mark.walk
 def test_a_silo_whose_process_dies_every_time_is_given_up(config, tmp_path):
     results, grid = run_grid(
         config, tmp_path, lose=lambda n, k: 8 if (n, k) == (12, "score") else 0
@@ -163,6 +166,7 @@ def test_a_silo_whose_process_dies_every_time_is_given_up(config, tmp_path):
     assert grid.pushed.count((12, "score")) == 5
 
 
+@pytest.mark.walk
 def test_below_quorum_the_run_stops_and_goes_on_when_they_are_back(config, reference, tmp_path):
     run, grid = open_grid_run(config, tmp_path)
     grid.offline = {11, 12}
@@ -231,6 +235,7 @@ def test_a_hostile_silo_is_named_and_left_out(config, tmp_path, name):
     assert why in absence["why"]
 
 
+@pytest.mark.walk
 def test_content_that_flower_itself_cannot_read_costs_only_its_sender(config, tmp_path):
     run, grid = open_grid_run(config, tmp_path)
     pull = grid.pull_messages
@@ -258,6 +263,7 @@ def test_content_that_flower_itself_cannot_read_costs_only_its_sender(config, tm
     assert "zqxsecret" not in json.dumps(results)
 
 
+@pytest.mark.walk
 def test_no_error_of_a_silo_crosses_but_a_reference_does(config, tmp_path, caplog):
     """A marker stands in every row; the silo fails in its own words and in Python's."""
     folder = shutil.copytree(config.parent, tmp_path / "in")
@@ -306,6 +312,7 @@ def test_an_exception_outside_the_silo_gives_flower_a_reference_and_no_text(tmp_
     assert "zqxsecret" in (tmp_path / "errors.log").read_text()
 
 
+@pytest.mark.walk
 def test_a_reference_that_is_no_reference_is_not_repeated(config, tmp_path):
     from clues.wall.messages import Failure
 

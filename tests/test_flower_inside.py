@@ -134,7 +134,7 @@ def ask_one(machines: Machines, grid: flower_inside.PatientGrid) -> Message:
     return until(lambda: grid.pull_bounded(sent, 10**6))[0]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower, packing
 def test_every_function_does_what_it_says(machines, tmp_path):
     key = read_public_key(make_node_key(tmp_path, "north")[1].read_text(), silo="north")

@@ -189,7 +189,7 @@ def test_a_task_whose_data_does_not_fit_its_description_is_named(built_in, tmp_p
         ask_harness(model, encoder.tokenizer, model.initial, [entry], cache=tmp_path / "cache")
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_run_shows_tasks_of_lm_eval_beside_our_own(tmp_path):
     write_rows(tmp_path / "input" / "pubmedqa.jsonl", ROWS)
     changes = {

@@ -77,7 +77,7 @@ def turned(request):
     return replace(request, directions=turned_round)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_threshold_does_not_come_twice_by_changing_the_scores_under_it(world, tmp_path):
     silo = world.silo(tmp_path)
     kept = (silo.private / "selection.json").read_bytes()
@@ -103,7 +103,7 @@ def test_a_threshold_that_comes_before_the_scores_does_not_count(world, tmp_path
     silo.answer(world.request("select").to_bytes())
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_one_recipe_draws_one_cut_out_of_the_private_scores(
     tmp_path_factory, tmp_path, monkeypatch
 ):

@@ -210,7 +210,7 @@ def test_rows_that_change_after_a_threshold_stop_the_run_before_the_work(
     assert kinds == {"hello"}, "somebody trained for nothing"
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_another_rule_is_another_recipe_and_may_have_other_rows(two, tmp_path):
     place = two.copy(tmp_path)
     KINDS["a row edited"][0](place)

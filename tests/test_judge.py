@@ -305,7 +305,7 @@ def test_answers_do_not_depend_on_the_batch_and_are_the_likeliest_words(tmp_path
     assert together[0] == str(tokenizer.decode(written, skip_special_tokens=True)).strip()
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_run_is_judged_by_one_command_and_the_key_is_written_nowhere(
     judge, tmp_path, monkeypatch
 ):

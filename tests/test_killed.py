@@ -161,7 +161,7 @@ def test_a_silo_killed_at_any_write_answers_the_same_when_it_is_back(
     assert number > 2, "it was never killed"
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_silo_killed_in_every_phase_of_a_run_ends_where_an_unbroken_one_does(world, tmp_path):
     """One folder for all phases: what one death leaves is there at the next."""
     folder = tmp_path / "north"

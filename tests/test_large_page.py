@@ -57,7 +57,7 @@ def wait_for_hits(page: Any, n_hits: int) -> None:
     raise AssertionError(f"the list never came to {n_hits} rows")
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_hundred_thousand_rows_open_scroll_and_are_searched(tmp_path):
     with chromium() as browser:
         path = tmp_path / "report.html"

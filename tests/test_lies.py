@@ -146,7 +146,7 @@ ONE_OF_EACH = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_one_run_with_a_liar_of_each_kind_ends_for_everybody_else(config, tmp_path):
     root = tmp_path / "run"
     run = lied_to(config, root, {place: lie for place, (lie, _) in ONE_OF_EACH.items()})
@@ -165,7 +165,7 @@ def test_one_run_with_a_liar_of_each_kind_ends_for_everybody_else(config, tmp_pa
         assert b"\x1b" not in path.read_bytes(), path
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_labels_leave_only_under_names_that_were_stated_before(config, tmp_path):
     folder = shutil.copytree(config.parent, tmp_path / "in")
     data = folder / "silos/north.jsonl"
@@ -183,7 +183,7 @@ def outside(root: Path) -> list[Path]:
     return [p for p in files_of(root) if "private" not in p.parts]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_silo_that_lies_about_its_own_anchors_keeps_at_most_its_own_rows(config, tmp_path):
     """Where every silo scores the anchors itself, with the rule that pools them all."""
     config = shutil.copytree(config.parent, tmp_path / "in") / config.name
@@ -226,7 +226,7 @@ def highest(root: Path, silo: str) -> float:
         return max(float(row["score"]) for row in csv.DictReader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_silo_that_keeps_nothing_takes_part_in_the_rest_of_a_run(config, tmp_path):
     config = shutil.copytree(config.parent, tmp_path / "in") / config.name
     root = tmp_path / "run"

@@ -83,7 +83,7 @@ def test_check_sees_anchors_equal_to_validation_rows_whatever_they_are_called(mi
         check_public_rows(config.recipe, config.evaluate)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_silos_own_sets_are_told_apart_by_type(micro, model, tmp_path):
     from federation_helpers import run_micro
 

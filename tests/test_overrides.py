@@ -89,7 +89,7 @@ def turned(root: Path, silo: str = "north") -> tuple[str, str]:
     return tuple(next(r["id"] for r in rows if r["kept"] == kept) for kept in "10")  # pyright: ignore[reportReturnType]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_person_wins_over_the_score_and_the_reason_is_on_record(world, tmp_path, capfd):
     config, root = world.copy(tmp_path)
     kept, dropped = turned(root)
@@ -166,7 +166,7 @@ def test_an_empty_file_takes_everything_back(world, tmp_path):
     assert decisions(root) == before
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_every_row_of_the_same_text_follows(world, tmp_path):
     config = write_micro(tmp_path / "input", world.config.parent.parent / "model")
     path = tmp_path / "input/silos/north.jsonl"
@@ -290,7 +290,7 @@ def test_too_few_rows_are_refused_also_where_a_person_wants_it(world, tmp_path):
     assert not (root / "silos/north/private/overrides.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_row_that_could_not_be_scored_cannot_be_kept(world, tmp_path):
     model = world.config.parent.parent / "model"
     config = write_micro(tmp_path / "input", model)

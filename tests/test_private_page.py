@@ -101,6 +101,7 @@ def settle(page: Any) -> None:
     page.wait_for_timeout(400)
 
 
+@pytest.mark.walk
 def test_the_figures_are_those_of_the_selection(opened, world):
     rows = decided(world.private).values()
     results = json.loads((world.root / "results.json").read_text())["silos"]["north"]
@@ -296,6 +297,7 @@ def test_what_is_exported_is_honoured_and_the_next_report_shows_it(
     view.close()
 
 
+@pytest.mark.walk
 def test_a_decision_goes_from_the_page_through_a_rerun_to_ledger_and_results(
     browser, opened, world, tmp_path, capsys
 ):
@@ -510,6 +512,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(opened):
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.walk
 def test_on_a_phone_the_row_lies_over_the_list_until_it_is_put_away(opened):
     page = opened.page
     page.set_viewport_size({"width": 390, "height": 844})

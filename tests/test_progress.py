@@ -51,7 +51,7 @@ class Counted:
         yield advance
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_every_pass_over_rows_has_a_bar_that_reaches_its_end(micro_model, tmp_path) -> None:
     """The coordinator's anchors, their damaged copies and compared scores took minutes, unseen."""
     score = {"compare": ["sgd", "cosine", "length", "base_perplexity"], "alignment_weight": "auto"}

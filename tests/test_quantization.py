@@ -19,7 +19,7 @@ from clues.scoring.gradients import transformed_products
 from clues.scoring.influence import influence_scores
 from clues.scoring.perplexity import mean_losses
 
-pytest.importorskip("bitsandbytes", reason="clues[quant] is not installed")
+pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
 FORMS = ("nf4", "int8")
 
 
@@ -116,7 +116,7 @@ def test_double_precision_is_not_packed() -> None:
         ModelSettings(quantization="nf4", dtype="float64")
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_whole_run_on_a_packed_base_keeps_what_the_whole_base_keeps(
     micro_model, tmp_path
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_second_threshold_under_one_recipe_is_refused_by_any_process(world, tm
     assert silo.answer(world.request.to_bytes()) == world.reply, "the same request is no second one"
 
 
+@pytest.mark.walk
 def test_a_refused_threshold_has_been_tried_too(world, tmp_path):
     silo = world.silo(tmp_path)
     forget_questions(silo)

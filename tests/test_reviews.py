@@ -144,7 +144,7 @@ def test_the_verb_says_how_two_agree_and_writes_what_nobody_contradicts(files, t
     call(*files, "--out", merged)
     said = " ".join(capsys.readouterr().out.split())
     assert "Ann and Ben: both have read 3 rows and agree about 2; Cohen's kappa" in said
-    assert f"set aside by another, and so in no merged file: {id_of(2)}." in said
+    assert f"set aside by another, and are in no merged file: {id_of(2)}." in said
     assert "Ben wishes for threshold -2 instead of -1: 9 rows kept instead of 5." in said
     assert f"clues select CLUES.YAML --overrides {merged}" in said
     assert [o.id for o in read_overrides(merged).overrides] == [id_of(1)]

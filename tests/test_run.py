@@ -145,7 +145,7 @@ def test_rounds_found_on_disk_count_in_the_seconds(finished, tmp_path) -> None:
     assert again["arms"]["clues"]["seconds"] == results["arms"]["clues"]["seconds"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_the_same_seed_gives_the_same_results_in_another_folder(finished, tmp_path) -> None:
     config, _, results = finished
     again = run_micro(config, tmp_path / "again")
@@ -272,7 +272,7 @@ def test_every_compared_score_has_a_ranking_and_a_threshold_of_its_own(
         assert silo["auc"] == plain["silos"][name]["auc"], "comparing changed the selection"
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize("method", ["influence", "perplexity"])
 def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_path, method):
     names = [*FORMS, *BASELINE_NAMES]
@@ -302,7 +302,7 @@ def test_anchors_that_the_coordinator_compares_score_as_in_the_silo(model, tmp_p
     assert len({tuple(np.round(alone[name].anchors, 6)) for name in names}) == len(names)
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_an_arm_is_trained_on_what_another_score_would_select(model, tmp_path) -> None:
     changes = {
         "recipe": {"score": {"compare": ["adam", "base_perplexity", "alignment"]}},
@@ -350,7 +350,7 @@ def test_an_arm_by_another_score_needs_the_score_and_consent(
         )
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_blocks_are_ranked_one_by_one_where_labels_are_known(model, tmp_path) -> None:
     changes = {"recipe": {"score": {"per_block": True}}, "evaluate": {"arms": ["clues"]}}
     results = run_micro(write_micro(tmp_path / "input", model, changes=changes), tmp_path / "run")

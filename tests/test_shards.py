@@ -249,7 +249,7 @@ def model(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_row_without_a_finite_score_is_named_or_dropped(model, tmp_path, monkeypatch) -> None:
     config = write_micro(tmp_path, model, changes={"evaluate": {"arms": ["clues"]}})
     bad = read_rows(tmp_path / "silos/north.jsonl").samples[5].id

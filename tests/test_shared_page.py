@@ -66,6 +66,7 @@ def cells(page: Any, region: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.walk
 def test_arms_and_silos_show_what_results_json_holds(opened, world):
     results = json.loads((world.root / "results.json").read_text())
     arms = cells(opened.page, "Arms")
@@ -144,6 +145,7 @@ def test_axe_finds_nothing_serious(browser, world, theme):
     view.close()
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("width", [360, 800])
 def test_a_narrow_window_needs_no_sideways_scrolling(browser, world, width):
     view = Opened(browser, world.root / "report.html", viewport={"width": width, "height": 800})

@@ -92,7 +92,7 @@ def _one_of_two(rank, rows, steps, folder) -> None:
     save_file(tensors, folder / f"{rank}.safetensors")
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_two_processes_over_gloo_have_the_loss_curve_of_one(encoded_rows, tmp_path):
     model, asked = _model(), how(tmp_path)
     del asked["schedule"]

@@ -290,7 +290,7 @@ def finished(tmp_path_factory) -> tuple[Path, Path, dict]:
     return config, folder / "run", run_micro(config, folder / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_run_reports_its_tasks_and_does_not_ask_twice(finished):
     config, root, results = finished
     task = results["tasks"]["quiz"]

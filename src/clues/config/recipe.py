@@ -47,8 +47,8 @@ class ModelSettings(Settings):
         dtype: number type of the base weights. The adapter and every sum are float32 or wider.
         quantization: packs the matrices of the base model while it is loaded: `nf4` into 4 bits as
             QLoRA does, `int8` into 8 bits. They are unpacked to `dtype` for every product. It takes
-            less memory and changes every score a little. The adapter stays float32. Needs
-            `clues[quant]`.
+            less memory and changes every score a little. The adapter stays float32. Needs the extra
+            `quant` (`pip install '.[quant]'` in the source folder).
         trust_remote_code: let the model run code of its own, on this machine alone.
     """
 

@@ -252,8 +252,11 @@ def _read_json(path: Path, data: bytes) -> Table:
 
 
 def _are_documents(data: bytes) -> bool:
-    """Whether a text is JSON objects one after another."""
+    """Whether a text is JSON objects one after another, and the first is not a line of its own."""
     text, at = data.removeprefix(BOM).decode().strip(), 0
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text.partition("\n")[0])
+        return False  # what is wrong with the line is another thing
     while at < len(text):
         try:
             value, at = _DECODER.raw_decode(text, at)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clues.atomic import make_folder, write_atomically
+from clues.data.pieces import TurnRun
 from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, each_encoded, none_left
 from clues.errors import DataError
@@ -26,6 +27,8 @@ SCHEMA = pa.schema(
         # A byte a token, not a bit: it can be read in place.
         ("mask", pa.list_(pa.uint8())),
         ("truncated", pa.bool_()),
+        # Three numbers for each run of a turn's tokens: turn, start, end.
+        ("turns", pa.list_(pa.int32())),
     ]
 )
 ROWS_PER_BATCH = 1024
@@ -204,6 +207,7 @@ def _batch(rows: Sequence[EncodedRow]) -> pa.RecordBatch:
         pa.ListArray.from_arrays(pa.array(ends), pa.array(ids)),
         pa.ListArray.from_arrays(pa.array(ends), pa.array(mask)),
         pa.array([row.truncated for row in rows], pa.bool_()),
+        pa.array([[n for run in row.turns for n in run] for row in rows], pa.list_(pa.int32())),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
@@ -217,6 +221,7 @@ class _Arrays(NamedTuple):
     ids: np.ndarray
     mask: np.ndarray
     truncated: pa.Array
+    turns: pa.Array
 
     def row(self, n: int) -> EncodedRow:
         here = slice(self.ends[n], self.ends[n + 1])
@@ -226,14 +231,17 @@ class _Arrays(NamedTuple):
             tuple(self.ids[here].tolist()),
             tuple(self.mask[here].astype(bool).tolist()),
             self.truncated[n].as_py(),
+            turns=tuple(
+                TurnRun(*run) for run in zip(*[iter(self.turns[n].as_py())] * 3, strict=True)
+            ),
         )
 
 
 def _arrays(batch: pa.RecordBatch) -> _Arrays:
-    row, id_, ids, mask, truncated = (batch.column(k) for k in range(5))
+    row, id_, ids, mask, truncated, turns = (batch.column(k) for k in range(6))
     # Offsets count from the start of the batch's own memory.
     numbers = (ids.offsets.to_numpy(), ids.values.to_numpy(), mask.values.to_numpy())
-    return _Arrays(row.to_numpy(), id_, *numbers, truncated)
+    return _Arrays(row.to_numpy(), id_, *numbers, truncated, turns)
 
 
 class _Hashed:

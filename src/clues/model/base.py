@@ -125,6 +125,13 @@ def _checked_config(folder: Path, settings: ModelSettings) -> Any:
             f"{folder}: config.json asks for {wanted:,} weights, and the folder has {n_stored:,}. "
             "Fetch the model again."
         )
+    method = read_object(folder / "config.json").get("quantization_config")
+    if isinstance(method, Mapping) and method.get("load_in_4bit") and n_stored >= wanted:
+        raise DataError(
+            f"{folder}: its weights are quantised ({method.get('quant_method')}), and cannot be read "
+            "here: config.json says that two numbers lie in one, and the files hold them whole. Take "
+            "quantization_config out of config.json, and set recipe.model.quantization."
+        )
     if not quantized:
         _check_shapes(empty, stored, folder)
     return config
