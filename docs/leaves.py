@@ -102,7 +102,7 @@ STYLE = """
   text { font-family: system-ui, sans-serif; font-size: 13px; fill: #2b2f36 }
   .page { fill: #ffffff } .box { stroke: #6b7280; fill: #f3f4f7 } .private { fill: #fbe9e4 } .public { fill: #e3effb }
   .name { font-size: 15px; font-weight: 600 } .soft { fill: #565d66 } .middle { text-anchor: middle }
-  .says { paint-order: stroke; stroke: #ffffff; stroke-width: 9px; stroke-linejoin: round }
+  .says { paint-order: stroke; stroke: #ffffff; stroke-width: 7px; stroke-linejoin: round }
   .arrow { stroke-width: 2; fill: none; stroke: #b4492f } .in { stroke: #2f6ab4 }
   .head { fill: #b4492f } .head-in { fill: #2f6ab4 } .wall { stroke: #b4492f; stroke-width: 5; stroke-dasharray: 2 7; stroke-linecap: round }
   @media (prefers-color-scheme: dark) {
@@ -167,7 +167,7 @@ def _arrow(y: float, says: str, *, leftward: bool) -> str:
     kind, head = ("arrow in", "head-in") if leftward else ("arrow", "head")
     return (
         f'<path class="{kind}" marker-end="url(#{head})" d="{ends}"/>'
-        f'<text class="middle says" x="430" y="{y - 8:g}">{escape(says)}</text>'
+        f'<text class="middle says" x="430" y="{y - 10:g}">{escape(says)}</text>'
     )
 
 
