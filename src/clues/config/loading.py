@@ -232,7 +232,7 @@ def _existing(file: Path, base: Path, config_path: Path) -> Path:
         near = [p.name for p in resolved.parent.glob("*")] if resolved.parent.is_dir() else []
         close = get_close_matches(resolved.name, near, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{config_path.name}: {file}: there is no such file.{hint}")
+        raise ConfigError(f"{config_path.name}: {shown(file)}: there is no such file.{hint}")
     return resolved
 
 

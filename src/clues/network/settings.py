@@ -19,6 +19,7 @@ from clues.config import (
 )
 from clues.config.loading import with_place
 from clues.errors import ConfigError
+from clues.reading import shown, status
 
 SUPERLINK = "127.0.0.1:8000"
 
@@ -172,6 +173,7 @@ def load_coordinator(path: Path) -> Coordinator:
             "machine, with `clues keys node`."
         )
     found = {k: _file(getattr(settings, k), base, path) for k in ("ca", "certificate", "key")}
+    status(base / (settings.folder or Path("runs")), error=ConfigError)  # no folder has such a name
     folder = (base / (settings.folder or Path("runs", run.name))).resolve()
     return Coordinator(
         settings=settings.model_copy(update=found), run=run, keys=keys, folder=folder
@@ -192,11 +194,12 @@ def load_join(path: Path) -> JoinSettings:
     elif isinstance(silo, dict):
         local = base / str(silo.get("data", ""))
         # A name that is no file may still be a data set on a hub; reading it decides.
-        if "data" in silo and (local.exists() or local.suffix):
+        if "data" in silo and (local.suffix or status(local, error=ConfigError)):
             silo = {**silo, "data": str(local)}
         content["silo"] = with_place(silo, base)
     settings = validate(JoinSettings, content, where=path.name)
     found = {k: _file(getattr(settings, k), base, path) for k in ("ca", "key")}
+    status(base / settings.folder, error=ConfigError)  # a name that no folder can have
     return settings.model_copy(update={**found, "folder": (base / settings.folder).resolve()})
 
 
@@ -243,10 +246,11 @@ def _key_line(value: str, base: Path, silo: str, source: Path) -> str:
 def _file(value: Path | None, base: Path, source: Path) -> Path | None:
     if value is None:
         return None
+    status(base / value, error=ConfigError)  # a name that no file can have
     path = (base / value).resolve()
     if not path.is_file():
         raise ConfigError(
-            f"{source.name}: {value}: there is no such file. `clues keys --help` says how to "
+            f"{source.name}: {shown(value)}: there is no such file. `clues keys --help` says how to "
             "make keys and certificates."
         )
     return path
