@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from clues.atomic import make_folder, write_atomically
 from clues.data.pieces import TurnRun
 from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, each_encoded, none_left
+from clues.data.views import Rows
 from clues.errors import DataError
 
 SCHEMA = pa.schema(
@@ -34,7 +35,7 @@ SCHEMA = pa.schema(
 ROWS_PER_BATCH = 1024
 
 
-class TokenRows(Sequence[EncodedRow]):
+class TokenRows(Rows):
     """Rows of a token file; each is made when it is asked for, and nothing is kept.
 
     Attributes:
@@ -63,19 +64,17 @@ class TokenRows(Sequence[EncodedRow]):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    @overload
-    def __getitem__(self, where: int) -> EncodedRow: ...
-    @overload
-    def __getitem__(self, where: slice) -> list[EncodedRow]: ...
-    def __getitem__(self, where: int | slice) -> EncodedRow | list[EncodedRow]:
-        """One row, or several as a list."""
-        if isinstance(where, slice):
-            return [self[i] for i in range(*where.indices(len(self)))]
-        position = where + len(self) if where < 0 else where
-        if not 0 <= position < len(self):
-            raise IndexError(where)
-        number = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return self._batch(number).row(position - int(self.starts[number]))
+    def row(self, position: int) -> EncodedRow:
+        """One row, read from the file."""
+        place = position + len(self) if position < 0 else position
+        if not 0 <= place < len(self):
+            raise IndexError(position)
+        number = int(np.searchsorted(self.starts, place, side="right")) - 1
+        return self._batch(number).row(place - int(self.starts[number]))
+
+    def numbers(self) -> list[int]:
+        """Every row's place in the silo's file, from its column alone."""
+        return [n for batch in self.batches for n in batch.column(0).to_pylist()]
 
     def __iter__(self) -> Iterator[EncodedRow]:
         for number, batch in enumerate(self.batches):

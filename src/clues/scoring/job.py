@@ -80,7 +80,7 @@ class Job:
     @cached_property
     def plan(self) -> list[np.ndarray]:
         """Positions of every shard's rows: rows of similar length, whatever the file's order."""
-        lengths, ids = _lengths_and_ids(self.rows)
+        lengths, ids = self._columns
         # The last key counts first; rows that are equal in both stay in the file's order.
         order = np.lexsort((ids, -lengths)) if len(lengths) else np.zeros(0, int)
         size = rows_per_shard(len(order))
@@ -96,7 +96,16 @@ class Job:
 
     def ids_of(self, number: int) -> list[str]:
         """Content ids of one shard's rows."""
-        return [row.id for row in self.rows_of(number)]
+        return self._columns[1][self.plan[number]].tolist()
+
+    @cached_property
+    def _columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Length and content id of every row."""
+        if isinstance(self.rows, TokenRows):
+            return self.rows.lengths, self.rows.id_texts
+        return np.array([len(row.ids) for row in self.rows]), np.array(
+            [row.id for row in self.rows]
+        )
 
     def write(self, folder: Path) -> None:
         """Write the job for other processes, and the rows' token ids beside its folder.
@@ -188,9 +197,3 @@ def unsealed(data: bytes) -> tuple[dict[str, Tensor], Any]:
         raise ValueError("not what was written")
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return load(data), json.loads(header["__metadata__"]["clues"])
-
-
-def _lengths_and_ids(rows: Sequence[EncodedRow]) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(rows, TokenRows):
-        return rows.lengths, rows.id_texts
-    return np.array([len(row.ids) for row in rows]), np.array([row.id for row in rows])

@@ -91,23 +91,15 @@ def losses_before(
     )
 
 
-def answer_alone(row: EncodedRow) -> EncodedRow | None:
+def answer_alone(row: EncodedRow) -> EncodedRow:
     """The row's response tokens after one token of context: the one that stood before them.
 
-    None where nothing stands before the response: there is no question to leave out.
+    There must be one: without it there is no question to leave out.
     """
-    first = next(i for i, carries_loss in enumerate(row.mask) if carries_loss)
-    if first == 0:
-        return None
-    kept = [first - 1, *(i for i, carries_loss in enumerate(row.mask) if carries_loss)]
+    trained = [i for i, carries_loss in enumerate(row.mask) if carries_loss]
+    kept = [trained[0] - 1, *trained]
     ids = type(row.ids)(row.ids[i] for i in kept)
     return replace(row, ids=ids, mask=type(row.mask)(row.mask[i] for i in kept))
-
-
-def _answer(row: EncodedRow) -> EncodedRow:
-    found = answer_alone(row)
-    assert found is not None
-    return found
 
 
 def alignments(
@@ -140,10 +132,11 @@ def alignments(
 
     Source: FedDQC, Du et al. 2024, arXiv 2410.11540.
     """
-    asked = [n for n, row in enumerate(rows) if answer_alone(row) is not None]
+    # Where the first token is trained, there is no question to leave out.
+    asked = [n for n, row in enumerate(rows) if not row.mask[0]]
     found = np.zeros(len(rows))
     # As a view: a silo may have more rows than fit into memory.
-    answers = View(rows, asked, _answer)
+    answers = View(rows, asked, answer_alone)
     if losses_of is None:
         given = mean_losses(
             model, answers, adapter=adapter, skip_nonfinite=skip_nonfinite, on_rows=on_rows

@@ -25,7 +25,7 @@ from clues.config import (
 )
 from clues.data.tokens import EncodedRow
 from clues.data.turnrows import without_turns
-from clues.data.views import View
+from clues.data.views import View, row_numbers
 from clues.errors import (
     DataError,
     DegenerateSelectionError,
@@ -390,4 +390,4 @@ class Silo:
 
 def _of(rows: Sequence[EncodedRow], kept: Collection[int]) -> Sequence[EncodedRow]:
     """The rows at these places of the silo's file."""
-    return View(rows, [n for n, row in enumerate(rows) if row.row in kept])
+    return View(rows, [n for n, place in enumerate(row_numbers(rows)) if place in kept])

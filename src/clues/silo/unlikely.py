@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow
+from clues.data.views import row_numbers
 from clues.report.private import Mark
 from clues.scoring.perplexity import response_losses
 from clues.silo.workspace import Workspace
@@ -29,8 +30,9 @@ def unlikely_words(space: Workspace, wanted: Sequence[int]) -> list[Mark]:
         space: of the silo; its model is left as it was before any training.
         wanted: positions of rows.
     """
-    encoded = {row.row: row for row in space.encoded().rows}
-    rows = [encoded[n] for n in wanted if n in encoded]
+    encoded = space.encoded().rows
+    at = {number: n for n, number in enumerate(row_numbers(encoded))}
+    rows = [encoded[at[number]] for number in wanted if number in at]
     checked = space.anchors()[:N_CHECKED]
     if not rows or not checked:
         return []
