@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
+from clues.evaluation.intervals import interval_over_seeds
 from experiments.stored import StoredRun
 
 CONFIDENCE = 0.95
@@ -25,12 +25,10 @@ class Estimate:
 
 def over_seeds(values: Sequence[float]) -> Estimate:
     """Mean over seeds, standard deviation, and Student's interval."""
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
+    mean, ends = float(np.mean(values)), interval_over_seeds(values)
+    if ends is None:
         return Estimate(mean, None, None)
-    sd = float(np.std(values, ddof=1))
-    half = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / n**0.5
-    return Estimate(mean, mean - half, mean + half, sd)
+    return Estimate(mean, *ends, sd=float(np.std(values, ddof=1)))
 
 
 def paired_bootstrap(ours: Losses, theirs: Losses, *, seed: int = 0) -> Estimate:

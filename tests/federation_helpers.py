@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from clues.config import load_config
+from clues.config import Recipe, load_config
 from clues.data.damage import DAMAGE_KINDS, damage_rows
 from clues.pipeline import Run, open_run, run_until
 from clues.prepare.facts import make_questions
@@ -205,6 +206,23 @@ def forget_questions(silo: Silo) -> None:
 def files_of(folder: Path) -> list[Path]:
     """Every file below a folder."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+class LastAsked:
+    """A run's last requests to silo north, for tests that ask it once more."""
+
+    recorder: "Recorder"
+
+    def request(self, kind: str) -> Any:
+        """The last request of a kind."""
+        data, _ = self.recorder.last("north", kind)
+        return from_bytes(data, allowed=REQUESTS, sender="coordinator")
+
+    def hello(self, **recipe: Any) -> Any:
+        """A hello with another recipe that has the hash it claims."""
+        hello = self.request("hello")
+        content = merged(hello.recipe, recipe)
+        return replace(hello, recipe=content, recipe_hash=Recipe.model_validate(content).hash)
 
 
 class Recorder:

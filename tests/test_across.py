@@ -17,7 +17,8 @@ from clues.cli import program as cli
 from clues.cli.compare import seeds_of
 from clues.config import EvaluateSettings, ScoreSettings, ThresholdSettings, validate
 from clues.errors import DataError, UsageError
-from clues.evaluation.across import compare_runs, interval_over_seeds
+from clues.evaluation.across import compare_runs
+from clues.evaluation.intervals import interval_over_seeds
 from clues.results.run import Results
 
 GAP = {"value": -0.2, "interval": [-0.3, -0.1]}

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from federation_helpers import (
+    LastAsked,
     Recorder,
     forget_questions,
     merged,
@@ -40,7 +41,7 @@ from clues.wall.messages import REPLIES, REQUESTS, TrainRequest, from_bytes
 FOREVER = 1000  # max_selections of a silo that is asked far too much
 
 
-class World:
+class World(LastAsked):
     """A run in one process, and silo north as it is on a machine of its own."""
 
     def __init__(self, folder: Path) -> None:
@@ -61,15 +62,6 @@ class World:
         content = merged(self.run.silos["north"].settings.model_dump(by_alias=True), own)
         settings = SiloSettings.model_validate(content)
         return Silo(settings, folder, load_model=self.cache.load, progress=Silent())
-
-    def last(self, kind: str):
-        data, _ = self.recorder.last("north", kind)
-        return from_bytes(data, allowed=REQUESTS, sender="coordinator")
-
-    def hello(self, **recipe):
-        hello = self.last("hello")
-        content = merged(hello.recipe, recipe)
-        return replace(hello, recipe=content, recipe_hash=Recipe.model_validate(content).hash)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +200,7 @@ def unlike(one: list[int], two: list[int]) -> int:
 def test_rounds_without_end_tell_of_a_few_groups_of_rows_alone(
     world, tmp_path, monkeypatch, n_seen
 ):
-    silo, fit = world.silo(tmp_path / "s", min_kept=5), world.last("fit")
+    silo, fit = world.silo(tmp_path / "s", min_kept=5), world.request("fit")
     content = world.hello(train={"batch_size": 1})
     ask(silo, content)
     monkeypatch.setattr("clues.silo.crowd._check_weights", lambda *_, **__: None)
@@ -280,12 +272,12 @@ def test_an_adapter_under_which_losses_overflow_is_refused_whatever_the_rows_are
     silo = world.silo(tmp_path / "s")
     asked = (silo.private / FILE).read_bytes()
     for kind in ("train", "fit"):
-        request = world.last(kind)
+        request = world.request(kind)
         for a, b in ((1.0, 3e38), (1e7, 1e-3), (1e4, 1e4)):
             bad = {n: torch.full_like(t, a if "_A" in n else b) for n, t in request.adapter.items()}
             with pytest.raises(DataError, match="multiply to more than"):
                 silo.answer(replace(request, adapter=bad).to_bytes())
-    score = world.last("score")
+    score = world.request("score")
     bad = [{n: torch.full_like(t, 1e9) for n, t in c.items()} for c in score.checkpoints]
     with pytest.raises(DataError, match="multiply to more than"):
         silo.answer(replace(score, checkpoints=bad).to_bytes())
@@ -294,7 +286,7 @@ def test_an_adapter_under_which_losses_overflow_is_refused_whatever_the_rows_are
 
 def test_an_adapter_that_is_not_finite_does_not_leave(world, tmp_path):
     """A gradient overflows where the loss does not, and it can depend on one token of the rows."""
-    silo, fit = world.silo(tmp_path / "s"), world.last("fit")
+    silo, fit = world.silo(tmp_path / "s"), world.request("fit")
     hello = world.hello(lora={"target_modules": "all-linear", "alpha": 2.0, "rank": 2})
     ask(silo, hello)
     silo.space.keep(range(24))
@@ -320,7 +312,7 @@ def test_an_adapter_of_embeddings_is_refused_because_it_lists_the_rows_tokens(ma
 
 
 def test_whether_a_row_is_kept_does_not_show_in_the_bytes_of_an_adapter(world, tmp_path):
-    silo, fit = world.silo(tmp_path / "s"), world.last("fit")
+    silo, fit = world.silo(tmp_path / "s"), world.request("fit")
     told = set()
     for seed in (1, 2):
         # The same training on the same rows under another recipe: as if one row less were kept.
@@ -339,7 +331,7 @@ def rows_of(silo: Silo, request, **how):
 
 
 def test_every_training_sets_other_rows_aside_and_takes_the_others_equally_often(world, tmp_path):
-    silo, fit = world.silo(tmp_path / "s", min_kept=4), world.last("fit")
+    silo, fit = world.silo(tmp_path / "s", min_kept=4), world.request("fit")
     crowd = rows_of(silo, fit)
     assert len(crowd.rows) == len(silo.space.encoded().rows) - 4
     assert crowd.order is not None
@@ -362,7 +354,7 @@ def test_every_training_sets_other_rows_aside_and_takes_the_others_equally_often
 
 
 def test_another_key_draws_another_order(world, tmp_path):
-    silo, fit = world.silo(tmp_path / "s"), world.last("fit")
+    silo, fit = world.silo(tmp_path / "s"), world.request("fit")
     before = rows_of(silo, fit)
     (silo.private / "data.key").write_bytes(b"k" * 32)
     after = rows_of(silo, fit)
@@ -421,7 +413,7 @@ def one_sided(world: World, silo: Silo, *, train: Mapping[str, Any], **combine) 
     )
     ask(silo, hello)
     silo.space.keep(range(24))
-    model, fit = silo.space.model(), world.last("fit")
+    model, fit = silo.space.model(), world.request("fit")
     how = {"rounds": 1, "local_steps": 6, "learning_rate": 1e-3, **combine}
     request = replace(fit, recipe_hash=hello.recipe_hash, arm="mixed", round=0)
     request = replace(request, combine=merged(fit.combine, how), adapter=model.initial)
@@ -467,7 +459,7 @@ def solved(world: World, silo: Silo, *, batch: int) -> float:
     )
     ask(silo, hello)
     silo.space.keep(range(24))
-    model, fit = silo.space.model(), world.last("fit")
+    model, fit = silo.space.model(), world.request("fit")
     how = merged(fit.combine, {"rounds": n_rounds, "local_steps": n, "learning_rate": 1e-5})
     schedule = Schedule(1e-5, warmup, n * n_rounds)
     names = [name for name in model.initial if ".lora_B." in name]
@@ -558,7 +550,7 @@ def test_what_would_be_refused_in_the_last_round_is_refused_in_the_first(
     world, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("clues.silo.crowd.ENOUGH_IN_STEP", 1)
-    silo, fit = world.silo(tmp_path / "s", min_kept=5), world.last("fit")
+    silo, fit = world.silo(tmp_path / "s", min_kept=5), world.request("fit")
     ask(silo, world.hello(train={"batch_size": 1}))
     rates = [[(60 - start - k) / 60 for k in range(20)] for start in (0, 40)]
     first, last = (rows_in_update(1, r) for r in rates)
@@ -576,7 +568,7 @@ def test_a_mean_of_few_rows_does_not_leave(world, tmp_path):
 
 
 def test_a_selection_must_keep_the_rows_that_are_set_aside_too(world, tmp_path):
-    silo, request = world.silo(tmp_path / "s"), world.last("select")
+    silo, request = world.silo(tmp_path / "s"), world.request("select")
     n_kept = json.loads((silo.private / "selection.json").read_text())["kept"]
     for min_kept in (1, len(n_kept) // 2 + 1):
         silo = world.silo(tmp_path / str(min_kept), min_kept=min_kept)

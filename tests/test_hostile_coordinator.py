@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from federation_helpers import (
+    LastAsked,
     Recorder,
     files_of,
     forget_questions,
@@ -18,16 +19,16 @@ from federation_helpers import (
     write_micro,
 )
 
-from clues.config import Recipe, SiloSettings
+from clues.config import SiloSettings
 from clues.errors import CluesError, ConfigError, DataError, RecipeMismatchError
 from clues.pipeline import ModelCache, Run, run_until
 from clues.progress import Silent
 from clues.silo.gate import KeptInside
 from clues.silo.silo import Silo
-from clues.wall.messages import REPLIES, REQUESTS, from_bytes
+from clues.wall.messages import REPLIES, from_bytes
 
 
-class World:
+class World(LastAsked):
     """A run that stopped after a stage, and copies of silo north to ask."""
 
     def __init__(self, folder: Path, *, until: str, **how) -> None:
@@ -45,17 +46,6 @@ class World:
         content = merged(self.run.silos["north"].settings.model_dump(by_alias=True), changes)
         settings = SiloSettings.model_validate(content)
         return Silo(settings, folder, load_model=self.cache.load, progress=Silent())
-
-    def request(self, kind: str):
-        data, _ = self.recorder.last("north", kind)
-        return from_bytes(data, allowed=REQUESTS, sender="coordinator")
-
-    def hello(self, **recipe):
-        """A hello with another recipe that has the hash it claims."""
-        hello = self.request("hello")
-        content = merged(hello.recipe, recipe)
-        digest = Recipe.model_validate(content).hash
-        return replace(hello, recipe=content, recipe_hash=digest)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from federation_helpers import Recorder, files_of, merged, open_micro, tiny_model, write_micro
+from federation_helpers import (
+    LastAsked,
+    Recorder,
+    files_of,
+    merged,
+    open_micro,
+    tiny_model,
+    write_micro,
+)
 
-from clues.config import PrivacySettings, Recipe, SiloSettings
+from clues.config import PrivacySettings, SiloSettings
 from clues.errors import CluesError, DataError
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
@@ -25,7 +33,7 @@ from clues.wall.messages import REPLIES, REQUESTS, EvaluateRequest, Failure, fro
 KEY = "data.key"
 
 
-class World:
+class World(LastAsked):
     """A run in one process, whose requests a silo on a machine of its own is asked."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,17 +42,6 @@ class World:
         self.recorder = Recorder(self.run)
         run_until(self.run, "select")
         self.cache = ModelCache()
-
-    def request(self, kind: str):
-        data, _ = self.recorder.last("north", kind)
-        return from_bytes(data, allowed=REQUESTS, sender="coordinator")
-
-    def hello(self, **recipe):
-        """A hello with another recipe that has the hash it claims."""
-        hello = self.request("hello")
-        content = merged(hello.recipe, recipe)
-        digest = Recipe.model_validate(content).hash
-        return replace(hello, recipe=content, recipe_hash=digest)
 
     def gate(self, folder: Path, **changes) -> Gate:
         """Silo north as `clues join` opens it, in a folder of its own."""

@@ -9,7 +9,7 @@ import pytest
 from test_cli import call
 
 from clues.errors import DataError, UsageError
-from clues.scoring.watch import FILE, Watch
+from clues.scoring.watch import Watch
 from clues.underway import PROGRESS, read_status
 
 
@@ -21,7 +21,7 @@ def root(tmp_path) -> Path:
     (tmp_path / "coordinator/stages/train.json").write_text(json.dumps(marker))
     private = tmp_path / "silos/north/private"
     private.mkdir(parents=True)
-    watch = Watch(private / FILE, "ray")
+    watch = Watch(private / PROGRESS, "ray")
     watch.begin("losses", part="shard", n_parts=8, n_rows=80)
     watch.took(10, found=True)
     for _ in range(2):
@@ -34,10 +34,6 @@ def root(tmp_path) -> Path:
 def change(root: Path, **changes) -> None:
     path = root / "silos/north/private" / PROGRESS
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_the_file_has_one_name_on_both_sides():
-    assert FILE == PROGRESS
 
 
 def test_what_is_done_and_open_is_counted(root):
@@ -92,13 +88,13 @@ def test_the_verb_says_it_in_lines_and_as_json(root, capsys):
 
 def test_the_note_is_private_and_written_once_a_second(tmp_path):
     tmp_path.chmod(0o700)
-    watch = Watch(tmp_path / FILE)
+    watch = Watch(tmp_path / PROGRESS)
     watch.begin("losses", part="shard", n_parts=3, n_rows=3)
-    before = (tmp_path / FILE).read_bytes()
-    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+    before = (tmp_path / PROGRESS).read_bytes()
+    assert (tmp_path / PROGRESS).stat().st_mode & 0o777 == 0o600
     watch.took(1)
-    assert (tmp_path / FILE).read_bytes() == before, "a second has not passed"
+    assert (tmp_path / PROGRESS).read_bytes() == before, "a second has not passed"
     watch.written = time.time() - 2
     watch.took(1)
-    assert json.loads((tmp_path / FILE).read_bytes())["parts_done"] == 2
-    assert json.loads((tmp_path / FILE).read_bytes())["pid"] == os.getpid()
+    assert json.loads((tmp_path / PROGRESS).read_bytes())["parts_done"] == 2
+    assert json.loads((tmp_path / PROGRESS).read_bytes())["pid"] == os.getpid()

@@ -101,8 +101,9 @@ def _silo(path: Path) -> SiloStatus:
     try:
         return _read(content)
     except (KeyError, TypeError):
-        reason = "not a silo's progress"
-    raise DataError(f"{path}: damaged ({reason}). It is written anew when the silo works.")
+        raise DataError(
+            f"{path}: damaged (not a silo's progress). It is written anew when the silo works."
+        ) from None
 
 
 def _read(content: Mapping[str, Any]) -> SiloStatus:

@@ -17,6 +17,7 @@ from threading import current_thread, main_thread
 from types import TracebackType
 from typing import Any
 
+from clues import errors
 from clues.atomic import make_private_folder
 from clues.config import ComputeSettings
 from clues.errors import CluesError, ClusterError
@@ -164,6 +165,12 @@ class _Connecting:
             raise ClusterError(
                 f"{self.where}: Ray cannot be used ({first_line(error)}). {ACCESS}"
             ) from None
+
+
+def error_of(kind: str, text: str) -> CluesError:
+    """The error that a worker has met, by the name of its class; a plain one if it is none of ours."""
+    found = getattr(errors, kind, ClusterError)
+    return found(text) if issubclass(found, CluesError) else ClusterError(text)
 
 
 def why_lost(error: Exception) -> str:

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clues import errors
-from clues.cluster.connection import AUTH_MODE, NO_MEMORY, connect, why_lost
+from clues.cluster.connection import AUTH_MODE, NO_MEMORY, connect, error_of, why_lost
 from clues.cluster.worker import Answer, Scorer, Task, versions
 from clues.config import ComputeSettings, Recipe
 from clues.data.tokenfile import TokenRows, pack_rows, write_rows
-from clues.errors import CluesError, ClusterError
+from clues.errors import ClusterError
 from clues.model.place import first_line
 from clues.scoring.job import Job
 from clues.scoring.shards import unpacked_scores, write_shard
@@ -251,9 +250,7 @@ class RayEngine:
             hand.blind = True
             self._say(f"{hand.host} does not see {sent.place[0]}; its rows go to it by Ray")
         elif answer.refused is not None:
-            kind, text = answer.refused
-            found = getattr(errors, kind, ClusterError)
-            raise found(text) if issubclass(found, CluesError) else ClusterError(text)
+            raise error_of(*answer.refused)
         elif answer.shard is None or unpacked_scores(answer.shard, sent.job, number) is None:
             self._say(f"{hand.host} answered with another shard; it is done again")
         else:

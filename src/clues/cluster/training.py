@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from clues import errors
-from clues.cluster.connection import AUTH_MODE, WHAT, connect
+from clues.cluster.connection import AUTH_MODE, WHAT, connect, error_of
 from clues.cluster.worker import versions
 from clues.config import (
     ComputeSettings,
@@ -197,8 +196,7 @@ def _fit(
     ray.kill(steps)
     (found,) = outcome
     if kind:
-        own = getattr(errors, kind, ClusterError)
-        raise own(text) if issubclass(own, CluesError) else ClusterError(text)
+        raise error_of(kind, text)
     if isinstance(found, Exception):
         raise ClusterError(f"the workers did not finish the training ({first_line(found)}).")
     return found

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from clues.errors import DataError
-from clues.evaluation.intervals import LEVEL
+from clues.evaluation.intervals import interval_over_seeds
 from clues.results.arms import ArmResult, Gap
 from clues.results.run import Results
 
@@ -94,18 +94,6 @@ def compare_runs(runs: Iterable[Results], *, against: str = "random") -> Compari
         lines += _between(name, groups[name], first, groups[first])
     seeds = {name: tuple(sorted(by_seed)) for name, by_seed in groups.items()}
     return Comparison(seeds, tuple(lines), tuple(_notes(groups)))
-
-
-def interval_over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of a mean, by SciPy; None for fewer than two values."""
-    from scipy.stats import ttest_1samp  # slow to import
-
-    if len(values) < 2:
-        return None
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    found = ttest_1samp(values, 0.0).confidence_interval(LEVEL)
-    return float(found.low), float(found.high)
 
 
 def _groups(runs: Iterable[Results]) -> dict[str, dict[int, Results]]:

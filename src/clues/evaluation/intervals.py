@@ -21,6 +21,18 @@ def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
     return float(np.std(np.asarray(values, float), ddof=1) / math.sqrt(len(values)))
 
 
+def interval_over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """Student's 95 % interval of a mean, by SciPy; None for fewer than two values."""
+    from scipy.stats import ttest_1samp  # slow to import
+
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = ttest_1samp(values, 0.0).confidence_interval(LEVEL)
+    return float(found.low), float(found.high)
+
+
 def bootstrap_mean(values: Sequence[float] | np.ndarray, *, seed: int) -> tuple[float, float]:
     """The percentile interval of a mean, resampling its values; one value is its own interval."""
     from scipy.stats import bootstrap  # slow to import

@@ -110,7 +110,8 @@ def _checked_config(folder: Path, settings: ModelSettings) -> Any:
     """
     stored = stored_shapes(folder)
     n_stored = sum(math.prod(shape) for shape in stored.values())
-    quantized = "quantization_config" in read_object(folder / "config.json")
+    content = read_object(folder / "config.json")
+    quantized, method = "quantization_config" in content, content.get("quantization_config")
     if quantized and settings.quantization:
         raise DataError(
             f"{folder}: its weights are packed already. Leave recipe.model.quantization out, or take "
@@ -125,7 +126,6 @@ def _checked_config(folder: Path, settings: ModelSettings) -> Any:
             f"{folder}: config.json asks for {wanted:,} weights, and the folder has {n_stored:,}. "
             "Fetch the model again."
         )
-    method = read_object(folder / "config.json").get("quantization_config")
     if isinstance(method, Mapping) and method.get("load_in_4bit") and n_stored >= wanted:
         raise DataError(
             f"{folder}: its weights are quantised ({method.get('quant_method')}), and cannot be read "

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -273,18 +273,22 @@ class _RowLossTrainer(Trainer):
         self.n_in_step = len(inputs)
         self.losses.append(0.0)
         step = self.state.global_step
-        if self.observer:
-            with self.observer.watching(step, last=step + 1 == self.state.max_steps):
-                return super().training_step(model, inputs, *args, **kwargs)
-        if self.part:
-            return super().training_step(model, inputs, *args, **kwargs)
+        last = step + 1 == self.state.max_steps
+        watching = self.observer.watching(step, last=last) if self.observer else nullcontext()
+        with watching:
+            losses = [
+                super(_RowLossTrainer, self).training_step(model, part, *args, **kwargs)
+                for part in self._parts(inputs)
+            ]
+        return torch.stack(losses).sum()
+
+    def _parts(self, inputs: Any) -> list[Any]:
+        """The rows of a step as they go through the model; together where somebody counts on it."""
+        if self.observer or self.part:
+            return [inputs]
         lengths = [len(row.ids) for row in inputs]
         parts = token_budget_batches(lengths, budget=token_budget_of(self.args.device))
-        losses: list[Tensor] = []
-        for part in parts:
-            some: Any = [inputs[i] for i in part]
-            losses.append(super().training_step(model, some, *args, **kwargs))
-        return torch.stack(losses).sum()
+        return [[inputs[i] for i in part] for part in parts]
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         if self.in_order:

@@ -13,7 +13,6 @@ import numpy as np
 
 from clues.config import (
     ALIGNMENT,
-    BASELINE_NAMES,
     FORMS,
     LINEAR_FORMS,
     LOSS,
@@ -23,12 +22,12 @@ from clues.config import (
     Recipe,
     ScoreSettings,
     TrainSettings,
-    is_installed,
 )
 from clues.data.tokens import EncodedRow
 from clues.errors import RecipeMismatchError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.forms import by_block, form_scores, way_of
+from clues.scoring.installed import is_baseline
 from clues.scoring.job import Job
 from clues.scoring.parts import Loss, Parts, Term, checkpoint_losses
 from clues.scoring.perplexity import alignments, losses_before, mean_losses
@@ -230,7 +229,7 @@ def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -
     """
     if settings.method == "perplexity":
         return {LOSS: 1.0}
-    if _is_baseline(settings.method):
+    if is_baseline(settings.method):
         return {settings.method: 1.0}
     weights = {name: file.weight for name, file in validation.items()}
     given = {LOSS: settings.loss_weight, ALIGNMENT: settings.alignment_weight}
@@ -239,13 +238,9 @@ def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -
     return weights
 
 
-def _is_baseline(method: str) -> bool:
-    return method in BASELINE_NAMES or is_installed(method)
-
-
 def anchors_at_coordinator(recipe: Recipe) -> bool:
     """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
-    return recipe.score.trajectory == "global" and not _is_baseline(recipe.score.method)
+    return recipe.score.trajectory == "global" and not is_baseline(recipe.score.method)
 
 
 def moments_at_rows(recipe: Recipe) -> tuple[bool, bool]:

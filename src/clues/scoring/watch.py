@@ -9,7 +9,6 @@ from typing import Any
 
 from clues.rundir import write_json
 
-FILE = "progress.json"
 EVERY_S = 1.0
 
 

@@ -93,22 +93,22 @@ class Budget:
             DataError: it cannot be read, or is missing where something was spent.
         """
         self.space, self.path = space, space.private / FILE
-        self.record = Record()
+        self.record, asked = Record(), Questions(space)
         if self.path.exists():
             advice = "Put it back: it says what was spent. Or start the run in a new folder."
             content = read_record(self.path, advice=advice)
             self.record = validate(Record, content, where=str(self.path))
-        elif space.settings.privacy is not None and Questions(space).trained():
+        elif space.settings.privacy is not None and asked.trained():
             # An epsilon that began now would not count what has left before.
             raise DataError(
                 f"silo {space.name}: rows have been trained on in this folder, and {FILE} does not "
                 "say what that spent. Put the file back; if privacy was set later, start in a new "
                 "folder."
             )
-        if self.n_booked < Questions(space).record.booked:
+        if self.n_booked < asked.record.booked:
             raise DataError(
                 f"silo {space.name}: {self.path} is missing or an older copy: it has "
-                f"{self.n_booked} entries, and {Questions(space).record.booked} were written. Put "
+                f"{self.n_booked} entries, and {asked.record.booked} were written. Put "
                 "the last one back: it says what was spent. Or start the run in a new folder."
             )
 

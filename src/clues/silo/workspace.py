@@ -29,13 +29,13 @@ from clues.data.formats import RowFile, read_rows
 from clues.data.samples import Sample
 from clues.data.tokenfile import encode_into
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, encode_rows
-from clues.data.views import View
+from clues.data.views import View, row_numbers
 from clues.errors import DataError, RecipeMismatchError
 from clues.extras import require
 from clues.findings.look import Findings, look
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
-from clues.model.training import Trained, train
+from clues.model.training import Observer, Trained, train
 from clues.progress import Progress
 from clues.rundir import hash_of, read_json, read_record, source_hash, write_json
 from clues.scoring.installed import refuse_missing
@@ -43,9 +43,9 @@ from clues.scoring.shards import Sharing, Team
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
 from clues.scoring.trial import try_out
-from clues.scoring.watch import FILE as PROGRESS
 from clues.scoring.watch import Watch
 from clues.selection.threshold import UNSCORED, UNUSABLE, Apart, Threshold
+from clues.underway import PROGRESS
 
 N_KEY_BYTES = 32
 EARLIER = "earlier"  # folder of the outbox: replies that left and answer no request any more
@@ -179,7 +179,7 @@ class Workspace:
             return self.usable()
         if "encoded" not in self.memory:
             left, usable = set(self.left_out()), self.usable()
-            here = [n for n, row in enumerate(usable.rows) if row.row not in left]
+            here = [n for n, place in enumerate(row_numbers(usable.rows)) if place not in left]
             rows = View(usable.rows, here)
             dropped = {**usable.dropped, **dict.fromkeys(left, ELSEWHERE)}
             self.memory["encoded"] = EncodedRows(rows, dropped)
@@ -354,8 +354,7 @@ class Workspace:
         try:
             return {int(row): [int(turn) for turn in own] for row, own in content.items()}
         except (AttributeError, TypeError, ValueError):
-            reason = "not turns by row"
-        raise DataError(f"{path}: damaged ({reason}). Select again.")
+            raise DataError(f"{path}: damaged (not turns by row). Select again.") from None
 
     def kept(self, *, overruled: str | None = None) -> list[int]:
         """Row numbers of the selection that is in force.
@@ -535,7 +534,14 @@ class Workspace:
             if settings.address:
                 check_answers(settings.address, wait_s=settings.wait_s)
 
-    def train(self, rows: Sequence[EncodedRow], what: str, **how: Any) -> Trained:
+    def train(
+        self,
+        rows: Sequence[EncodedRow],
+        what: str,
+        *,
+        observer: Observer | None = None,
+        **how: Any,
+    ) -> Trained:
         """Train on these rows with the recipe's settings and a bar; `how` as `training.train`."""
         # The Trainer would make it open to others.
         make_private_folder(self.private / "scratch")
@@ -547,22 +553,21 @@ class Workspace:
                 "scratch": str(self.private / "scratch"),
                 "on_step": lambda: (advance(1), watch.took(batch)),
             }
-            if self._trains_together(how):
+            if self._trains_together(observer):
                 from clues.cluster.training import train_on_cluster  # needs the extra `ray`
 
                 return train_on_cluster(self.compute(), self.recipe(), self.model(), rows, **how)
-            return train(self.model(), rows, settings=self.recipe().train, **how)
+            settings = self.recipe().train
+            return train(self.model(), rows, settings=settings, observer=observer, **how)
 
-    def _trains_together(self, how: dict[str, Any]) -> bool:
-        """Whether workers share this training; who watches every step must be in its process."""
-        watched = how.get("observer") is not None
-        if not watched:
-            how.pop("observer", None)
-        if self.compute().train_workers > 1 and watched:
+    def _trains_together(self, observer: Observer | None) -> bool:
+        """Whether workers share a training; who watches every step must be in its process."""
+        several = self.compute().train_workers > 1
+        if several and observer:
             log.warning(
                 "silo %s: in-run scores are taken in one process; so is this training.", self.name
             )
-        return self.compute().train_workers > 1 and not watched
+        return several and not observer
 
     def clean_scratch(self) -> None:
         """Remove what the Trainer left."""
