@@ -87,7 +87,7 @@ class Found:
         return self.given.at([d.row for d in self.decisions if not d.kept], {})
 
     def to_pandas(self) -> Any:
-        """A DataFrame with one line a row: row, id, score, kept, reason. No row's text.
+        """A DataFrame with one line per row: row, id, score, kept, reason. No row's text.
 
         With `score.turns` also worst_turn (a position, from 0 on) and worst_turn_score.
         """

@@ -110,7 +110,7 @@ class Scorer:
 
         Args:
             task: what to score.
-            job: a list of one reference to the packed job; fetched once a job.
+            job: a list of one reference to the packed job; fetched once per job.
         """
         assert self.model is not None
         if task.key not in self.jobs:

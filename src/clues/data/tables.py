@@ -197,8 +197,8 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         records.append(value)
     if bad and bad[0][0] == "line 1" and _are_documents(data):
         raise DataError(
-            f"{path} line 1: its rows are JSON objects one after another, and not one a line. To write "
-            f"one a line: jq -c . {path.name} > NEW.jsonl"
+            f"{path} line 1: its rows are JSON objects one after another, and not one per line. To write "
+            f"one per line: jq -c . {path.name} > NEW.jsonl"
         )
     head = BOM if data.startswith(BOM) else b""
     return Table(

@@ -1,6 +1,6 @@
 """Token ids in an Arrow file: written once, and read from the disk where they are asked for.
 
-A row in memory is Python numbers, some thirty bytes a token; in the file it is five. The file is
+A row in memory is Python numbers, some thirty bytes per token; in the file it is five. The file is
 mapped, so that processes of one machine share it and none holds more than what it looks at.
 """
 
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("id", pa.string()),
         ("ids", pa.list_(pa.int32())),
-        # A byte a token, not a bit: it can be read in place.
+        # A byte per token, not a bit: it can be read in place.
         ("mask", pa.list_(pa.uint8())),
         ("truncated", pa.bool_()),
         # Three numbers for each run of a turn's tokens: turn, start, end.
@@ -58,7 +58,7 @@ class TokenRows(Rows):
             raise DataError(f"{path.name}: not a file of token ids.") from None
         self.batches = table.to_batches()
         self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
-        # What lies in the file, as arrays: made once a batch, for a row they are cheap.
+        # What lies in the file, as arrays: made once per batch, for a row they are cheap.
         self.arrays: list[_Arrays | None] = [None] * len(self.batches)
 
     def __len__(self) -> int:

@@ -41,7 +41,7 @@ def difference_scores(
         rows: rows to score.
         adapter: theta, the checkpoint's weights.
         directions: v, by weight name; absent weights do not move.
-        token_budget: padded tokens a batch to begin with; by the device if None.
+        token_budget: padded tokens per batch to begin with; by the device if None.
         on_rows: called with the number of rows finished.
         skip_nonfinite: return NaN instead of raising.
 

@@ -132,7 +132,7 @@ def explicit_scores(
         directions: plain validation gradients.
         forms: whose direction is the plain gradient: sgd, adam_exact, cosine, less.
         linear: other forms that are linear in a row's gradient, with their own directions.
-        token_budget: padded tokens a batch to begin with; by the device if None.
+        token_budget: padded tokens per batch to begin with; by the device if None.
         on_rows: called with the number of rows finished.
         skip_nonfinite: whether rows without a finite score are let through.
 

@@ -56,7 +56,7 @@ def each_gradient(
         on_rows: called with the number of rows finished.
         on_retry: called with a batch that ran out of memory and is done again in parts: what
             `on_gradient` made of it must be forgotten.
-        token_budget: padded tokens a batch to begin with; by the device if None.
+        token_budget: padded tokens per batch to begin with; by the device if None.
         skip_nonfinite: return NaN instead of raising.
 
     Returns:

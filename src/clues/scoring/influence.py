@@ -74,7 +74,7 @@ def influence_scores(
         rows: rows to score; batch size, padding and order change nothing.
         adapter: the checkpoint's weights.
         directions: one a validation set, by weight name; absent weights count as zero.
-        token_budget: padded tokens a batch to begin with; by the device if None.
+        token_budget: padded tokens per batch to begin with; by the device if None.
         on_rows: called with the number of rows finished, for a progress bar.
         skip_nonfinite: return NaN instead of raising.
 

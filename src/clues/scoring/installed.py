@@ -37,7 +37,7 @@ def scorer(name: str) -> Callable[[Scene], Scorer]:
 
     Raises:
         ExtraError: no installed package offers it in this version.
-        DataError: later, where what it returns is not one number a row.
+        DataError: later, where what it returns is not one number per row.
     """
     if name in BASELINES:
         return BASELINES[name]
@@ -85,7 +85,7 @@ def _checked(name: str, build: Callable[[Scene], Scorer]) -> Callable[[Scene], S
             if found.shape != (len(rows),) or not np.isfinite(found).all():
                 raise DataError(
                     f"score {name}: it gave an array of shape {found.shape} for {len(rows)} rows, or "
-                    "numbers that are not finite. One finite number a row is needed."
+                    "numbers that are not finite. One finite number per row is needed."
                 )
             return found
 

@@ -198,7 +198,7 @@ def scores_of(
         model: its adapter is set to the checkpoint's.
         job: its own rows do not count.
         rows: to score.
-        token_budget: padded tokens a batch to begin with; by the device if None.
+        token_budget: padded tokens per batch to begin with; by the device if None.
 
     Raises:
         NumericsError: a score is not finite.

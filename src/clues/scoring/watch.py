@@ -14,7 +14,7 @@ EVERY_S = 1.0
 
 @dataclass
 class Watch:
-    """Writes the file, at most once a second but for what matters.
+    """Writes the file, at most once per second but for what matters.
 
     Attributes:
         path: of the file; it holds counts and our own messages, never a row.

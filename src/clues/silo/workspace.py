@@ -389,7 +389,7 @@ class Workspace:
         return ScoreTable.read(self.private / "scores.parquet")
 
     def turn_table(self) -> ScoreTable:
-        """Scores of turns, one line a turn."""
+        """Scores of turns, one line per turn."""
         return ScoreTable.read(self.private / "turns.parquet")
 
     def turn_anchors(self) -> dict[str, dict[str, list[float]]]:
