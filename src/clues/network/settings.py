@@ -235,9 +235,9 @@ def _key_line(value: str, base: Path, silo: str, source: Path) -> str:
     if value.startswith("ecdsa-"):
         return value
     path = base / value
-    if not path.is_file():
+    if status(path, error=ConfigError) is None or not path.is_file():
         raise ConfigError(
-            f"{source.name}: silos.{silo}: there is no file {value}. The silo makes it with "
+            f"{source.name}: silos.{silo}: there is no file {shown(value)}. The silo makes it with "
             "`clues keys node` and sends it."
         )
     return path.read_text(encoding="utf-8", errors="replace").strip()
