@@ -43,11 +43,13 @@ from clues.config.recipe import (
 from clues.config.rowsfile import RowsFile
 from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.score import (
+    ANCHOR_RULES,
     BASELINE_NAMES,
     FORMS,
     LINEAR_FORMS,
     NEEDS_FIRST_MOMENT,
     NEEDS_SECOND_MOMENT,
+    Aim,
     Baseline,
     Form,
     ScoreSettings,
@@ -58,6 +60,7 @@ from clues.config.strict import dump_yaml, validate
 
 __all__ = [
     "ALIGNMENT",
+    "ANCHOR_RULES",
     "ARMS",
     "BASELINE_NAMES",
     "BUILT_IN",
@@ -72,6 +75,7 @@ __all__ = [
     "NEEDS_SECOND_MOMENT",
     "RAY",
     "SHORT_TIMEOUT_S",
+    "Aim",
     "Arm",
     "Baseline",
     "Columns",

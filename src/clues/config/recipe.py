@@ -296,6 +296,16 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _aim_has_copies(self) -> "Recipe":
+        if self.threshold.aim == "model" and not self.score.anchors_are_public:
+            raise ValueError(
+                "threshold.aim model reads damaged copies of the public anchors, which the "
+                "coordinator scores on trajectory global, by influence or perplexity; set "
+                "threshold.aim: keep, or score.trajectory: global"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _turns_are_scored(self) -> "Recipe":
         if self.threshold.low_turn != "keep" and not self.score.turns:
             raise ValueError(
@@ -308,6 +318,11 @@ class Recipe(Settings):
                 "last trains one; set one of the two"
             )
         return self
+
+    @property
+    def needs_copies(self) -> bool:
+        """Whether damaged copies of the anchors are scored."""
+        return any(self.score.weighed.values()) or self.threshold.aim == "model"
 
     @property
     def hash(self) -> str:

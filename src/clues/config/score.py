@@ -173,6 +173,11 @@ class ScoreSettings(Settings):
         return self.trajectory in ("global", "inrun")
 
     @property
+    def anchors_are_public(self) -> bool:
+        """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
+        return self.trajectory == "global" and self.method in ("influence", "perplexity")
+
+    @property
     def sends_directions(self) -> bool:
         """Whether the coordinator's directions come with the checkpoints to score at."""
         return self.trajectory == "global" and self.method == "influence"
@@ -209,6 +214,10 @@ class ScoreSettings(Settings):
         return own | {name for name in self.compare if name in FORMS}
 
 
+Aim = Literal["keep", "model"]
+ANCHOR_RULES = ("anchor_tolerance", "anchor_mean", "anchor_quantile")
+
+
 class ThresholdSettings(Settings):
     """How anchor scores become one threshold.
 
@@ -229,6 +238,11 @@ class ThresholdSettings(Settings):
             up for a bad one.
         bootstrap: number of draws for the interval of the threshold.
         confidence: the probability of rule `anchor_tolerance`, and of the threshold's interval.
+        aim: what the threshold is for. `keep`: to spare clean rows, as the rule promises. `model`:
+            to make the joint model good, where it may cost clean rows: the cut, at least as high as
+            the rule's, that tells the public anchors from damaged copies of them best; at least
+            half of the anchors stay above it. It takes trajectory `global`, no baseline but
+            perplexity, and a rule that reads the anchors.
         low_turn: what becomes of a row one of whose turns is below the threshold, with
             `score.turns`. `keep`: nothing; it is shown. `mask`: such a turn is read and not
             trained, in `kept` too, and a row with several trained turns is dropped only if none
@@ -245,7 +259,9 @@ class ThresholdSettings(Settings):
     combine: Literal["shortfall", "sum"] = "shortfall"
     bootstrap: int = Field(default=1000, ge=1, le=100_000)
     confidence: Share = 0.95
-    # As it is by itself, it is not written: recipes that never heard of it keep their hash.
+    # As they are by themselves, they are not written: recipes that never heard of them keep their
+    # hash.
+    aim: Aim = Field(default="keep", exclude_if=lambda value: value == "keep")
     low_turn: Literal["keep", "mask", "drop"] = Field(
         default="keep", exclude_if=lambda value: value == "keep"
     )
@@ -254,4 +270,13 @@ class ThresholdSettings(Settings):
     def _preset_has_a_number(self) -> "ThresholdSettings":
         if self.rule == "preset" and self.preset is None:
             raise ValueError("rule preset needs a number in threshold.preset")
+        return self
+
+    @model_validator(mode="after")
+    def _aim_needs_anchors(self) -> "ThresholdSettings":
+        if self.aim == "model" and self.rule not in ANCHOR_RULES:
+            raise ValueError(
+                f"aim model raises the cut of a rule that reads the anchors, and rule {self.rule} "
+                "does not; set rule: anchor_tolerance"
+            )
         return self

@@ -122,6 +122,7 @@ def one_threshold(desk: Desk, scored: Scored) -> Threshold:
         seed=derived_seed(desk.recipe.seed, "bootstrap"),
         proposals={k: v for k, v in scored.proposals.items() if v is not None},
         owners=None if anchors_at_coordinator(desk.recipe) else owners,
+        copies={g: Controls.from_json(content) for g, content in scored.copies.items()},
     )
 
 
@@ -175,7 +176,7 @@ def _domain_request(
         place = Standpoint(desk.model, validation, checkpoints, desk.recipe, domain, weights)
         bar = partial(desk.progress.task, f"coordinator: compared scores, {domain}")
         compared = compare_anchors(place, desk.anchors(domain), task=bar)
-        if any(settings.weighed.values()):
+        if desk.recipe.needs_copies:
             rows, kinds = desk.damaged_anchors(domain)
             damaged = public_scores("damaged copies", rows)
             controls = Controls(damaged.raw, kinds)

@@ -144,11 +144,7 @@ def clean_file(
     private = silo.private
     decided = list(csv.DictReader(io.StringIO(read_bytes(private / "decisions.csv").decode())))
     files = _copied(private, out, silo.space.rows())
-    warned += (
-        [said]
-        if (said := weak_promise(found.as_result(quantile=config.recipe.threshold.quantile)))
-        else []
-    )
+    warned += [said] if (said := weak_promise(found.as_result(config.recipe.threshold))) else []
     return Cleaned(
         **_counts(decided), files=files, warnings=tuple(warned), page=out / "report.html"
     )

@@ -240,7 +240,7 @@ def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -
 
 def anchors_at_coordinator(recipe: Recipe) -> bool:
     """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
-    return recipe.score.trajectory == "global" and not is_baseline(recipe.score.method)
+    return recipe.score.anchors_are_public
 
 
 def moments_at_rows(recipe: Recipe) -> tuple[bool, bool]:

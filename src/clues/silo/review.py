@@ -63,9 +63,7 @@ def _card(space: Workspace) -> DataFacts:
         score=_score(recipe, threshold),
         threshold=threshold_pairs(
             # The assurance is about all groups, and the card about this silo's rows.
-            threshold.as_result(quantile=recipe.threshold.quantile).model_copy(
-                update={"assurance": None}
-            )
+            threshold.as_result(recipe.threshold).model_copy(update={"assurance": None})
         ),
         recipe_hash=recipe.hash,
     )
