@@ -62,6 +62,28 @@ Compared = Annotated[
 ]
 
 
+# How answers are damaged: by experiments in silos' rows, and in copies of anchors.
+Damage = Literal[
+    "cut",
+    "delete",
+    "swap",
+    "mix",
+    "page_remains",
+    "misread",
+    "wrong_encoding",
+    "refusal",
+    "prompt_repeated",
+    "other_language",
+    "shifted",
+    "changed_number",
+    "swapped_name",
+    "ends_early",
+    "filler",
+    "near_copy",
+]
+USUAL_DAMAGE: tuple[Damage, ...] = ("cut", "delete", "swap", "mix")
+
+
 class ScoreSettings(Settings):
     """How a row is scored; higher is better, always.
 
@@ -97,6 +119,9 @@ class ScoreSettings(Settings):
         alignment_weight: weight of the part that is the alignment: how much the row's question
             lowers the loss of its response, at the last checkpoint. `auto` and 0 are as above. It
             does not count with `inrun`.
+        copies: kinds of damage that the anchors' copies get, on which weights `auto` and
+            `threshold.aim: model` rest. Name the damage that you fear: `[swap]` where answers may
+            belong to other questions, or labels may be wrong. docs/evaluation.md describes each kind.
         compare: scores to compute beside the one that decides. They have thresholds of their own
             and decide nothing.
         turns: also score every turn of the assistant in rows where several are trained. It takes
@@ -117,8 +142,12 @@ class ScoreSettings(Settings):
     loss_weight: FactorOrZero | Literal["auto"] = "auto"
     loss_under: Literal["base", "checkpoints"] = "base"
     alignment_weight: FactorOrZero | Literal["auto"] = "auto"
+    # As it is by itself it is not written, like `turns`: recipes that never heard of it keep their
+    # hash.
+    copies: tuple[Damage, ...] = Field(
+        default=USUAL_DAMAGE, min_length=1, exclude_if=lambda value: value == USUAL_DAMAGE
+    )
     compare: tuple[Compared, ...] = ()
-    # Off, it is not written: recipes that never heard of it keep their hash.
     turns: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @model_validator(mode="before")

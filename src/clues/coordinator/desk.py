@@ -103,7 +103,9 @@ class Desk:
         ]
         samples = list(read_file(public[domain].anchor).samples)
         seed = derived_seed(self.recipe.seed, "controls", domain)
-        copies, kinds = damaged_copies(samples, seed=seed, foreign=foreign)
+        copies, kinds = damaged_copies(
+            samples, seed=seed, foreign=foreign, kinds=self.recipe.score.copies
+        )
         where = f"damaged anchors of {domain}"
         rows = list(encode_rows(copies, self.encoder, where=where).rows)
         return rows, [kinds[row.row] for row in rows]
