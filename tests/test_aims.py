@@ -94,7 +94,8 @@ def test_aim_model_raises_the_cut_and_leaves_the_promise_where_it_was():
     assert model.value > keep.value
     assert (model.units, model.assurance) == (keep.units, keep.assurance)
     low, high = model.interval
-    assert low <= model.value <= high and high > low
+    assert low <= model.value <= high
+    assert high > low
     shown = by_aim(model, anchors, copies, ThresholdSettings(aim="model"))
     assert [shown[aim].value for aim in ("keep", "model")] == [keep.value, model.value]
     # What each keeps, counted by hand.
@@ -124,7 +125,7 @@ def test_a_rule_that_reads_no_anchors_has_no_aim(rule):
 
 @pytest.mark.parametrize("score", [{"trajectory": "local"}, {"method": "datainf"}])
 def test_aim_model_needs_anchors_that_the_coordinator_scores(score):
-    with pytest.raises(ValueError, match="threshold.aim: keep"):
+    with pytest.raises(ValueError, match=r"threshold\.aim: keep"):
         Recipe.model_validate({"public": PUBLIC, "score": score, "threshold": {"aim": "model"}})
 
 
@@ -136,7 +137,8 @@ def test_the_aim_is_a_setting_of_the_threshold_and_old_recipes_keep_their_hash()
     assert plain.scoring_hash == model.scoring_hash
     weighed = {"loss_weight": 0.5, "alignment_weight": 0}
     fixed = Recipe.model_validate({"public": PUBLIC, "score": weighed})
-    assert plain.needs_copies and not fixed.needs_copies
+    assert plain.needs_copies
+    assert not fixed.needs_copies
     assert Recipe.model_validate(
         {"public": PUBLIC, "score": weighed, "threshold": {"aim": "model"}}
     ).needs_copies

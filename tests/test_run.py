@@ -201,7 +201,8 @@ def test_another_aim_keeps_training_and_scores_and_is_shown_beside_the_first(
     edit_config(config, {"recipe": {"threshold": rule}})
     after = run_micro(config, root)["threshold"]
     assert marker.read_bytes() == scored
-    assert after["aim"] == "model" and before["aim"] == "keep"
+    assert after["aim"] == "model"
+    assert before["aim"] == "keep"
     assert after["value"] == after["aims"]["model"]["value"] > after["aims"]["keep"]["value"]
     assert before["value"] == before["aims"]["keep"]["value"]
     assert after["aims"]["model"]["copies_kept"] < after["aims"]["keep"]["copies_kept"]
