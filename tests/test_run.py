@@ -76,7 +76,7 @@ KEYS = {
     (): "name date machine base_model recipe_hash recipe seeds versions method arms silos absences "
     "stops curves threshold controls controls_kept questions guessing tasks judge seconds",
     ("method",): "score form loss_weight loss_under alignment_weight parts trajectory layers rule "
-    "combine aggregation",
+    "combine aggregation reject_weight",
     ("arms",): "mixed random clues oracle",
     ("arms", "mixed"): "kept steps silos energy_lost heldout_loss knowledge_accuracy "
     "knowledge_stderr seconds against",

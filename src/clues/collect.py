@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from clues.config import ALIGNMENT, LOSS, Aim, Recipe, SharedConfig
+from clues.config import ALIGNMENT, LOSS, REJECT, Aim, Recipe, SharedConfig
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.judge import stored_figures
 from clues.coordinator.outcomes import Outcome, Scored
@@ -95,7 +95,8 @@ def kept_copies(threshold: Threshold, scored: Scored) -> dict[str, dict[str, flo
 
 def _method(config: SharedConfig, threshold: Threshold) -> Method:
     recipe = config.recipe
-    # Every group has the same weights of its parts beside the influence.
+    # Every group has the same weights of its parts beside the influence; not every domain has
+    # rejected rows.
     weights = next(iter(threshold.units.values())).weights
     return Method(
         score=recipe.score.method,
@@ -103,6 +104,7 @@ def _method(config: SharedConfig, threshold: Threshold) -> Method:
         loss_weight=weights.get(LOSS, 0.0),
         loss_under=recipe.score.loss_under,
         alignment_weight=weights.get(ALIGNMENT, 0.0),
+        reject_weight=max(u.weights.get(REJECT, 0.0) for u in threshold.units.values()),
         parts=recipe.threshold.combine,
         trajectory=recipe.score.trajectory,
         layers=recipe.score.layers,

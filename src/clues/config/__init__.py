@@ -4,7 +4,16 @@ Whatever can change a score or the threshold is in the recipe; the rest is the s
 No torch here: reading a configuration takes milliseconds.
 """
 
-from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Seconds, Settings, check_name
+from clues.config.base import (
+    ALIGNMENT,
+    BUILT_IN,
+    LOSS,
+    REJECT,
+    Name,
+    Seconds,
+    Settings,
+    check_name,
+)
 from clues.config.columns import Columns, check_columns, parse_columns
 from clues.config.combine import (
     LONG_TIMEOUT_S,
@@ -76,6 +85,7 @@ __all__ = [
     "NEEDS_FIRST_MOMENT",
     "NEEDS_SECOND_MOMENT",
     "RAY",
+    "REJECT",
     "SHORT_TIMEOUT_S",
     "USUAL_DAMAGE",
     "Aim",

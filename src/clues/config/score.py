@@ -119,6 +119,10 @@ class ScoreSettings(Settings):
         alignment_weight: weight of the part that is the alignment: how much the row's question
             lowers the loss of its response, at the last checkpoint. `auto` and 0 are as above. It
             does not count with `inrun`.
+        reject_weight: weight of the part that says how much more a row is like the validation rows
+            than like the rejected ones (`public.NAME.reject`), in a domain that has such rows.
+            `auto` weighs it with half of the rejected rows, which then give no direction; they
+            count as one more kind of damage.
         copies: kinds of damage that the anchors' copies get, on which weights `auto` and
             `threshold.aim: model` rest. Name the damage that you fear: `[swap]` where answers may
             belong to other questions, or labels may be wrong. docs/evaluation.md describes each kind.
@@ -142,8 +146,11 @@ class ScoreSettings(Settings):
     loss_weight: FactorOrZero | Literal["auto"] = "auto"
     loss_under: Literal["base", "checkpoints"] = "base"
     alignment_weight: FactorOrZero | Literal["auto"] = "auto"
-    # As it is by itself it is not written, like `turns`: recipes that never heard of it keep their
-    # hash.
+    # As they are by themselves they are not written, like `turns`: recipes that never heard of them
+    # keep their hash.
+    reject_weight: FactorOrZero | Literal["auto"] = Field(
+        default="auto", exclude_if=lambda value: value == "auto"
+    )
     copies: tuple[Damage, ...] = Field(
         default=USUAL_DAMAGE, min_length=1, exclude_if=lambda value: value == USUAL_DAMAGE
     )

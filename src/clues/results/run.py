@@ -30,6 +30,7 @@ class Method(Figures):
         loss_weight: weight of the row's own loss in the score, as it was set or found.
         loss_under: whose loss that is: of the base model, or along the checkpoints.
         alignment_weight: weight of the alignment of a row with its question.
+        reject_weight: weight of the part that tells rows from the rejected ones.
         parts: how the parts of the score are joined.
         trajectory: whose checkpoints the rows are scored at.
         layers: of the model that count: `all`, `first`, `last` or their numbers.
@@ -49,6 +50,7 @@ class Method(Figures):
     rule: str
     combine: str
     aggregation: str
+    reject_weight: float = 0.0
 
 
 class AimResult(Figures):
