@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clues.config import BUILT_IN
+from experiments import standalone
 from experiments.figure import write_figure
 from experiments.goals import goals
 from experiments.paper import experiment_tables, score_in_words
@@ -147,6 +148,8 @@ def page() -> str:
                     f"Scores: runs of their own up to the selection, seeds {seeds}; {dates}; the "
                     f"selection score there is {how}.",
                 ]
+    for one in standalone.ALL:
+        lines += standalone.section(one)
     for name in known_experiments(HERE):
         lines += section(name)
     return "\n".join(lines) + "\n"
