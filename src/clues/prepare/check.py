@@ -1,6 +1,5 @@
 """What to look at before anything heavy starts: masks, lengths, duplicates, overlaps, cost."""
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from clues.config import RowsFile, RunConfig
 from clues.data.formats import RowFile, read_rows
@@ -23,7 +21,6 @@ from clues.data.tokens import (
     RowEncoder,
     encode_rows,
 )
-from clues.data.turnrows import by_turn
 from clues.errors import BadRowsError, CluesError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
@@ -32,7 +29,6 @@ from clues.findings.look import look
 from clues.model.adapters import LoraModel
 from clues.model.cache import ModelCache
 from clues.model.fitness import notes_on_base
-from clues.model.loss import make_batch, row_losses
 from clues.model.place import fetch
 from clues.prepare.checklist import (
     Check,
@@ -43,6 +39,8 @@ from clues.prepare.checklist import (
     notes_on,
     warnings_on,
 )
+from clues.prepare.cost import Size, per_private_token, work_of
+from clues.prepare.pace import Pace, measured_pace
 from clues.scoring.direction import scored_weights
 from clues.scoring.installed import refuse_missing
 from clues.scoring.trajectory import n_train_steps
@@ -98,7 +96,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             errors.append(f"{source}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
     files = _with_findings(config, files, texts)
     errors += _model_errors(config, model)
-    tasks = _tasks(config, encoder, ids, errors)
+    tasks, asked = _tasks(config, encoder, ids, errors)
     overlaps = _overlaps(ids)
     errors += [
         f"{a} and {b} share {n} rows. Remove them from one of the two."
@@ -106,8 +104,10 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         if _spoils(a, b)
     ]
     silo_rows = {s.name: rows for s, rows in encoded.items() if s.role is Role.SILO}
-    minutes = _estimate_minutes(config, model, encoder, silo_rows) if silo_rows else 0.0
     first = next(iter(silo_rows.values()), ())
+    sizes = {source: Size.of(rows) for source, rows in encoded.items()}
+    work = work_of(config, sizes, asked=asked + _choices(texts, encoded))
+    pace = measured_pace(model, first) if first else None
     steps = [n_train_steps(recipe.train, len(rows)) for rows in silo_rows.values()]
     return Check(
         files=tuple(files),
@@ -123,8 +123,9 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         n_parameters=sum(p.numel() for n, p in model.peft.named_parameters() if ".lora_" not in n),
         n_lora=sum(p.numel() for p in model.parameters().values()),
         steps=round(float(np.mean(steps))) if steps else 0,
-        minutes=minutes,
-        memory_gb=_estimate_memory(config, model, first),
+        minutes={str(stage): pace.minutes(done) for stage, done in work.items()} if pace else {},
+        passes=per_private_token(work, sizes),
+        memory_gb=_memory(model, pace) if pace else 0.0,
         tasks=tasks,
         shown=tuple(_shown(encoder, row) for row in first[:n_shown]),
         bad=tuple(bad),
@@ -201,8 +202,12 @@ def _model_errors(config: RunConfig, model: LoraModel) -> list[str]:
 
 def _tasks(
     config: RunConfig, encoder: RowEncoder, ids: dict[Source, set[str]], errors: list[str]
-) -> tuple[TaskCheck, ...]:
-    """Read every task as the run will; its rows join `ids`, what stops it joins `errors`."""
+) -> tuple[tuple[TaskCheck, ...], float]:
+    """Read every task as the run will; its rows join `ids`, what stops it joins `errors`.
+
+    Returns:
+        The tasks, and the tokens of all their choices.
+    """
     try:
         encoded = [encode_task(task, encoder) for task in read_tasks(config.evaluate.tasks)]
         for task in config.evaluate.tasks:
@@ -210,8 +215,19 @@ def _tasks(
             named |= {sample.id for sample in asked_rows(task)}
     except CluesError as error:
         errors.append(f"evaluate.tasks: {error}")
-        return ()
-    return tuple(TaskCheck(t.name, len(t.options), t.left_out) for t in encoded)
+        return (), 0.0
+    tokens = sum(len(row.ids) for t in encoded for rows in t.options for row in rows)
+    return tuple(TaskCheck(t.name, len(t.options), t.left_out) for t in encoded), float(tokens)
+
+
+def _choices(
+    texts: dict[Source, Sequence[Sample]], encoded: dict[Source, Sequence[EncodedRow]]
+) -> float:
+    """About how many tokens the choices of held-out rows have: each is read with its question."""
+    source = Source(Role.HELD_OUT)
+    lengths = {row.row: len(row.ids) for row in encoded.get(source, ())}
+    found = texts.get(source, ())
+    return float(sum(len(s.choices) * lengths.get(s.row, 0) for s in found))
 
 
 def _template_notes(
@@ -284,45 +300,10 @@ def _overlaps(ids: dict[Source, set[str]]) -> tuple[tuple[Source, Source, int], 
     return tuple((a, b, n) for a, b, n in found if n)
 
 
-def _estimate_minutes(
-    config: RunConfig,
-    model: LoraModel,
-    encoder: RowEncoder,
-    rows: dict[str, Sequence[EncodedRow]],
-) -> float:
-    """Time one training batch, and count the batches of the whole run."""
-    recipe = config.recipe
-    first = list(next(iter(rows.values())))
-    batch = make_batch(first[: recipe.train.batch_size], device=model.device)
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        row_losses(model.peft, batch, head=model.head).mean().backward()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    step = min(seconds)
-    steps = sum(n_train_steps(recipe.train, len(r)) for r in rows.values())
-    arms = len(config.evaluate.arms) * len(rows)
-    steps += arms * config.combine.rounds * config.combine.local_steps
-    n_scored = sum(len(r) for r in rows.values()) * recipe.train.checkpoints
-    if recipe.score.turns:
-        whole = [row for own in rows.values() for row in own]
-        turns = sum(len(turn.ids) for row in whole for turn in by_turn(row).values())
-        n_scored *= 1 + turns / sum(len(row.ids) for row in whole)
-    return (steps + n_scored / recipe.train.batch_size) * step / 60
-
-
-def _estimate_memory(config: RunConfig, model: LoraModel, rows: Sequence[EncodedRow]) -> float:
-    """Weights, optimiser, activations of one batch; a rough upper figure."""
-    weights = sum(p.numel() * p.element_size() for p in model.peft.parameters())
-    lora = sum(p.numel() for p in model.parameters().values()) * 4 * 4
-    shape: Any = model.peft.get_base_model().config
-    width = max((len(row.ids) for row in rows), default=0) * config.recipe.train.batch_size
-    layers = getattr(shape, "num_hidden_layers", 1)
-    per_token = 34 * getattr(shape, "hidden_size", 0) * layers + 6 * getattr(shape, "vocab_size", 0)
-    # About 0.5 GB are the interpreter and the libraries.
-    return (weights + lora + width * per_token) / 1e9 + 0.5
+def _memory(model: LoraModel, pace: Pace) -> float:
+    """The peak of a batch, and what the optimiser holds beside the weights of the adapter."""
+    n_lora = sum(p.numel() for p in model.parameters().values())
+    return pace.memory_gb + 3 * 4 * n_lora / 1e9
 
 
 def _shown(encoder: RowEncoder, row: EncodedRow) -> tuple[str, tuple[tuple[str, bool], ...]]:

@@ -142,7 +142,8 @@ class Check:
         n_parameters: of the base model.
         n_lora: trainable LoRA weights.
         steps: of the training whose checkpoints are scored, mean over silos.
-        minutes: estimated time of the whole run on this machine.
+        minutes: estimated time of every stage on this machine, by its name.
+        passes: forward passes that a selection costs per private token, public rows included.
         memory_gb: estimated peak of one process.
         tasks: one a multiple-choice task.
         shown: rows to look at, as ids and masks; not part of `to_json`.
@@ -157,7 +158,8 @@ class Check:
     n_parameters: int
     n_lora: int
     steps: int
-    minutes: float
+    minutes: Mapping[str, float]
+    passes: float
     memory_gb: float
     tasks: tuple[TaskCheck, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -331,8 +333,17 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
     )
     if check.steps:
         console.print(
-            f"Warm-up {check.steps} steps a silo. Estimate for this machine, the whole run: "
-            f"{duration(check.minutes)}, {check.memory_gb:.1f} GB.",
+            f"Warm-up {check.steps} steps per silo. Estimate for this machine, the whole run: "
+            f"{duration(sum(check.minutes.values()))}, {check.memory_gb:.1f} GB.",
+            highlight=False,
+        )
+        long = {stage: minutes for stage, minutes in check.minutes.items() if minutes >= 1}
+        if long:
+            parts = ", ".join(f"{stage} {duration(minutes)}" for stage, minutes in long.items())
+            console.print(f"Of that: {parts}.", highlight=False)
+        console.print(
+            f"The selection costs {check.passes:.1f} forward passes per private token, public rows "
+            "included.",
             highlight=False,
         )
     notes = [f"{a} and {b} share {n} rows." for a, b, n in check.overlaps] + [*check.notes]
