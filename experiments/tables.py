@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clues.config import BUILT_IN
+from experiments import standalone
 from experiments.figure import write_figure
 from experiments.goals import goals
 from experiments.paper import experiment_tables, score_in_words
@@ -100,7 +101,7 @@ def page() -> str:
         "the selection score was made of; docs/scores.md explains it. Tables dated 24 November 2026 "
         "are of the score before form `less` and weighed parts became the default. `mmedbench` and "
         "`natural` are of the score before 26 November 2026, along three checkpoints and with the "
-        "loss along them; their recipes say so. The seven other recipes ran with seeds 3, 4 and 5, on "
+        "loss along them; their recipes say so. The other recipes ran with seeds 3, 4 and 5, on "
         "which nothing was chosen; the demo and MedQuAD (400 rows a silo) are no recipes.",
         "",
         "## Goals at small scale",
@@ -147,6 +148,8 @@ def page() -> str:
                     f"Scores: runs of their own up to the selection, seeds {seeds}; {dates}; the "
                     f"selection score there is {how}.",
                 ]
+    for one in standalone.ALL:
+        lines += standalone.section(one)
     for name in known_experiments(HERE):
         lines += section(name)
     return "\n".join(lines) + "\n"

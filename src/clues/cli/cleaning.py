@@ -30,6 +30,12 @@ def clean(
             help="Rows that somebody has looked at and found good; 150 are a good number."
         ),
     ] = None,
+    rejected: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows that somebody has found bad, ten or more: likeness to them counts against a row."
+        ),
+    ] = None,
     model: Model = BUILT_IN,
     folder: Annotated[Path, typer.Option("--out", help="Where the outcome goes.")] = Path(
         "cleaned"
@@ -56,6 +62,8 @@ def clean(
     mapped = mapping_of(columns)
     if overrides and checked is None:
         raise UsageError("--overrides goes with --checked: without it no row is scored.")
+    if rejected and checked is None:
+        raise UsageError("--rejected goes with --checked: without it no row is scored.")
     calm_libraries()
     from clues.prepare.cleaning import clean_by_text, clean_file
     from clues.progress import Silent, Terminal
@@ -66,7 +74,14 @@ def clean(
     else:
         progress = Silent() if quiet else Terminal(err)
         found = clean_file(
-            rows, checked, folder, model=model, overrides=overrides, progress=progress, **how
+            rows,
+            checked,
+            folder,
+            model=model,
+            rejected=rejected,
+            overrides=overrides,
+            progress=progress,
+            **how,
         )
     for warning in found.warnings:
         err.print(Text(f"warning: {warning}", style="bold magenta"), soft_wrap=True)
@@ -93,7 +108,7 @@ def sample(
     network. Its keys are g (good), b (bad) and s (skip); it saves checked.json with the good rows and
     rejected.json with the bad ones. Then:
 
-    clues clean rows.json --checked checked.json
+    clues clean rows.json --checked checked.json --rejected rejected.json
     """
     calm_libraries()
     from clues.prepare.sampling import sample_page
@@ -115,7 +130,7 @@ def sample(
     out.print(f"{n_drawn} rows to check: open {page}", highlight=False, soft_wrap=True)
     out.print(
         "The page shows rows: keep it where they may lie. Then: "
-        f"clues clean {rows} --checked checked.json",
+        f"clues clean {rows} --checked checked.json --rejected rejected.json",
         highlight=False,
         soft_wrap=True,
     )
