@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from clues.errors import DataError, UsageError
 from clues.evaluation.across import compare_runs
 from clues.evaluation.intervals import interval_over_seeds
 from clues.results.run import Results
+from tests.bounded import within
 
 GAP = {"value": -0.2, "interval": [-0.3, -0.1]}
 
@@ -121,6 +123,46 @@ def test_two_recipes_of_one_name_are_told_apart():
     assert list(found.seeds) == ["trial", "trial (2)"]
 
 
+def test_a_run_that_is_called_like_a_number_of_ours_is_a_group_of_its_own():
+    runs = [run_of(0, {"random": 1.0}, lora=n) for n in range(2)]
+    runs += [run_of(7, {"random": 5.0}, name=name) for name in ("trial (2)", "trial (3)")]
+    found = compare_runs(runs)
+    assert {group: tuple(s) for group, s in found.seeds.items()} == {
+        "trial": (0,),
+        "trial (2)": (0,),
+        "trial (2) (2)": (7,),
+        "trial (3)": (7,),
+    }, "runs of two recipes are one mean"
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("what", ["pipe", "device", "itself"])
+def test_results_that_are_no_plain_file_are_not_waited_for(tmp_path, what):
+    path = tmp_path / "results.json"
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"device": "/dev/zero", "itself": path}[what])
+
+    def load() -> str:
+        try:
+            return str(Results.load(path))
+        except DataError as error:
+            return f"refused: {error}"
+
+    assert within(load).startswith("refused: ")
+
+
+def test_what_a_foreign_run_is_called_neither_steers_nor_floods_the_terminal(capsys):
+    name = "\x1b[2J\u202e" + "n" * 100_000
+    foreign = run_of(1, {"random": 1.0, name: 2.0}, name=name)
+    foreign = foreign.model_copy(update={"machine": name, "base_model": name})
+    verb.show_comparison([foreign, run_of(0, {"random": 1.0})])
+    printed = capsys.readouterr()
+    assert all(c.isprintable() or c == "\n" for c in printed.out + printed.err)
+    assert len(printed.out + printed.err) < 10_000
+
+
 def test_other_budgets_machines_and_versions_are_noted():
     unequal = run_of(0, {"random": 1.0, "clues": 1.0, "length": 1.0}, kept={"length": 140})
     (note,) = [n for n in compare_runs([unequal]).notes if "budgets" in n]
@@ -219,6 +261,13 @@ def test_the_table_of_a_paper_escapes_what_latex_would_read(capsys):
     text = verb._latex(found)
     assert r"adam\_exact" in text
     assert r"a\_b: 0" in text
+
+
+def test_no_command_of_latex_comes_in_with_a_name():
+    names = (r"\input{/etc/passwd}", "50% $x^2$ ~#&", "a_b")
+    runs = [run_of(0, {"random": 1.0, name: 2.0}, name=name) for name in names]
+    written = verb._latex(compare_runs(runs))
+    assert r"\input" not in written.replace(r"\textbackslash{}input", "")
 
 
 def test_the_page_about_experiments_reads_as_it_stands(tmp_path, monkeypatch, capsys):

@@ -31,6 +31,7 @@ from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule
 from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
+from clues.scoring import perplexity
 from clues.scoring.rounds import read_scores
 from clues.silo.crowd import gather, round_order, rows_in_mean, rows_in_update, secret_seed
 from clues.silo.questions import FILE
@@ -623,3 +624,51 @@ def test_a_score_that_is_not_finite_is_answered_like_any_other(
     assert replace(crafted, answers="") == replace(honest, answers=""), "the answer tells of a row"
     lost = json.loads((silo.private / "nonfinite.json").read_text())
     assert lost, "nothing overflowed, so nothing was tested"
+
+
+BASELINES = ("base_perplexity", "ifd", "alignment", "length", "embedding", "repsim", "datainf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "score",
+    [*({"method": name} for name in BASELINES), {"compare": ["ifd", "repsim", "adam", "cosine"]}],
+    ids=[*BASELINES, "compared"],
+)
+def test_no_score_of_any_kind_stops_for_a_row_that_has_none(
+    world, tmp_path, tmp_path_factory, monkeypatch, score
+):
+    folder = tmp_path_factory.mktemp("scored")
+    config = write_micro(
+        folder / "input", tiny_model(folder / "model"), changes={"recipe": {"score": score}}
+    )
+    data = folder / "input/silos/north.jsonl"
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    # A byte that stands in no public row.
+    rows[5]["output"] += " \N{SECTION SIGN}"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = open_micro(config, folder / "run")
+    recorder = Recorder(run)
+    run_until(run, "score")
+    request, honest = recorder.last("north", "score")
+    silo = Silo(
+        run.silos["north"].settings,
+        run.run_dir.silo("north"),
+        load_model=world.cache.load,
+        progress=Silent(),
+    )
+    for old in (*silo.outbox.glob("score-*"), *(silo.private / "shards").glob("*/*")):
+        old.unlink()
+    (token,) = {
+        *silo.space.encoder().tokenizer.encode("\N{SECTION SIGN}", add_special_tokens=False)[-1:]
+    }
+    real = perplexity.row_losses
+
+    def spoilt(model, tensors, **how):
+        hit_N = (tensors.ids_NT == token).any(dim=1)
+        return torch.where(hit_N, float("nan"), real(model, tensors, **how))
+
+    monkeypatch.setattr(perplexity, "row_losses", spoilt)
+    assert silo.answer(request) == honest, "the answer tells of a row"
+    lost = json.loads((silo.private / "nonfinite.json").read_text())
+    assert list(lost) == ["5"]

@@ -16,9 +16,14 @@ from federation_helpers import (
     write_micro,
 )
 
+from clues.atomic import read_bytes
 from clues.errors import CluesError
 from clues.model.cache import ModelCache
+from clues.network.keys import check_private_key
 from clues.pipeline import run_until
+from clues.rundir import file_hash, read_record
+from clues.scoring.job import Job
+from tests.bounded import within
 
 CHANGES = {"evaluate": {"arms": ["clues"]}, "combine": {"server": {"optimizer": "fedadam"}}}
 DEEP = b"[" * 100_000
@@ -112,6 +117,35 @@ SAMPLE = [
 def test_a_damaged_file_is_made_again(world, tmp_path, name, how):
     damage(world, tmp_path / "run", name, how)
     assert check(world, tmp_path / "run", name), "nothing was lost that cannot be made again"
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("what", ["pipe", "device"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_bytes,
+        file_hash,
+        lambda path: read_record(path, advice=""),
+        lambda path: Job.read(path.parent),
+        check_private_key,
+    ],
+    ids=["bytes", "hash", "record", "job", "key"],
+)
+def test_what_is_no_plain_file_is_refused_and_not_waited_for(tmp_path, what, read):
+    path = tmp_path / "job.safetensors"
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+
+    def look() -> str:
+        try:
+            return str(read(path))
+        except CluesError:
+            return "refused"
+
+    assert within(look, seconds=2) == "refused"
 
 
 @pytest.mark.slow

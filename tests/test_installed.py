@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,9 @@ def endless(scene):
     return lambda rows: np.full(len(rows), np.inf)
 """
 
+# All that is looked at of a scene.
+STRICT, LENIENT = (SimpleNamespace(skip_nonfinite=skips) for skips in (False, True))
+
 
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
@@ -44,7 +48,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 
 def test_a_scorer_is_found_by_name_and_version(package, encoded_rows):
-    found = scorer("probe.long@1.2")(None)(encoded_rows)
+    found = scorer("probe.long@1.2")(STRICT)(encoded_rows)
     assert found.dtype == np.float64
     assert found.tolist() == BASELINES["length"](None)(encoded_rows).tolist()
     refuse_missing(ScoreSettings(method="probe.long@1.2", compare=("probe.short@1.2", "length")))
@@ -68,7 +72,17 @@ def test_another_version_and_a_missing_package_are_named(package, name, message)
 @pytest.mark.parametrize("name", ["short", "endless"])
 def test_what_is_not_one_finite_number_a_row_is_refused(package, encoded_rows, name):
     with pytest.raises(DataError, match=f"probe.{name}@1.2: it gave"):
-        scorer(f"probe.{name}@1.2")(None)(encoded_rows)
+        scorer(f"probe.{name}@1.2")(STRICT)(encoded_rows)
+
+
+def test_in_a_silo_a_row_without_a_finite_score_is_one_row_less_and_a_short_list_an_error(
+    package, encoded_rows
+):
+    found = scorer("probe.endless@1.2")(LENIENT)(encoded_rows)
+    assert len(found) == len(encoded_rows)
+    assert not np.isfinite(found).all()
+    with pytest.raises(DataError, match=r"probe\.short@1\.2: it gave"):
+        scorer("probe.short@1.2")(LENIENT)(encoded_rows)
 
 
 @pytest.mark.parametrize("name", ["probe.long", "Probe.x@1", "a.b.c@1", "os.system@x", "../a.b@1"])

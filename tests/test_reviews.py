@@ -165,6 +165,27 @@ def test_a_file_named_twice_is_refused(files):
         call(files[0], files[0])
 
 
+@pytest.mark.parametrize("way", ["itself", "a link"])
+def test_what_a_reader_has_exported_is_not_written_over(files, tmp_path, way):
+    before, place = files[0].read_bytes(), files[0]
+    if way == "a link":
+        place = tmp_path / "link.json"
+        place.symlink_to(files[0])
+    with pytest.raises(UsageError, match="one of the files that are compared"):
+        call(*files, "--out", place)
+    assert files[0].read_bytes() == before
+
+
+def test_a_readers_name_does_not_steer_the_terminal(files, capsys):
+    content = json.loads(files[1].read_text()) | {"reviewer": "Ben\x1b[2J\u202e[/red]"}
+    files[1].write_text(json.dumps(content))
+    for more in ((), ("--json",)):
+        call(*files, *more)
+        out = capsys.readouterr().out
+        assert "Ben" in out
+        assert all(c.isprintable() or c == "\n" for c in out), ascii(out)
+
+
 def test_reviewers_of_one_name_are_told_apart_by_their_files(files, capsys):
     for path in files:
         path.write_text(path.read_text().replace("Ben", "Ann"))

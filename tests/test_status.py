@@ -1,5 +1,6 @@
 """`clues status` says how far a run is, from its folder alone."""
 
+import contextlib
 import json
 import os
 import time
@@ -11,6 +12,7 @@ from test_cli import call
 from clues.errors import DataError, UsageError
 from clues.scoring.watch import Watch
 from clues.underway import PROGRESS, read_status
+from tests.bounded import within
 
 
 @pytest.fixture
@@ -72,6 +74,74 @@ def test_nothing_and_rubbish_are_one_line(tmp_path, root):
     change(root, parts="many")
     with pytest.raises(DataError, match="damaged"):
         read_status(root)
+
+
+DEEP = b"[" * 200_000
+HUGE = 10**400
+ODD = (None, True, -1, 0.5, HUGE, "x", [], {}, float("nan"), float("inf"), 1e308)
+
+
+@pytest.mark.parametrize("field", ["pid", "parts", "rows_done", "began", "updated", "what", "host"])
+def test_a_note_of_odd_values_is_one_line(root, field):
+    for value in ODD:
+        change(root, **{field: value})
+        with contextlib.suppress(DataError):
+            assert read_status(root).silos["north"].state in ("running", "stopped", "elsewhere")
+            json.dumps(read_status(root).to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        DEEP,
+        b"null",
+        b"",
+        b'{"stage": "a", "result": {"seconds": 1e999}}',
+        b'{"stage": "a", "result": {"seconds": %d}}' % HUGE,
+        b'{"stage": [], "result": {"seconds": 1}}',
+        b'{"stage": "a", "result": {"seconds": NaN}}',
+        b'{"stage": "a", "result": {"seconds": "9"}}',
+    ],
+    ids=["deep", "null", "empty", "infinite", "huge", "list", "nan", "text"],
+)
+def test_a_damaged_marker_is_no_finished_stage(root, raw):
+    (root / "coordinator/stages/odd.json").write_bytes(raw)
+    assert read_status(root).stages == {"train": 12.25}
+    (root / "silos/north/private" / PROGRESS).write_bytes(raw)
+    with pytest.raises(DataError, match="damaged"):
+        read_status(root)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "place", ["coordinator/stages/train.json", "silos/north/private/progress.json"]
+)
+@pytest.mark.parametrize("what", ["pipe", "device", "itself", "nowhere", "folder"])
+def test_what_is_no_plain_file_is_not_waited_for(root, place, what):
+    path = root / place
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "itself": path, "nowhere": root / "no"}[what])
+
+    def look() -> str:
+        try:
+            return str(read_status(root).stages)
+        except DataError:
+            return "refused"
+
+    assert within(look) in ({"{}"} if "stages" in place else {"refused", "{'train': 12.25}"})
+
+
+def test_text_in_a_note_is_cut_and_can_be_printed(root, capsys):
+    change(root, what="\x1b[2J\u202e" + "x" * 100_000, last_error="y" * 100_000)
+    assert call("status", root)[0] == 0
+    out = capsys.readouterr().out
+    assert len(out) < 4_000
+    assert all(c.isprintable() or c == "\n" for c in out)
 
 
 def test_the_verb_says_it_in_lines_and_as_json(root, capsys):

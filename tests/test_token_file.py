@@ -1,5 +1,6 @@
 """Token ids in an Arrow file are the rows in memory, and shards follow from either in the same way."""
 
+import contextlib
 import hashlib
 import random
 from dataclasses import replace
@@ -8,15 +9,25 @@ import numpy as np
 import pytest
 import torch
 
+from clues.cluster.worker import Scorer, Task
 from clues.config import TokenSettings
 from clues.data import tokenfile
-from clues.data.tokenfile import encode_into, hash_rows, pack_rows, unpack_rows, write_rows
+from clues.data.pieces import TurnRun
+from clues.data.tokenfile import (
+    TokenRows,
+    encode_into,
+    hash_rows,
+    pack_rows,
+    unpack_rows,
+    write_rows,
+)
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
 from clues.data.views import View
 from clues.errors import DataError
 from clues.model.adapters import Checkpoint
 from clues.scoring import job as jobs
 from clues.scoring.job import Job, rows_per_shard
+from tests.bounded import within
 
 
 def many(n: int) -> list[EncodedRow]:
@@ -63,7 +74,7 @@ def test_no_rows_are_a_file_too(tmp_path):
 
 def test_another_file_is_no_token_file(tmp_path):
     (tmp_path / "x.arrow").write_bytes(b"ARROW1 or not")
-    with pytest.raises(DataError, match=r"x\.arrow: not a file of token ids"):
+    with pytest.raises(DataError, match=r"x\.arrow: not the file of token ids that was written"):
         tokenfile.TokenRows(tmp_path / "x.arrow", "")
     with pytest.raises(DataError, match="slice"):
         unpack_rows(b"rubbish")
@@ -132,3 +143,63 @@ def test_a_view_is_the_rows_that_it_names():
     assert changed[0].id == "other"
     with pytest.raises(IndexError):
         view[4]
+
+
+SHORT, LONG = 120, 4_000
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """The bytes of a file, cut or with one to twenty of them changed."""
+    draw = random.Random(seed)
+    if draw.randrange(4) == 0:
+        return data[: draw.randrange(len(data))]
+    found = bytearray(data)
+    for _ in range(draw.choice((1, 1, 3, 20))):
+        at = draw.randrange(len(found))
+        found[at] = draw.choice((found[at] ^ 1 << draw.randrange(8), 0, 127, 255))
+    return bytes(found)
+
+
+def tried(tmp_path, seeds: range) -> str:
+    """What comes of damaged token files and slices: nothing, or the first that was not refused."""
+    turns = (TurnRun(1, 3, 4), TurnRun(3, 4, 5))
+    rows = [
+        EncodedRow(n, f"{n:016x}", (7,) * 5, (True,) * 5, False, turns=turns) for n in range(60)
+    ]
+    file = write_rows(rows, tmp_path)
+    whole, packed = file.path.read_bytes(), pack_rows(rows)
+    for seed in seeds:
+        data = damaged(whole, seed)
+        file.path.write_bytes(data)
+        try:
+            if list(TokenRows(file.path, file.hash)) != rows:
+                return f"seed {seed}: other rows"
+        except DataError:
+            pass
+        with contextlib.suppress(DataError):
+            unpack_rows(damaged(packed, seed))
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "seeds", [range(SHORT), pytest.param(range(SHORT, LONG), marks=pytest.mark.long)]
+)
+def test_a_damaged_token_file_ends_no_process_and_gives_no_other_tokens(tmp_path, seeds):
+    assert within(lambda: tried(tmp_path, seeds) or "all refused", seconds=60) == "all refused"
+
+
+def test_a_shard_that_did_not_arrive_as_it_was_sent_is_not_scored(tmp_path):
+    rows = many(8)
+    packed = pack_rows(rows)
+    digest = hashlib.sha256(packed).hexdigest()
+    sent = Task("key", range(8), ("nowhere", "0"), digest, packed)
+    assert Scorer()._rows(sent) == rows
+    other = pack_rows([replace(rows[0], ids=rows[1].ids, mask=rows[1].mask), *rows[1:]])
+    with pytest.raises(DataError, match="did not arrive as they were sent"):
+        Scorer()._rows(sent._replace(rows=other))
+    file = write_rows(rows, tmp_path)
+    mapped = sent._replace(rows=None, place=(str(file.path), file.hash))
+    assert Scorer()._rows(mapped) == rows
+    file.path.write_bytes(other)
+    assert Scorer()._rows(mapped) is None, "another file under the same name is not ours"

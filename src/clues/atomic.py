@@ -59,16 +59,28 @@ def atomic_write_bytes(path: Path, data: bytes, *, private: bool | None = None) 
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file.
+    """Read a whole file of ours, which may be as large as a model.
 
     Raises:
-        DataError: it is missing or may not be read.
+        DataError: it is missing, no plain file, or may not be read.
     """
     try:
+        refuse_what_never_ends(path)
         return path.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
     raise DataError(f"{path}: cannot be read ({reason}). Mend its permissions or put it back.")
+
+
+def refuse_what_never_ends(path: Path) -> None:
+    """Refuse a named pipe, a socket or a device: reading one could wait for ever, or never end.
+
+    Raises:
+        OSError: it is one, or nothing is there.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "this is no plain file", str(path))
 
 
 def open_private(path: Path) -> TextIO:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clues.atomic import atomic_write_bytes, make_folder, read_bytes
+from clues.atomic import atomic_write_bytes, make_folder, read_bytes, refuse_what_never_ends
 from clues.errors import DataError
 
 log = logging.getLogger("clues")
@@ -144,9 +144,10 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes.
 
     Raises:
-        DataError: it is missing or may not be read.
+        DataError: it is missing, no plain file, or may not be read.
     """
     try:
+        refuse_what_never_ends(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

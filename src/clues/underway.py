@@ -1,6 +1,5 @@
 """Where a run is while it runs, read from its folder alone; no torch, no rows, no network."""
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -10,9 +9,18 @@ from socket import gethostname
 from typing import Any
 
 from clues.errors import DataError, UsageError
+from clues.printable import MAX_TEXT, printable
+from clues.reading import is_plain_number
 from clues.rundir import read_json
 
 PROGRESS = "progress.json"
+# What a silo notes of its work, by type.
+TEXTS = ("host", "what", "part", "last_error")
+COUNTS = ("pid", "parts", "parts_done", "rows", "rows_done", "rows_found", "workers")
+TIMES = ("began", "updated")
+MOST = 2**53  # of a count or a second
+LONGEST = 1000  # characters of an error
+_ANEW = "It is written anew when the silo works."
 
 
 @dataclass(frozen=True)
@@ -86,24 +94,35 @@ def read_status(root: Path) -> RunStatus:
 
 def _stages(folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
-    for path in sorted(folder.glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
+    for path in sorted(folder.glob("*.json"), key=lambda p: p.lstat().st_mtime_ns):
         try:
-            content = json.loads(path.read_bytes())
-            found[content["stage"]] = float(content["result"]["seconds"])
-        except (ValueError, KeyError, TypeError):
+            content = read_json(path, advice="The stage is done again.")
+            seconds = content["result"]["seconds"]
+            stage = content["stage"]
+        except (DataError, KeyError, TypeError):
             # Half-written or damaged: the stage is done again, and stands nowhere until then.
-            found.pop(path.stem, None)
+            continue
+        if isinstance(stage, str) and is_plain_number(seconds, low=0.0, high=MOST):
+            found[printable(stage, MAX_TEXT)] = float(seconds)
     return found
 
 
 def _silo(path: Path) -> SiloStatus:
-    content = read_json(path, advice="It is written anew when the silo works.")
-    try:
-        return _read(content)
-    except (KeyError, TypeError):
-        raise DataError(
-            f"{path}: damaged (not a silo's progress). It is written anew when the silo works."
-        ) from None
+    content = read_json(path, advice=_ANEW)
+    fits = (
+        isinstance(content, dict)
+        and all(isinstance(content.get(name), str) for name in TEXTS)
+        and all(_is_count(content.get(name)) for name in COUNTS)
+        and all(is_plain_number(content.get(n), low=0.0, high=MOST) for n in TIMES)
+    )
+    if not fits:
+        raise DataError(f"{path}: damaged (not a silo's progress). {_ANEW}")
+    # It may have come with a copied folder, and a person will print it.
+    return _read({**content, **{name: printable(content[name], LONGEST) for name in TEXTS}})
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and is_plain_number(value, low=0, high=MOST)
 
 
 def _read(content: Mapping[str, Any]) -> SiloStatus:
@@ -137,6 +156,8 @@ def _read(content: Mapping[str, Any]) -> SiloStatus:
 
 
 def _lives(pid: int) -> bool:
+    if not 0 < pid < 2**31:
+        return False  # no process has such a number; to others, signals go to many
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from clues.atomic import atomic_write_bytes
 from clues.cli.options import Json, err, out
 from clues.errors import UsageError
+from clues.printable import MAX_TEXT, printable
 from clues.results.run import Results
 
 if TYPE_CHECKING:
     from clues.evaluation.across import Comparison, Line
 
 MAX_SEEDS = 1000
+# A run's name is text, and may have come from somebody else; none of it is a command of LaTeX.
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "#$%&_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
+)
 Csv = Annotated[
     Path | None, typer.Option("--csv", help="Write one line for each figure and difference.")
 ]
@@ -77,11 +86,11 @@ def show_comparison(
     for group, seeds in found.seeds.items():
         out.print(f"{group}: seeds {', '.join(map(str, seeds))}", style="bold", highlight=False)
         for line in [line for line in found.lines if line.group == group]:
-            what = f"{line.arm}, {line.measure}"
+            what = f"{printable(line.arm, MAX_TEXT)}, {line.measure}"
             what += f", less {line.against}" if line.against else ""
             out.print(f"  {what:<52} {_shown(line)}", highlight=False, soft_wrap=True)
     for note in found.notes:
-        err.print(Text(f"note: {note}", style="bold magenta"), soft_wrap=True)
+        err.print(f"note: {note}", style="bold magenta", highlight=False, soft_wrap=True)
 
 
 def seeds_of(text: str) -> list[int]:
@@ -134,4 +143,4 @@ def _latex(found: "Comparison") -> str:
     table.index.names = ["runs", "arm"]
     seeds = "; ".join(f"{group}: {', '.join(map(str, s))}" for group, s in found.seeds.items())
     caption = f"Means over seeds with 95 % intervals. Seeds: {seeds}."
-    return table.to_latex(escape=True, caption=caption.replace("%", r"\%").replace("_", r"\_"))
+    return table.to_latex(escape=True, caption=caption.translate(_LATEX))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from clues.cli.calm import calm_libraries
+from clues.cli.terminal import Shown
 from clues.errors import UsageError
 from clues.network.children import FLOWER_ENVIRONMENT, OFFLINE
 
 PANEL = "Separate machines"
-out, err = Console(markup=False), Console(stderr=True, markup=False)
+out, err = Shown(), Shown(stderr=True)
 keys = typer.Typer(
     help="Make a private authority, the coordinator's certificate, node keys, and a rows key.",
     no_args_is_help=True,

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from clues.cli.terminal import Shown
 from clues.config import parse_columns
 from clues.errors import UsageError
 
-# No markup: what is printed may hold brackets that somebody else has written.
-out, err = Console(markup=False), Console(stderr=True, markup=False)
+out, err = Shown(), Shown(stderr=True)
 
 Config = Annotated[
     # click 8.5 hides the help of typer's arguments, so the name has to say it.

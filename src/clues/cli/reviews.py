@@ -40,6 +40,8 @@ def reviews(
     from clues.silo.agreement import merge
     from clues.silo.overrides import read_overrides
 
+    if merged is not None and merged.resolve() in {path.resolve() for path in files}:
+        raise UsageError(f"--out: {merged} is one of the files that are compared. Name another.")
     read = [read_overrides(path) for path in files]
     found = merge(dict(zip(_names(files, read), read, strict=True)))
     if merged is not None:

@@ -4,6 +4,7 @@ The project's own trainer runs in every worker, each on a part of every step's r
 averaged by torch (DDP). Rows go as token ids, weights as safetensors.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -119,7 +120,9 @@ def train_on_cluster(
     # The rows that train, and no others, leave this process.
     used = sorted({position for step in steps for position in step})
     place = {position: number for number, position in enumerate(used)}
+    packed = pack_rows([rows[i] for i in used])
     head = {
+        "rows": hashlib.sha256(packed).hexdigest(),
         "model": recipe.model.model_dump(mode="json"),
         "lora": recipe.lora.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
@@ -136,7 +139,7 @@ def train_on_cluster(
         "cpus": settings.cpus,
     }
     work = _sealed({"start": start, "beneath": model.beneath or {}}, head)
-    data = _fit(ray, settings, work, pack_rows([rows[i] for i in used]), Path(scratch), on_step)
+    data = _fit(ray, settings, work, packed, Path(scratch), on_step)
     tree, said = _unsealed(data)
     points = tuple(
         Checkpoint(step, rate, point["adapter"], point["second"], point["first"], n_seen)
@@ -237,6 +240,8 @@ def _work(work: bytes, data: bytes, part: Part, on_step: Callable[[], None] | No
             f"a worker on {gethostname()} has {_named(ours)}, and this silo "
             f"{_named(head['versions'])}. Install and set the same on every machine of the cluster."
         )
+    if hashlib.sha256(data).hexdigest() != head["rows"]:
+        raise ClusterError("rows of a training did not arrive as they were sent.")
     torch.set_num_threads(head["cpus"])
     how = {
         "settings": validate(TrainSettings, head["train"], where="the recipe"),

@@ -128,6 +128,8 @@ class Scorer:
     def _rows(self, task: Task) -> list[EncodedRow] | None:
         """The shard's rows; None where the worker does not see the silo's own file."""
         if task.rows is not None:
+            if hashlib.sha256(task.rows).hexdigest() != task.digest:
+                raise DataError("rows of a shard did not arrive as they were sent.")
             return unpack_rows(task.rows)
         if task.place not in self.files:
             try:

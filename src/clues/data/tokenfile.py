@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from clues.atomic import make_folder, write_atomically
+from clues.atomic import make_folder, refuse_what_never_ends, write_atomically
 from clues.data.pieces import TurnRun
 from clues.data.samples import Sample
 from clues.data.tokens import EncodedRow, EncodedRows, RowEncoder, each_encoded, none_left
@@ -44,18 +44,28 @@ class TokenRows(Rows):
     """
 
     def __init__(self, path: Path, hash_: str) -> None:
-        """Map the file.
+        """Map the file, once it is seen to be the one that was written.
+
+        Arrow trusts what a file says of its own sizes: a damaged one would end the process, or be
+        read as other tokens.
 
         Raises:
-            DataError: it is missing or no token file.
+            DataError: it is missing, damaged or no token file.
         """
         self.path, self.hash = path, hash_
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            refuse_what_never_ends(path)
+            mapped = pa.memory_map(str(path)).read_buffer()
+            if hashlib.sha256(mapped).hexdigest() != hash_:
+                raise pa.ArrowInvalid
+            table = pa.ipc.open_file(mapped).read_all()
             if not table.schema.equals(SCHEMA):
                 raise pa.ArrowInvalid
         except (OSError, pa.ArrowException):
-            raise DataError(f"{path.name}: not a file of token ids.") from None
+            raise DataError(
+                f"{path.name}: not the file of token ids that was written. It is made anew when the "
+                "silo works."
+            ) from None
         self.batches = table.to_batches()
         self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
         # What lies in the file, as arrays: made once per batch, for a row they are cheap.
@@ -174,14 +184,17 @@ def unpack_rows(data: bytes) -> list[EncodedRow]:
         table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         if not table.schema.equals(SCHEMA):
             raise pa.ArrowInvalid
-    except pa.ArrowException:
+        # Before anything is taken out: offsets that lead nowhere would end the process.
+        table.validate(full=True)
+        return [
+            arrays.row(n)
+            for batch in table.to_batches()
+            for arrays in (_arrays(batch),)
+            for n in range(len(batch))
+        ]
+    # ValueError and TypeError: values that are missing, or turns that are not three numbers each.
+    except (OSError, ValueError, TypeError, pa.ArrowException):
         raise DataError("a slice of token ids cannot be read.") from None
-    return [
-        arrays.row(n)
-        for batch in table.to_batches()
-        for arrays in (_arrays(batch),)
-        for n in range(len(batch))
-    ]
 
 
 def _fill(file: Any, rows: Iterable[EncodedRow]) -> None:

@@ -1,14 +1,16 @@
 """Several runs beside each other: means over seeds, and paired differences with intervals. No torch."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 import numpy as np
 
 from clues.errors import DataError
 from clues.evaluation.intervals import interval_over_seeds
+from clues.printable import MAX_TEXT, printable
 from clues.results.arms import ArmResult, Gap
 from clues.results.run import Results
 
@@ -110,9 +112,7 @@ def _groups(runs: Iterable[Results]) -> dict[str, dict[int, Results]]:
         joined = [run.method.combine, run.method.aggregation]
         key = json.dumps([run.name, run.base_model, settings, joined], sort_keys=True)
         if key not in names:
-            # Two recipes of one name are told apart by number.
-            same = sum(name.split(" (")[0] == run.name for name in names.values())
-            names[key] = f"{run.name} ({same + 1})" if same else run.name
+            names[key] = _new_name(run.name, set(names.values()))
         by_seed = found.setdefault(names[key], {})
         (seed,) = run.seeds[:1] or (0,)
         if seed in by_seed:
@@ -121,6 +121,13 @@ def _groups(runs: Iterable[Results]) -> dict[str, dict[int, Results]]:
             )
         by_seed[seed] = run
     return found
+
+
+def _new_name(name: str, taken: Set[str]) -> str:
+    """A run's name, cut; recipes of one name are told apart by number, whatever others are called."""
+    short = printable(name, MAX_TEXT)
+    numbered = (short if n == 1 else f"{short} ({n})" for n in count(1))
+    return next(found for found in numbered if found not in taken)
 
 
 def _values(by_seed: Mapping[int, Results], arm: str, measure: str) -> dict[int, float]:
@@ -188,7 +195,8 @@ def _notes(groups: Mapping[str, Mapping[int, Results]]) -> Iterable[str]:
         ("base models", {run.base_model for run in runs}),
     ):
         if len(values) > 1:
-            yield f"the runs are of different {what}: {', '.join(sorted(values))}."
+            shown = ", ".join(printable(value, MAX_TEXT) for value in sorted(values))
+            yield f"the runs are of different {what}: {shown}."
     for name, by_seed in groups.items():
         if len(by_seed) == 1:
             yield f"{name}: one seed says nothing about another; give three or more (--seeds)."

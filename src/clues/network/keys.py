@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
-from clues.atomic import OTHERS, atomic_write_bytes, make_private_folder
+from clues.atomic import (
+    OTHERS,
+    atomic_write_bytes,
+    make_private_folder,
+    refuse_what_never_ends,
+)
 from clues.errors import KeyFileError
 from clues.extras import needs
 
@@ -148,6 +153,7 @@ def check_private_key(path: Path) -> None:
         KeyFileError: with what is wrong.
     """
     try:
+        refuse_what_never_ends(path)
         key = load_ssh_private_key(path.read_bytes(), None)
     except OSError as error:
         raise KeyFileError(
@@ -221,6 +227,7 @@ def _read_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePri
 
 def _read(path: Path) -> bytes:
     try:
+        refuse_what_never_ends(path)
         return path.read_bytes()
     except OSError as error:
         raise KeyFileError(

@@ -9,6 +9,7 @@ from pydantic_core import from_json
 
 from clues.config import Aim
 from clues.errors import DataError
+from clues.reading import is_folder, read_bytes, shown, status
 from clues.results.arms import ArmResult
 from clues.results.base import Figures
 from clues.results.problems import first_problem
@@ -193,15 +194,12 @@ class Results(Figures):
             DataError: there is no such file, it is of another version, or it is broken; says what
                 is wrong, where, and what to do.
         """
-        path = Path(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
+        if status(path) is None or is_folder(path):
             raise DataError(
-                f"{path}: cannot be read ({error.strerror}). Name the results.json in the folder of a "
-                "run; `clues run` writes one at its end."
-            ) from None
-        return cls.from_bytes(data, where=str(path))
+                f"{shown(path)}: cannot be read (there is no such file). Name the results.json in the "
+                "folder of a run; `clues run` writes one at its end."
+            )
+        return cls.from_bytes(read_bytes(path, advice=_AGAIN), where=shown(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Self:

@@ -42,6 +42,7 @@ class Scene:
         weights: weight of each validation set.
         names: LoRA weights whose gradients count.
         seed: of the recipe.
+        skip_nonfinite: whether a row that has no finite score gets NaN, and stops nobody.
         memory: mean losses that one baseline has computed and another asks for again.
     """
 
@@ -52,6 +53,7 @@ class Scene:
     weights: Mapping[str, float]
     names: Sequence[str]
     seed: int
+    skip_nonfinite: bool = False
     memory: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -62,7 +64,8 @@ def base_perplexity(scene: Scene) -> Scorer:
 
     The usual perplexity filter: it needs no training, and no silo but its own.
     """
-    return lambda rows: -losses_before(scene.model, rows)
+    skip = scene.skip_nonfinite
+    return lambda rows: -losses_before(scene.model, rows, skip_nonfinite=skip)
 
 
 def ifd(scene: Scene) -> Scorer:
@@ -109,7 +112,8 @@ def datainf(scene: Scene) -> Scorer:
     direction = datainf_direction(scene.model, scene.rows, adapter=adapter, gradient=mean)
 
     def score(rows: Sequence[EncodedRow]) -> np.ndarray:
-        found = influence_scores(scene.model, rows, adapter=adapter, directions=[direction])
+        how = {"directions": [direction], "skip_nonfinite": scene.skip_nonfinite}
+        found = influence_scores(scene.model, rows, adapter=adapter, **how)
         return found.products[:, 0]
 
     return score
@@ -167,7 +171,10 @@ def rds(scene: Scene) -> Scorer:
         found = [share * (units_NE @ sets[n].T).max(axis=1) for n, share in shares.items()]
         return np.sum(found, axis=0)
 
-    return _for_rows_with_response(lambda rows: score_vectors(scene.model, rows, best, **how))
+    skip = scene.skip_nonfinite
+    return _for_rows_with_response(
+        lambda rows: score_vectors(scene.model, rows, best, skip_nonfinite=skip, **how)
+    )
 
 
 def length(scene: Scene) -> Scorer:
@@ -205,8 +212,9 @@ def _losses_with_and_without_question(
     key = tuple(row.id for row in rows)
     if key not in scene.memory:
         adapter = scene.checkpoint.adapter
-        given = mean_losses(scene.model, rows, adapter=adapter)
-        helps = alignments(scene.model, rows, given, adapter=adapter)
+        how = {"adapter": adapter, "skip_nonfinite": scene.skip_nonfinite}
+        given = mean_losses(scene.model, rows, **how)
+        helps = alignments(scene.model, rows, given, **how)
         scene.memory[key] = given, given + helps
     return scene.memory[key]
 
@@ -219,8 +227,9 @@ def _by_centre(scene: Scene, *, adapter: AdapterState, weigh: Weigh) -> Scorer:
         for name, share in _shares(scene).items()
     )
     centre_E = centre_E / max(float(np.linalg.norm(centre_E)), 1e-12)
+    how = {"adapter": adapter, "weigh": weigh, "skip_nonfinite": scene.skip_nonfinite}
     return lambda rows: score_vectors(
-        scene.model, rows, lambda units_NE: units_NE @ centre_E, adapter=adapter, weigh=weigh
+        scene.model, rows, lambda units_NE: units_NE @ centre_E, **how
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.scoring.baselines import Scene
+from clues.scoring.batches import refuse_nonfinite
 from clues.scoring.direction import LinearForm, precondition
 from clues.scoring.forms import explicit_scores, form_directions, linear_scores
 from clues.scoring.installed import is_baseline, needs_rows, scorer
@@ -119,6 +120,7 @@ def compare(
     known: Mapping[str, Compared],
     sent: AnchorScores | None = None,
     task: Task = no_bar,
+    skip_nonfinite: bool = False,
 ) -> dict[str, Compared]:
     """Every score that `recipe.score.compare` lists, for one group of rows.
 
@@ -130,8 +132,10 @@ def compare(
         sent: what `compare_anchors` returned at the coordinator; None where the anchors' scores
             depend on the silo.
         task: opens a bar.
+        skip_nonfinite: give rows NaN instead of raising; anchors are public.
 
     Raises:
+        NumericsError: an anchor's score is not finite.
         DataError: what was sent does not fit the recipe or the anchors.
     """
     if sent is not None:
@@ -139,9 +143,12 @@ def compare(
     forms, names = place.forms(known=known), place.baselines(known=known)
     n_rows = len(rows) + (len(anchors) if sent is None else 0)
     with task(n_rows * _n_passes(place, forms, names)) as advance:
-        found = score_by_forms(place, forms, rows, anchors, sent=sent, on_rows=advance)
+        how = {"sent": sent, "on_rows": advance, "skip_nonfinite": skip_nonfinite}
+        found = score_by_forms(place, forms, rows, anchors, **how)
         # In-run scores are made while training.
-        found |= score_by_baselines(place, names, rows, anchors, sent=sent, on_rows=advance)
+        found |= score_by_baselines(place, names, rows, anchors, **how)
+    for name, scored in found.items():
+        refuse_nonfinite(anchors, scored.anchors, what=f"{name} score")
     return {n: {**found, **known}[n] for n in place.recipe.score.compare if n != "inrun"}
 
 
@@ -174,9 +181,11 @@ def score_by_baselines(
     *,
     sent: AnchorScores | None = None,
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> dict[str, Compared]:
     """Score rows and anchors by baselines at the last checkpoint."""
-    scene, brought = _scene(place, rows=rows), sent.baselines if sent else {}
+    scene = _scene(place, rows=rows, skip_nonfinite=skip_nonfinite)
+    brought = sent.baselines if sent else {}
     found: dict[str, Compared] = {}
     for name in baselines:
         score = scorer(name)(scene)
@@ -195,12 +204,14 @@ def score_by_forms(
     *,
     sent: AnchorScores | None = None,
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> dict[str, Compared]:
     """Score rows and anchors by influence forms along a trajectory, without the loss."""
     everyone = [*rows, *anchors] if sent is None else rows
     n, weights = len(rows), place.weights
     found: dict[str, Compared] = {}
-    for form, parts in form_parts(place, forms, everyone, on_rows=on_rows).items():
+    how = {"on_rows": on_rows, "skip_nonfinite": skip_nonfinite}
+    for form, parts in form_parts(place, forms, everyone, **how).items():
         ours = {name: parts[name][:n] for name in weights}
         theirs = {
             name: parts[name][n:] if sent is None else np.array(sent.forms[form][name])
@@ -216,6 +227,7 @@ def form_parts(
     rows: Rows,
     *,
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Influence of every row by form and validation set along a trajectory, without the loss."""
     raw: dict[str, dict[str, np.ndarray]] = {form: {} for form in forms}
@@ -229,12 +241,13 @@ def form_parts(
         own: dict[str, list[AdapterState]] = {
             form: [precondition(v, checkpoint, form=form) for v in directions] for form in linear
         }
+        how: dict[str, Any] = {"on_rows": on_rows, "skip_nonfinite": skip_nonfinite}
         if explicit:
             found = explicit_scores(
-                model, rows, checkpoint, directions, forms=explicit, linear=own, on_rows=on_rows
+                model, rows, checkpoint, directions, forms=explicit, linear=own, **how
             )
         else:
-            found = linear_scores(model, rows, checkpoint, own, on_rows=on_rows)
+            found = linear_scores(model, rows, checkpoint, own, **how)
         for form, scores in found.items():
             for k, part in enumerate(validation):
                 term = checkpoint.learning_rate * scores.products[:, k]
@@ -250,7 +263,7 @@ def one_number(
     return Compared(combine(rows, weights, scales), combine(anchors, weights, scales))
 
 
-def _scene(place: Standpoint, *, rows: Rows) -> Scene:
+def _scene(place: Standpoint, *, rows: Rows, skip_nonfinite: bool = False) -> Scene:
     """What baselines look at; `rows` are a silo's own, for those of `NEEDS_ROWS`."""
     return Scene(
         model=place.model,
@@ -260,6 +273,7 @@ def _scene(place: Standpoint, *, rows: Rows) -> Scene:
         weights=place.weights,
         names=place.names,
         seed=place.recipe.seed,
+        skip_nonfinite=skip_nonfinite,
     )
 
 

@@ -38,6 +38,8 @@ def datainf_direction(
         damping: factor of lambda; the paper's 0.1.
         on_rows: called with the number of rows finished; two passes are made.
 
+    Rows whose gradients are not finite do not count.
+
     Source: Kwon et al. 2024, DataInf, arXiv 2310.00902, equation 5.
     """
     weights = sorted(gradient)
@@ -49,11 +51,16 @@ def datainf_direction(
 
     options: dict[str, Any] = {"adapter": adapter, "weights": weights, "on_rows": on_rows}
     each_gradient(model, rows, on_gradient=measure, **options)
-    ridge = {n: damping * float(s.mean()) / v[n].numel() for n, s in squares.items()}
+    # A row whose gradient overflows has no say in the Hessian; with it, no score would be finite.
+    counts = torch.stack([torch.isfinite(s) for s in squares.values()]).all(dim=0)
+    n_rows = max(1, int(counts.sum()))
+    squares = {name: torch.where(counts, s, 0.0) for name, s in squares.items()}
+    ridge = {n: damping * float(s.sum()) / n_rows / v[n].numel() for n, s in squares.items()}
     correction = {name: torch.zeros_like(t) for name, t in v.items()}
 
     def add(batch: Sequence[int], name: str, g: Tensor) -> None:
-        flat_NP = g.flatten(1)
+        kept_N1 = counts[list(batch)].to(g.device)[:, None]
+        flat_NP = torch.where(kept_N1, g.flatten(1), 0.0)
         product_N = flat_NP @ v[name].to(g).flatten()
         share_N = product_N / (ridge[name] + squares[name][list(batch)].to(g))
         correction[name] += (share_N @ flat_NP).view_as(correction[name])
@@ -64,6 +71,6 @@ def datainf_direction(
         # A weight that no row's gradient touches has no curvature and no say.
         name: torch.zeros_like(gradient[name])
         if name in silent
-        else ((v[name] - correction[name] / len(rows)) / ridge[name]).cpu()
+        else ((v[name] - correction[name] / n_rows) / ridge[name]).cpu()
         for name in weights
     }

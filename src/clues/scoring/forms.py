@@ -173,6 +173,7 @@ def linear_scores(
     directions: Mapping[str, Sequence[AdapterState]],
     *,
     on_rows: Callable[[int], None] | None = None,
+    skip_nonfinite: bool = False,
 ) -> dict[str, RowScores]:
     """Scores in several linear forms from one pass by the side branch, which makes no gradients.
 
@@ -182,13 +183,19 @@ def linear_scores(
         checkpoint: its adapter is what counts.
         directions: of every form.
         on_rows: called with the number of rows finished.
+        skip_nonfinite: whether rows without a finite score are let through.
 
     Raises:
         NumericsError: a score is not finite.
     """
     flat = [direction for own in directions.values() for direction in own]
     found = influence_scores(
-        model, rows, adapter=checkpoint.adapter, directions=flat, on_rows=on_rows
+        model,
+        rows,
+        adapter=checkpoint.adapter,
+        directions=flat,
+        on_rows=on_rows,
+        skip_nonfinite=skip_nonfinite,
     )
     return _by_form(found, directions)
 

@@ -82,6 +82,7 @@ def score_vectors(
     *,
     adapter: AdapterState,
     weigh: Weigh,
+    skip_nonfinite: bool = False,
 ) -> np.ndarray:
     """A number for every row from its vector, as in `unit_vectors`; no vector outlives its batch.
 
@@ -91,6 +92,7 @@ def score_vectors(
         score: gives N numbers for N vectors, each from its own vector alone.
         adapter: LoRA weights.
         weigh: the weights of a row's tokens.
+        skip_nonfinite: give NaN instead of raising.
 
     Raises:
         NumericsError: a hidden state is NaN or infinite.
@@ -101,7 +103,7 @@ def score_vectors(
         scores[batch] = score(units_NE)
 
     _each_units(model, rows, keep, adapter=adapter, weigh=weigh)
-    refuse_nonfinite(rows, scores, what="mean hidden state")
+    refuse_nonfinite(rows, scores, skip=skip_nonfinite, what="mean hidden state")
     return scores
 
 

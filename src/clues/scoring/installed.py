@@ -82,7 +82,8 @@ def _checked(name: str, build: Callable[[Scene], Scorer]) -> Callable[[Scene], S
 
         def checked(rows: Sequence[EncodedRow]) -> np.ndarray:
             found = np.asarray(score(rows), dtype=np.float64)
-            if found.shape != (len(rows),) or not np.isfinite(found).all():
+            finite = scene.skip_nonfinite or np.isfinite(found).all()
+            if found.shape != (len(rows),) or not finite:
                 raise DataError(
                     f"score {name}: it gave an array of shape {found.shape} for {len(rows)} rows, or "
                     "numbers that are not finite. One finite number per row is needed."

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from clues.atomic import make_folder
+from clues.atomic import make_folder, read_bytes
 from clues.data.tokenfile import TokenRows, hash_rows, write_rows
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
@@ -129,7 +129,7 @@ class Job:
             DataError: it is missing or unreadable.
         """
         try:
-            data = (folder / FILE).read_bytes()
+            data = read_bytes(folder / FILE)
             _, head = unsealed(data)
             place, hash_ = head["tokens"]
             rows = TokenRows(folder / place, hash_)

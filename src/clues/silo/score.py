@@ -12,7 +12,7 @@ from clues.data.tokens import EncodedRow
 from clues.data.views import View
 from clues.errors import DataError
 from clues.model.adapters import AdapterState
-from clues.scoring.batches import SHOWN_IDS
+from clues.scoring.batches import SHOWN_IDS, refuse_nonfinite
 from clues.scoring.compared import (
     Compared,
     Standpoint,
@@ -104,7 +104,8 @@ def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> Sco
         for part, values in scored.scores.parts.items():
             parts.setdefault(part, np.zeros(len(rows)))[members] = values
         found[group] = scored
-    finite = _finite([*raw.values(), before])
+    # Every number of a row must be one, the last loss and the compared scores too.
+    finite = _finite([*raw.values(), *parts.values()])
     names = next(iter(found.values())).compared
     space.write_side_files(
         anchors={group: scored.anchors for group, scored in found.items()},
@@ -196,6 +197,7 @@ def _score_group(
         known=_known(recipe, space.settings.domain, scored.raw, anchors, finite),
         sent=sent_scores(request) if anchors_at_coordinator(recipe) else None,
         task=partial(space.progress.task, f"{space.name}: compared scores"),
+        skip_nonfinite=True,
     )
     if "inrun" in recipe.score.compare:
         compared["inrun"] = _compared_in_run(space, rows, finite)
@@ -269,8 +271,12 @@ def _deciding_scores(
         chosen = {name: ours[name] for name in wanted}
         return TrajectoryScores(chosen, parts), {name: theirs[name] for name in wanted}
     if is_baseline(method):
-        found = score_by_baselines(scene.place, [method], rows, anchors)[method]
-        last = sharing.losses(model, rows, checkpoints[-1].adapter)
+        found = score_by_baselines(scene.place, [method], rows, anchors, skip_nonfinite=True)[
+            method
+        ]
+        # Anchors are public: what they score tells of no row.
+        refuse_nonfinite(anchors, found.anchors)
+        last = sharing.losses(model, rows, checkpoints[-1].adapter, skip_nonfinite=True)
         return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
