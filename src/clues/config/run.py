@@ -149,6 +149,15 @@ class SiloSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _noise_sees_every_row_once(self) -> "SiloSettings":
+        if self.privacy and self.compute and self.compute.gradient_checkpointing:
+            raise ValueError(
+                "privacy needs every row's gradient, which compute.gradient_checkpointing would make "
+                "twice; set it to false for this silo"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _noise_is_made_in_one_process(self) -> "SiloSettings":
         if self.privacy and self.compute and self.compute.train_workers > 1:
             raise ValueError(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from clues.config import RowsFile, RunConfig
 from clues.data.formats import RowFile, read_rows
@@ -31,6 +30,7 @@ from clues.findings.base import SAYS
 from clues.findings.look import look
 from clues.model.adapters import LoraModel
 from clues.model.cache import ModelCache
+from clues.model.devices import wait_for
 from clues.model.fitness import notes_on_base
 from clues.model.loss import make_batch, row_losses
 from clues.model.place import fetch
@@ -63,7 +63,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     recipe = config.recipe
     refuse_missing(recipe.score)
     fetch(recipe.model)
-    model, encoder = ModelCache().load(recipe)
+    model, encoder = ModelCache().load(recipe, device=config.compute.device)
     try_out(model, recipe.score)
     files: list[FileCheck] = []
     errors: list[str] = []
@@ -296,8 +296,7 @@ def _estimate_minutes(
     for _ in range(3):
         started = time.perf_counter()
         row_losses(model.peft, batch, head=model.head).mean().backward()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for(model.device)
         seconds.append(time.perf_counter() - started)
     step = min(seconds)
     steps = sum(n_train_steps(recipe.train, len(r)) for r in rows.values())

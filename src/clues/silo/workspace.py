@@ -35,6 +35,7 @@ from clues.extras import require
 from clues.findings.look import Findings, look
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
+from clues.model.recomputing import check_recomputing
 from clues.model.training import Observer, Trained, train
 from clues.progress import Progress
 from clues.rundir import hash_of, read_json, read_record, source_hash, write_json
@@ -142,6 +143,8 @@ class Workspace:
         """The base model with its adapter."""
         if "model" not in self.memory:
             model, self.memory["encoder"] = self.load_model(self.recipe())
+            if self.compute().gradient_checkpointing:
+                check_recomputing(model.peft.get_base_model())
             try_out(model, self.recipe().score)
             refuse_missing(self.recipe().score)
             self.memory["model"] = model
@@ -557,8 +560,9 @@ class Workspace:
                 from clues.cluster.training import train_on_cluster  # needs the extra `ray`
 
                 return train_on_cluster(self.compute(), self.recipe(), self.model(), rows, **how)
-            settings = self.recipe().train
-            return train(self.model(), rows, settings=settings, observer=observer, **how)
+            how |= {"settings": self.recipe().train, "observer": observer}
+            how["gradient_checkpointing"] = self.compute().gradient_checkpointing
+            return train(self.model(), rows, **how)
 
     def _trains_together(self, observer: Observer | None) -> bool:
         """Whether workers share a training; who watches every step must be in its process."""
