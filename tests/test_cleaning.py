@@ -309,7 +309,7 @@ def test_names_of_peft_and_transformers_are_taken(tmp_path):
             "recipe.model: quantization stands there twice",
         ),
         ({"lora": {"r": 8, "rank": 8}}, "recipe.lora: rank stands there twice, once as r"),
-        ({"train": {"gradient_checkpointing": True}}, "gradient checkpointing is not supported"),
+        ({"train": {"gradient_checkpointing": True}}, r"set compute\.gradient_checkpointing"),
         ({"lora": {"zzz": 8}}, r"unknown key recipe\.lora\.zzz\. Known here: alpha, dropout, rank"),
         ({"lora": {"rnak": 8}}, "Did you mean 'rank'"),
     ],

@@ -20,6 +20,8 @@ ABSENT = {
     "compute.gradient_checkpointing, of the run or of a silo",
     "gradient_accumulation_steps": "batch_size is the rows of an optimiser step, and they go through "
     "the model in parts that fit; leave it out",
+    "report_to": "it changes no score, so no recipe has it; set compute.report_to, of the run or of a "
+    "silo",
     "use_dora": "DoRA is not supported: adapters are plain LoRA",
     "use_rslora": "rank-stabilised LoRA is not supported; set alpha to alpha * sqrt(rank) for the same",
     "bias": "biases are not trained",

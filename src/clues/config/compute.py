@@ -8,7 +8,7 @@ from clues.config.base import Seconds, Settings
 
 RAY = "ray"
 # These are of any engine.
-OF_ALL = ("engine", "device", "gradient_checkpointing")
+OF_ALL = ("engine", "device", "gradient_checkpointing", "report_to")
 Workers = Annotated[int, Field(ge=1, le=10_000)]
 
 
@@ -33,6 +33,9 @@ class ComputeSettings(Settings):
             between devices.
         gradient_checkpointing: keep less of the way forward in trainings, and compute the rest again
             on the way back: less memory, a third more time, the same gradients.
+        report_to: a tracker that is told loss, learning rate and number of rows at every step of
+            trainings, and nothing else. Each needs the extra of its name (`pip install '.[wandb]'` in
+            the source folder). Where it keeps or sends them is set as it says itself.
     """
 
     engine: Literal["local", "ray"] = "local"
@@ -44,6 +47,7 @@ class ComputeSettings(Settings):
     wait_s: Seconds = 120.0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     gradient_checkpointing: bool = False
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
 
     @field_validator("address")
     @classmethod

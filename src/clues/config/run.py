@@ -149,11 +149,16 @@ class SiloSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _noise_sees_every_row_once(self) -> "SiloSettings":
+    def _noise_goes_alone(self) -> "SiloSettings":
         if self.privacy and self.compute and self.compute.gradient_checkpointing:
             raise ValueError(
                 "privacy needs every row's gradient, which compute.gradient_checkpointing would make "
                 "twice; set it to false for this silo"
+            )
+        if self.privacy and self.compute and self.compute.report_to != "none":
+            raise ValueError(
+                "compute.report_to would tell losses and numbers of rows as they are, which privacy "
+                "covers with noise; set one of the two"
             )
         return self
 
