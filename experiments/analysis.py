@@ -203,7 +203,7 @@ def by_checkpoint(views: Sequence[SiloView]) -> dict[str, Any]:
     for view in views:
         sums: dict[int, np.ndarray] = {}
         for term, values in terms(view.table.parts).items():
-            if term.block is None:
+            if term.block is None and part_of(term.set) == INFLUENCE:
                 sums[term.checkpoint] = sums.get(term.checkpoint, np.zeros(len(values))) + values
         for number, values in sums.items():
             auc = ranking(view.labels, values)["auc"]

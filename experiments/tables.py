@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clues.config import BUILT_IN
+from experiments import standalone
 from experiments.figure import write_figure
 from experiments.goals import goals
 from experiments.paper import experiment_tables, score_in_words
@@ -160,9 +161,13 @@ def page(section: Section) -> str:
 
 
 def sections() -> list[Section]:
-    """Every experiment: the demo and MedQuAD, then those with a recipe."""
-    measured = [_runs(folder) for folder in TITLES]
-    return [*filter(None, measured), *(section(name) for name in known_experiments(HERE))]
+    """Every experiment: the demo and MedQuAD, others that are no recipe, then those with a recipe."""
+    measured = filter(None, [_runs(folder) for folder in TITLES])
+    others = [
+        Section(one.name, one.title, f"{one.asks} Again: `{one.again}`.", standalone.section(one))
+        for one in standalone.ALL
+    ]
+    return [*measured, *others, *(section(name) for name in known_experiments(HERE))]
 
 
 def _runs(folder: str) -> Section | None:

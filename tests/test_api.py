@@ -285,6 +285,22 @@ def test_settings_come_as_a_dict_or_as_a_recipe(scored, data, model):
 
 
 @pytest.mark.slow
+def test_rejected_rows_count_against_rows_that_are_like_them(data, model):
+    bad = [{**row, "output": f"{row['output']} Buy it now."} for row in data["rows"][:12]]
+    settings = {**SMALL, "score": {"loss_weight": 0, "alignment_weight": 0, "reject_weight": 1}}
+    sets = {"validation": data["validation"], "anchors": data["anchors"], "progress": False}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the threshold keeps")
+        plain = clues.score(data["rows"], model=model, recipe=settings, **sets)
+        found = clues.score(data["rows"], rejected=bad, model=model, recipe=settings, **sets)
+    (units,) = found.threshold.units.values()
+    assert set(units.weights) == {"validation", "reject"}
+    assert not np.allclose(found.scores, plain.scores)
+    with pytest.raises(DataError, match=r"12 rows are rejected|10 are needed"):
+        clues.score(data["rows"], rejected=bad[:3], model=model, recipe=SMALL, **sets)
+
+
+@pytest.mark.slow
 def test_one_list_of_checked_rows_is_dealt_as_init_does(data, model, capfd):
     checked = data["validation"] + data["anchors"]
     settings = {key: value for key, value in SMALL.items() if key != "score"}

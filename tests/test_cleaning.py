@@ -210,6 +210,38 @@ def test_a_reviewers_word_counts_and_lasts_and_other_names_of_columns_will_do(fi
     assert decisions("cleaned") == after
 
 
+@pytest.mark.slow
+def test_rejected_rows_are_set_aside_and_count_against_rows_that_are_like_them(files, capsys):
+    line = ("clean", "rows.json", "--checked", "checked.json", "--rejected", "rejected.json", "-q")
+    rows = json.loads(Path("rows.json").read_text())
+    Path("rejected.json").write_text(json.dumps([rows[0], rows[1]]))
+    code, _ = call(*line, "--json")
+    assert code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert any("2 rejected rows are too few to count" in warning for warning in said["warnings"])
+    first = decisions("cleaned")
+    assert [first[n]["file"] for n in (0, 1)] == ["dropped", "dropped"]
+    assert all("a rejected row" in first[n]["reason"] for n in (0, 1))
+    more = [{**row, "output": f"{row['output']} Buy it now."} for row in pairs(2, 42)[30:]]
+    Path("rejected.json").write_text(json.dumps([rows[0], *more]))
+    assert call(*line)[0] == 0
+    recipe = load_config(next(Path("cleaned/run").rglob("clues.yaml"))).recipe
+    assert next(iter(recipe.public.values())).reject.path.name == "rejected.json"
+    again = decisions("cleaned")
+    assert again[0]["why"] == "person"
+    # No longer rejected: what the score says counts again.
+    assert again[1]["why"] != "person"
+    assert {row["score"] for row in again} != {row["score"] for row in first}
+
+
+def test_a_row_is_not_checked_and_rejected(files, capsys):
+    Path("rejected.json").write_text(Path("checked.json").read_text())
+    line = ("clean", "rows.json", "--checked", "checked.json", "--rejected", "rejected.json", "-q")
+    code, said = fails(capsys, *line)
+    assert code == 3
+    assert "34 rows are checked rows and also rejected ones" in said
+
+
 def test_options_that_do_not_go_together_are_refused_before_anything_is_scored(files, capsys):
     code, said = fails(capsys, "clean", "rows.json", "--overrides", "said.json")
     assert code == 2
@@ -217,6 +249,9 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_scored(f
     code, said = fails(capsys, "clean", "rows.json", "--turns", "mask")
     assert code == 2
     assert "--turns goes with --checked" in said
+    code, said = fails(capsys, "clean", "rows.json", "--rejected", "said.json")
+    assert code == 2
+    assert "--rejected goes with --checked" in said
     line = ("clean", "rows.json", "--checked", "checked.json", "--map", "prompt=nobody", "-q")
     code, said = fails(capsys, *line)
     assert code == 2

@@ -76,7 +76,7 @@ KEYS = {
     (): "name date machine base_model recipe_hash recipe seeds versions method arms silos absences "
     "stops curves threshold controls controls_kept questions guessing tasks judge seconds",
     ("method",): "score form loss_weight loss_under alignment_weight parts trajectory layers rule "
-    "combine aggregation",
+    "combine aggregation reject_weight",
     ("arms",): "mixed random clues oracle",
     ("arms", "mixed"): "kept steps silos energy_lost heldout_loss knowledge_accuracy "
     "knowledge_stderr seconds against",
@@ -93,7 +93,9 @@ KEYS = {
     "recall score_bands threshold",
     ("silos", "north", "detection", "influence"): "auc auc_by_kind",
     ("threshold",): "value rule units interval confidence assurance quantile n_anchors "
-    "anchor_quantiles",
+    "anchor_quantiles aim aims",
+    ("threshold", "aims"): "keep model",
+    ("threshold", "aims", "keep"): "value anchors_kept copies_kept",
     ("seconds",): "train score select",
 }
 
@@ -186,6 +188,28 @@ def test_another_threshold_rule_keeps_training_and_scores(finished, tmp_path) ->
     kept = {name: len(silo.select(threshold).kept) for name, silo in run.silos.items()}
     assert kept == {"north": 6, "south": 6}
     assert before > 0
+
+
+def test_another_aim_keeps_training_and_scores_and_is_shown_beside_the_first(
+    finished, tmp_path
+) -> None:
+    config = shutil.copytree(finished[0].parent, tmp_path / "input") / "clues.yaml"
+    root = shutil.copytree(finished[1], tmp_path / "run")
+    marker = root / "coordinator" / "stages" / "score.json"
+    scored, before = marker.read_bytes(), finished[2]["threshold"]
+    rule = {"rule": "anchor_tolerance", "aim": "model"}
+    edit_config(config, {"recipe": {"threshold": rule}})
+    after = run_micro(config, root)["threshold"]
+    assert marker.read_bytes() == scored
+    assert after["aim"] == "model"
+    assert before["aim"] == "keep"
+    assert after["value"] == after["aims"]["model"]["value"] > after["aims"]["keep"]["value"]
+    assert before["value"] == before["aims"]["keep"]["value"]
+    assert after["aims"]["model"]["copies_kept"] < after["aims"]["keep"]["copies_kept"]
+    assert after["aims"]["model"]["anchors_kept"] >= 0.5
+    page = (root / "report.html").read_text()
+    assert "Aim model: serve the joint model (this run)" in page
+    assert "Aim keep: spare clean rows" in page
 
 
 def test_the_report_says_what_the_threshold_lets_pass(finished) -> None:

@@ -1,11 +1,13 @@
 """Weights of the parts: what tells public anchors from damaged copies of them, and nothing else."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from clues.data.damage import DAMAGE_KINDS, N_COPIES, damaged_copies
+from clues.config import Damage, Recipe
+from clues.data.damage import ALL_KINDS, DAMAGE_KINDS, N_COPIES, damaged_copies
 from clues.data.samples import Message, Sample
 from clues.errors import DataError
 from clues.selection.units import Units
@@ -123,3 +125,39 @@ def test_the_area_under_the_curve_is_scikit_learns_with_ties_and_infinities(n_va
     by_hand = np.mean((good[:, None] > bad) + 0.5 * (good[:, None] == bad))
     assert auc(good, bad) == pytest.approx(by_hand, abs=1e-12)
     assert auc(np.r_[good, np.inf], np.r_[bad, -np.inf]) > auc(good, bad)
+
+
+def test_copies_get_the_kinds_that_the_recipe_names():
+    assert set(get_args(Damage)) == set(ALL_KINDS)
+    samples = [
+        Sample(n, (Message("user", f"Question {n}?"), Message("assistant", f"Answer {n}, of 5.")))
+        for n in range(12)
+    ]
+    swapped, kinds = damaged_copies(samples, seed=0, foreign=[], kinds=["swap"])
+    assert kinds == ["swap"] * (N_COPIES * 12)
+    own = [sample.response for sample in samples] * N_COPIES
+    assert all(c.response != r and c.response in own for c, r in zip(swapped, own, strict=True))
+    several, kinds = damaged_copies(
+        samples, seed=0, foreign=[], kinds=["changed_number", "prompt_repeated"]
+    )
+    assert {kinds.count(kind) for kind in set(kinds)} == {12}
+    repeated = [c for c, kind in zip(several, kinds, strict=True) if kind == "prompt_repeated"]
+    assert all(copy.prompt[-1].content in copy.response for copy in repeated)
+
+
+def test_an_answer_that_the_named_kinds_cannot_change_says_where_they_are_named():
+    plain = [Sample(0, (Message("user", "Why?"), Message("assistant", "No number here.")))]
+    with pytest.raises(DataError, match=r"row 0: no damage of kind changed_number.*score\.copies"):
+        damaged_copies(plain, seed=0, foreign=[], kinds=["changed_number"])
+
+
+def test_recipes_that_never_heard_of_copies_keep_their_hash():
+    public = {"medicine": {"validation": "v.jsonl", "anchor": "a.jsonl"}}
+    plain, same, other = (
+        Recipe.model_validate({"public": public, "score": score})
+        for score in ({}, {"copies": list(DAMAGE_KINDS)}, {"copies": ["swap"]})
+    )
+    assert plain.hash == same.hash
+    assert plain.scoring_hash != other.scoring_hash
+    with pytest.raises(ValueError, match=r"score\.copies\.0"):
+        Recipe.model_validate({"public": public, "score": {"copies": ["smudge"]}})

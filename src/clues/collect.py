@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import JsonValue
 
-from clues.config import ALIGNMENT, LOSS, Recipe, RunConfig, SharedConfig
+from clues.config import ALIGNMENT, LOSS, REJECT, Aim, Recipe, RunConfig, SharedConfig
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.judge import stored_figures
 from clues.coordinator.outcomes import Outcome, Scored
@@ -18,9 +19,9 @@ from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
 from clues.model.devices import device_of
 from clues.results.arms import ArmResult
-from clues.results.run import VERSION, Absence, Curve, Method, Results, Seconds
+from clues.results.run import VERSION, Absence, AimResult, Curve, Method, Results, Seconds
 from clues.results.silos import SiloResult
-from clues.selection.threshold import Threshold
+from clues.selection.threshold import Threshold, by_aim
 from clues.selection.weighing import Controls
 
 PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -60,7 +61,7 @@ def collect_results(config: SharedConfig, coordinator: Coordinator, outcome: Out
         absences=tuple(Absence(**absence) for absence in coordinator.attendance.to_json()),
         stops=tuple(Absence(**stop) for stop in coordinator.attendance.stops),
         curves=_curves(outcome),
-        threshold=threshold.as_result(quantile=recipe.threshold.quantile),
+        threshold=threshold.as_result(recipe.threshold, _by_aim(threshold, scored, recipe)),
         controls=scored.controls,
         controls_kept=kept_copies(threshold, scored),
         questions=len(heldout.options) if heldout else None,
@@ -73,6 +74,12 @@ def collect_results(config: SharedConfig, coordinator: Coordinator, outcome: Out
             select=selected.seconds,
         ),
     )
+
+
+def _by_aim(threshold: Threshold, scored: Scored, recipe: Recipe) -> dict[Aim, AimResult]:
+    anchors = {g: {k: np.array(v) for k, v in raw.items()} for g, raw in scored.anchors.items()}
+    copies = {g: Controls.from_json(content) for g, content in scored.copies.items()}
+    return by_aim(threshold, anchors, copies, recipe.threshold)
 
 
 def kept_copies(threshold: Threshold, scored: Scored) -> dict[str, dict[str, float]]:
@@ -90,7 +97,8 @@ def kept_copies(threshold: Threshold, scored: Scored) -> dict[str, dict[str, flo
 
 def _method(config: SharedConfig, threshold: Threshold) -> Method:
     recipe = config.recipe
-    # Every group has the same weights of its parts beside the influence.
+    # Every group has the same weights of its parts beside the influence; not every domain has
+    # rejected rows.
     weights = next(iter(threshold.units.values())).weights
     return Method(
         score=recipe.score.method,
@@ -98,6 +106,7 @@ def _method(config: SharedConfig, threshold: Threshold) -> Method:
         loss_weight=weights.get(LOSS, 0.0),
         loss_under=recipe.score.loss_under,
         alignment_weight=weights.get(ALIGNMENT, 0.0),
+        reject_weight=max(u.weights.get(REJECT, 0.0) for u in threshold.units.values()),
         parts=recipe.threshold.combine,
         trajectory=recipe.score.trajectory,
         layers=recipe.score.layers,

@@ -18,7 +18,7 @@ import numpy as np
 from clues.api.found import Evidence, Floats, Found
 from clues.api.manners import bars, left_as_found
 from clues.api.rows import Given, callers_words
-from clues.api.single import configure, take_all
+from clues.api.single import configure, take_all, take_rejected
 from clues.config import Recipe, ThresholdSettings, derived_seed
 from clues.config import validate as validated
 from clues.data.untrained import markable
@@ -41,6 +41,7 @@ def score(
     validation: Any = None,
     anchors: Any = None,
     checked: Any = None,
+    rejected: Any = None,
     model: Any = None,
     recipe: Recipe | Mapping[str, Any] | None = None,
     seed: int | None = None,
@@ -62,6 +63,7 @@ def score(
         validation: good rows of the same subject, whose mean gradient says what helps; likewise.
         anchors: other good rows, whose scores give the threshold; 60 or more are better than 5.
         checked: instead of both: good rows that are dealt at random into the two.
+        rejected: rows as they must not be, ten or more; likeness to them counts against a row.
         model: `built-in`, a folder, a hub name, or `(model, tokenizer)` as loaded, with or without
             adapters of PEFT. A loaded model counts as it stands, and is left as it is. None is the
             recipe's own, or `built-in`.
@@ -104,9 +106,16 @@ def score(
             public = {"validation": validation, "anchors": anchors, "checked": checked}
             how = {"schema": schema, "columns": columns}
             given, answers = take_all(rows, public, folder, name=name, domain=domain, **how)
+            bad = take_rejected(rejected, folder)
             model = borrowed or model
             config = configure(
-                answers, model=model, recipe=recipe, seed=seed, compute=compute, **how
+                answers,
+                model=model,
+                recipe=recipe,
+                seed=seed,
+                rejected=bad,
+                compute=compute,
+                **how,
             )
             run = open_run(
                 config,

@@ -48,6 +48,18 @@ def take_all(
     return given, Answers(folder / CONFIG, "all", "score", silos, (answer,))
 
 
+def take_rejected(rejected: Any, folder: Path) -> str | None:
+    """Where rows lie that must not be; None without any.
+
+    Raises:
+        UsageError: of another type, or none.
+        DataError: a row cannot be used.
+    """
+    if rejected is None:
+        return None
+    return str(take_rows(rejected, "rejected", folder, one_file=True).file)
+
+
 def _check_sets(given: Given, sets: Mapping[str, Given]) -> None:
     measure = "checked" if "checked" in sets else "anchors"
     needed = MIN_ANCHORS * (2 if measure == "checked" else 1)
@@ -86,6 +98,7 @@ def configure(
     model: Any,
     recipe: Recipe | Mapping[str, Any] | None,
     seed: int | None,
+    rejected: str | None = None,
     schema: str | None,
     columns: Mapping[str, str | None] | None = None,
     compute: str | Mapping[str, Any] | None = None,
@@ -112,6 +125,9 @@ def configure(
         }
     ]
     content["recipe"] = _recipe_content(content["recipe"], recipe)
+    if rejected:
+        (public,) = content["recipe"]["public"].values()
+        public["reject"] = rejected
     wanted = content["recipe"]["model"]
     if isinstance(model, BorrowedModel):
         wanted |= {"name": model.name, "dtype": model.dtype, "files": None}

@@ -39,6 +39,12 @@ def clean(
             help="Rows that somebody has looked at and found good; 150 are a good number."
         ),
     ] = None,
+    rejected: Annotated[
+        Path | None,
+        typer.Option(
+            help="Rows that somebody has found bad, ten or more: likeness to them counts against a row."
+        ),
+    ] = None,
     model: Model = BUILT_IN,
     folder: Annotated[Path, typer.Option("--out", help="Where the outcome goes.")] = Path(
         "cleaned"
@@ -70,7 +76,7 @@ def clean(
     clues clean rows.json --checked checked.json --model ./base-model --out cleaned
     """
     mapped = mapping_of(columns)
-    for name, given in (("--overrides", overrides), ("--turns", turns)):
+    for name, given in (("--overrides", overrides), ("--rejected", rejected), ("--turns", turns)):
         if given and checked is None:
             raise UsageError(f"{name} goes with --checked: without it no row is scored.")
     calm_libraries()
@@ -87,6 +93,7 @@ def clean(
             checked,
             folder,
             model=model,
+            rejected=rejected,
             overrides=overrides,
             low_turn=turns.value if turns else None,
             progress=progress,
@@ -117,7 +124,7 @@ def sample(
     network. Its keys are g (good), b (bad) and s (skip); it saves checked.json with the good rows and
     rejected.json with the bad ones. Then:
 
-    clues clean rows.json --checked checked.json
+    clues clean rows.json --checked checked.json --rejected rejected.json
     """
     calm_libraries()
     from clues.prepare.sampling import sample_page
@@ -139,7 +146,7 @@ def sample(
     out.print(f"{n_drawn} rows to check: open {page}", highlight=False, soft_wrap=True)
     out.print(
         "The page shows rows: keep it where they may lie. Then: "
-        f"clues clean {rows} --checked checked.json",
+        f"clues clean {rows} --checked checked.json --rejected rejected.json",
         highlight=False,
         soft_wrap=True,
     )

@@ -4,7 +4,16 @@ Whatever can change a score or the threshold is in the recipe; the rest is the s
 No torch here: reading a configuration takes milliseconds.
 """
 
-from clues.config.base import ALIGNMENT, BUILT_IN, LOSS, Name, Seconds, Settings, check_name
+from clues.config.base import (
+    ALIGNMENT,
+    BUILT_IN,
+    LOSS,
+    REJECT,
+    Name,
+    Seconds,
+    Settings,
+    check_name,
+)
 from clues.config.columns import Columns, check_columns, parse_columns
 from clues.config.combine import (
     LONG_TIMEOUT_S,
@@ -43,12 +52,16 @@ from clues.config.recipe import (
 from clues.config.rowsfile import RowsFile
 from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloModel, SiloSettings
 from clues.config.score import (
+    ANCHOR_RULES,
     BASELINE_NAMES,
     FORMS,
     LINEAR_FORMS,
     NEEDS_FIRST_MOMENT,
     NEEDS_SECOND_MOMENT,
+    USUAL_DAMAGE,
+    Aim,
     Baseline,
+    Damage,
     Form,
     ScoreSettings,
     ThresholdSettings,
@@ -58,6 +71,7 @@ from clues.config.strict import dump_yaml, validate
 
 __all__ = [
     "ALIGNMENT",
+    "ANCHOR_RULES",
     "ARMS",
     "BASELINE_NAMES",
     "BUILT_IN",
@@ -71,12 +85,16 @@ __all__ = [
     "NEEDS_FIRST_MOMENT",
     "NEEDS_SECOND_MOMENT",
     "RAY",
+    "REJECT",
     "SHORT_TIMEOUT_S",
+    "USUAL_DAMAGE",
+    "Aim",
     "Arm",
     "Baseline",
     "Columns",
     "CombineSettings",
     "ComputeSettings",
+    "Damage",
     "DuplicatesSettings",
     "EvaluateSettings",
     "FederationSettings",

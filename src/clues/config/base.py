@@ -9,6 +9,7 @@ BUILT_IN = "built-in"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 LOSS = "loss"  # name of the part of a score that is the row's own loss
 ALIGNMENT = "alignment"  # and of the one that says how much its question helps
+REJECT = "reject"  # and of the one that says how far it is from rows as they must not be
 
 
 def check_name(name: str, what: str = "") -> str:

@@ -90,14 +90,11 @@ def _resolved(config: Shared, path: Path) -> Shared:
         domain: PublicSet(
             validation={n: _hashed(f, base, path) for n, f in entry.validation.items()},
             anchor=_hashed(entry.anchor, base, path),
+            reject=_hashed(entry.reject, base, path) if entry.reject else None,
         )
         for domain, entry in config.recipe.public.items()
     }
-    sizes = {
-        f.path: f.path.stat().st_size
-        for entry in public.values()
-        for f in (entry.anchor, *entry.validation.values())
-    }
+    sizes = {f.path: f.path.stat().st_size for entry in public.values() for f in entry.files}
     if sum(sizes.values()) > MAX_PUBLIC_TOTAL:
         raise ConfigError(
             f"{path.name}: the public files have {megabytes(sum(sizes.values()))} together, and at "

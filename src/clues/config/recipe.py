@@ -11,6 +11,7 @@ from clues.config.base import (
     ALIGNMENT,
     BUILT_IN,
     LOSS,
+    REJECT,
     Factor,
     FactorOrZero,
     Name,
@@ -211,10 +212,19 @@ class PublicSet(Settings):
             `{en: en.jsonl, es: {path: es.jsonl, weight: 0.5}}`. The scores by each set are put
             into units of the anchors before they are added.
         anchor: rows of known quality whose scores give the threshold. A path.
+        reject: rows as they must not be: drafts, refusals, leaks. A path, or null. Likeness to them
+            counts against a row. They stay with the coordinator: silos get their direction alone.
     """
 
     validation: dict[Name, PublicFile]
     anchor: PublicFile
+    # Without it, it is not written: recipes that never heard of it keep their hash.
+    reject: PublicFile | None = Field(default=None, exclude_if=lambda value: value is None)
+
+    @property
+    def files(self) -> tuple[PublicFile, ...]:
+        """The files that travel to silos."""
+        return (self.anchor, *self.validation.values())
 
     @model_validator(mode="before")
     @classmethod
@@ -233,8 +243,9 @@ class PublicSet(Settings):
                 name: {"path": entry} if isinstance(entry, (str, Path)) else entry
                 for name, entry in value["validation"].items()
             }
-        if isinstance(value.get("anchor"), (str, Path)):
-            value["anchor"] = {"path": value["anchor"]}
+        for key in ("anchor", "reject"):
+            if isinstance(value.get(key), (str, Path)):
+                value[key] = {"path": value[key]}
         return value
 
 
@@ -301,14 +312,33 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _parts_can_be_added(self) -> "Recipe":
-        for name in (LOSS, ALIGNMENT):
+        for name in (LOSS, ALIGNMENT, REJECT):
             if any(name in public.validation for public in self.public.values()):
                 raise ValueError(f"no validation set may be called {name!r}: a part of a score is")
-        if self.score.weighed and self.threshold.units == "raw":
+        if self.weighed and self.threshold.units == "raw":
             raise ValueError(
                 "threshold.units raw adds scores as they are, and a loss and an influence have "
                 "different units; set score.loss_weight: 0 and score.alignment_weight: 0, or "
                 "threshold.units: anchor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rejected_rows_have_a_direction(self) -> "Recipe":
+        if any(p.reject for p in self.public.values()) and not self.score.sends_directions:
+            raise ValueError(
+                "public rows under `reject` are a direction that a row must not follow: they need "
+                "score.method influence and score.trajectory global; leave reject out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _aim_has_copies(self) -> "Recipe":
+        if self.threshold.aim == "model" and not self.score.anchors_are_public:
+            raise ValueError(
+                "threshold.aim model reads damaged copies of the public anchors, which the "
+                "coordinator scores on trajectory global, by influence or perplexity; set "
+                "threshold.aim: keep, or score.trajectory: global"
             )
         return self
 
@@ -327,6 +357,19 @@ class Recipe(Settings):
         return self
 
     @property
+    def needs_copies(self) -> bool:
+        """Whether damaged copies of the anchors are scored."""
+        return any(self.weighed.values()) or self.threshold.aim == "model"
+
+    @property
+    def weighed(self) -> dict[str, bool]:
+        """Parts beside the influence: whether each is to be weighed; those of weight 0 are out."""
+        weight = self.score.reject_weight
+        if weight == 0 or not any(public.reject for public in self.public.values()):
+            return self.score.weighed
+        return {**self.score.weighed, REJECT: weight == "auto"}
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the recipe; where a file lies does not count."""
         return content_hash(self._content())
@@ -341,7 +384,8 @@ class Recipe(Settings):
     def _content(self) -> dict[str, Any]:
         content = self.model_dump(mode="json")
         for public in content["public"].values():
-            for entry in [public["anchor"], *public["validation"].values()]:
+            rejected = [public["reject"]] if "reject" in public else []
+            for entry in [public["anchor"], *rejected, *public["validation"].values()]:
                 del entry["path"]
         # Whoever has the same files has the same model, wherever it lies and whatever it is called.
         if content["model"]["files"]:

@@ -62,6 +62,28 @@ Compared = Annotated[
 ]
 
 
+# How answers are damaged: by experiments in silos' rows, and in copies of anchors.
+Damage = Literal[
+    "cut",
+    "delete",
+    "swap",
+    "mix",
+    "page_remains",
+    "misread",
+    "wrong_encoding",
+    "refusal",
+    "prompt_repeated",
+    "other_language",
+    "shifted",
+    "changed_number",
+    "swapped_name",
+    "ends_early",
+    "filler",
+    "near_copy",
+]
+USUAL_DAMAGE: tuple[Damage, ...] = ("cut", "delete", "swap", "mix")
+
+
 class ScoreSettings(Settings):
     """How a row is scored; higher is better, always.
 
@@ -97,6 +119,13 @@ class ScoreSettings(Settings):
         alignment_weight: weight of the part that is the alignment: how much the row's question
             lowers the loss of its response, at the last checkpoint. `auto` and 0 are as above. It
             does not count with `inrun`.
+        reject_weight: weight of the part that says how much more a row is like the validation rows
+            than like the rejected ones (`public.NAME.reject`), in a domain that has such rows.
+            `auto` weighs it with half of the rejected rows, which then give no direction; they
+            count as one more kind of damage.
+        copies: kinds of damage that the anchors' copies get, on which weights `auto` and
+            `threshold.aim: model` rest. Name the damage that you fear: `[swap]` where answers may
+            belong to other questions, or labels may be wrong. docs/evaluation.md describes each kind.
         compare: scores to compute beside the one that decides. They have thresholds of their own
             and decide nothing.
         turns: also score every turn of the assistant in rows where several are trained. It takes
@@ -117,8 +146,15 @@ class ScoreSettings(Settings):
     loss_weight: FactorOrZero | Literal["auto"] = "auto"
     loss_under: Literal["base", "checkpoints"] = "base"
     alignment_weight: FactorOrZero | Literal["auto"] = "auto"
+    # As they are by themselves they are not written, like `turns`: recipes that never heard of them
+    # keep their hash.
+    reject_weight: FactorOrZero | Literal["auto"] = Field(
+        default="auto", exclude_if=lambda value: value == "auto"
+    )
+    copies: tuple[Damage, ...] = Field(
+        default=USUAL_DAMAGE, min_length=1, exclude_if=lambda value: value == USUAL_DAMAGE
+    )
     compare: tuple[Compared, ...] = ()
-    # Off, it is not written: recipes that never heard of it keep their hash.
     turns: bool = Field(default=False, exclude_if=lambda value: not value)
 
     @model_validator(mode="before")
@@ -173,6 +209,11 @@ class ScoreSettings(Settings):
         return self.trajectory in ("global", "inrun")
 
     @property
+    def anchors_are_public(self) -> bool:
+        """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
+        return self.trajectory == "global" and self.method in ("influence", "perplexity")
+
+    @property
     def sends_directions(self) -> bool:
         """Whether the coordinator's directions come with the checkpoints to score at."""
         return self.trajectory == "global" and self.method == "influence"
@@ -209,6 +250,10 @@ class ScoreSettings(Settings):
         return own | {name for name in self.compare if name in FORMS}
 
 
+Aim = Literal["keep", "model"]
+ANCHOR_RULES = ("anchor_tolerance", "anchor_mean", "anchor_quantile")
+
+
 class ThresholdSettings(Settings):
     """How anchor scores become one threshold.
 
@@ -229,6 +274,11 @@ class ThresholdSettings(Settings):
             up for a bad one.
         bootstrap: number of draws for the interval of the threshold.
         confidence: the probability of rule `anchor_tolerance`, and of the threshold's interval.
+        aim: what the threshold is for. `keep`: to spare clean rows, as the rule promises. `model`:
+            to make the joint model good, where it may cost clean rows: the cut, at least as high as
+            the rule's, that tells the public anchors from damaged copies of them best; at least
+            half of the anchors stay above it. It takes trajectory `global`, no baseline but
+            perplexity, and a rule that reads the anchors.
         low_turn: what becomes of a row one of whose turns is below the threshold, with
             `score.turns`. `keep`: nothing; it is shown. `mask`: such a turn is read and not
             trained, in `kept` too, and a row with several trained turns is dropped only if none
@@ -245,7 +295,9 @@ class ThresholdSettings(Settings):
     combine: Literal["shortfall", "sum"] = "shortfall"
     bootstrap: int = Field(default=1000, ge=1, le=100_000)
     confidence: Share = 0.95
-    # As it is by itself, it is not written: recipes that never heard of it keep their hash.
+    # As they are by themselves, they are not written: recipes that never heard of them keep their
+    # hash.
+    aim: Aim = Field(default="keep", exclude_if=lambda value: value == "keep")
     low_turn: Literal["keep", "mask", "drop"] = Field(
         default="keep", exclude_if=lambda value: value == "keep"
     )
@@ -254,4 +306,13 @@ class ThresholdSettings(Settings):
     def _preset_has_a_number(self) -> "ThresholdSettings":
         if self.rule == "preset" and self.preset is None:
             raise ValueError("rule preset needs a number in threshold.preset")
+        return self
+
+    @model_validator(mode="after")
+    def _aim_needs_anchors(self) -> "ThresholdSettings":
+        if self.aim == "model" and self.rule not in ANCHOR_RULES:
+            raise ValueError(
+                f"aim model raises the cut of a rule that reads the anchors, and rule {self.rule} "
+                "does not; set rule: anchor_tolerance"
+            )
         return self

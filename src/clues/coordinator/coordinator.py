@@ -366,6 +366,9 @@ class Coordinator:
         kept = {k: v for k, v in content.items() if k not in later}
         if stage == "score":
             kept["mixture"] = self.recipe.threshold.rule == "mixture"
+            # Copies that the weights of the parts need are there for the threshold, too.
+            if self.recipe.threshold.aim == "model" and not any(self.recipe.score.weighed.values()):
+                kept["copies"] = True
         left_out = {"left_out": self.left_out.token} if self.left_out else {}
         return {"stage": stage, "recipe": kept, "silos": silos, **left_out}
 

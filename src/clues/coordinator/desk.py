@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from clues.config import FederationSettings, Recipe, RowsFile, derived_seed
+from clues.config import REJECT, FederationSettings, Recipe, RowsFile, derived_seed
 from clues.coordinator.attendance import Attendance
 from clues.coordinator.bounds import capped
 from clues.coordinator.curve import Watch, watched_loss, watched_rows
@@ -14,12 +15,14 @@ from clues.coordinator.exchange import Exchange
 from clues.data.damage import damaged_copies
 from clues.data.formats import read_file
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
+from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.progress import Progress
 from clues.scoring.direction import mean_gradient, scored_weights
 from clues.scoring.forms import form_directions
 from clues.scoring.trajectory import N_PROBES, anchors_at_coordinator, score_rows
 from clues.scoring.trial import try_out
+from clues.selection.units import MIN_ANCHORS
 from clues.wall.transport import Transport
 
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
@@ -86,6 +89,34 @@ class Desk:
         """A domain's public anchor rows."""
         return self._encoded(self.recipe.public[domain].anchor, f"anchors of {domain}")
 
+    def direction_rows(self, domain: str) -> dict[str, list[EncodedRow]]:
+        """The public rows that give directions, by set; empty where the score has none."""
+        if not self.recipe.score.sends_directions:
+            return {}
+        sets = self.validation(domain)
+        rejected, _ = self.rejected(domain)
+        return {**sets, REJECT: rejected} if rejected else sets
+
+    def rejected(self, domain: str) -> tuple[list[EncodedRow], list[EncodedRow]]:
+        """A domain's rejected rows: those that give the direction, and those that only test it.
+
+        Raises:
+            DataError: there are too few for both.
+        """
+        file = self.recipe.public[domain].reject
+        if file is None or self.recipe.score.reject_weight == 0:
+            return [], []
+        rows = self._encoded(file, f"rejected rows of {domain}")
+        n_test = len(rows) // 2 if self.recipe.needs_copies else 0
+        if len(rows) - n_test < MIN_ANCHORS:
+            raise DataError(
+                f"{file.path.name}: {len(rows)} rejected rows of {domain} can be used, and at least "
+                f"{2 * MIN_ANCHORS} are needed, so that half of them show how much they should count."
+            )
+        seed = derived_seed(self.recipe.seed, "rejected", domain)
+        order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+        return [rows[n] for n in order[n_test:]], [rows[n] for n in order[:n_test]]
+
     def damaged_anchors(self, domain: str) -> tuple[list[EncodedRow], list[str]]:
         """Damaged copies of a domain's anchors, and how each is damaged.
 
@@ -103,7 +134,9 @@ class Desk:
         ]
         samples = list(read_file(public[domain].anchor).samples)
         seed = derived_seed(self.recipe.seed, "controls", domain)
-        copies, kinds = damaged_copies(samples, seed=seed, foreign=foreign)
+        copies, kinds = damaged_copies(
+            samples, seed=seed, foreign=foreign, kinds=self.recipe.score.copies
+        )
         where = f"damaged anchors of {domain}"
         rows = list(encode_rows(copies, self.encoder, where=where).rows)
         return rows, [kinds[row.row] for row in rows]
@@ -148,7 +181,7 @@ class Desk:
         self._watched_loss(point.adapter)
         settings = self.recipe.score
         for domain in self.domains if scores and anchors_at_coordinator(self.recipe) else ():
-            sets = self.validation(domain) if settings.sends_directions else {}
+            sets = self.direction_rows(domain)
             few = {name: rows[:N_PROBES] for name, rows in sets.items()}
             weights = self.scored_weights()
             directions = form_directions(

@@ -37,6 +37,16 @@ def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
         anchors = read_file(public.anchor).samples
         anchor_ids = {sample.id for sample in anchors}
         _check_untested(f"anchors of {domain}", anchors, test)
+        if public.reject:
+            rejected = {sample.id for sample in read_file(public.reject).samples}
+            good = anchor_ids.union(
+                *({s.id for s in read_file(f).samples} for f in public.validation.values())
+            )
+            if both := len(rejected & good):
+                raise ConfigError(
+                    f"public sets of {domain}: {both} rows are rejected rows and also anchors or "
+                    "validation rows. Remove them from one of the two."
+                )
         for name, file in public.validation.items():
             samples = read_file(file).samples
             _check_untested(f"validation set {name} of {domain}", samples, test)
@@ -63,7 +73,7 @@ def public_files(recipe: Recipe) -> dict[str, torch.Tensor]:
     """Public files by hash and ending, as bytes."""
     found: dict[str, torch.Tensor] = {}
     for public in recipe.public.values():
-        for file in (public.anchor, *public.validation.values()):
+        for file in public.files:
             content = np.frombuffer(read_bytes(file.path), dtype=np.uint8)
             found[_travel_name(file.path, str(file.sha256))] = torch.from_numpy(content.copy())
     return found
@@ -80,7 +90,8 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     name = model.name if local_folder(model.name) is None else Path(model.name).name
     content["model"] = {"name": name, "files": model.files, "dtype": model.dtype}
     for public in content["public"].values():
-        for file in (public["anchor"], *public["validation"].values()):
+        rejected = [public["reject"]] if "reject" in public else []
+        for file in (public["anchor"], *rejected, *public["validation"].values()):
             file["path"] = _travel_name(Path(file["path"]), file["sha256"])
     return content
 

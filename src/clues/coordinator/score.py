@@ -32,6 +32,9 @@ from clues.selection.threshold import Threshold, fit_threshold
 from clues.selection.weighing import Controls, Weighing, replaced, weigh_parts
 from clues.wall.messages import ScoreReply, ScoreRequest
 
+# How results name rejected rows among the kinds of damage.
+REJECTED = "rejected"
+
 
 def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
     """Have every silo score its rows, and collect the anchors' scores by group.
@@ -72,7 +75,7 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
 
     def take(name: str, reply: ScoreReply) -> ScoreReply:
         domain = desk.silos[name]["domain"]
-        weights = set_weights(desk.recipe.score, desk.recipe.public[domain].validation)
+        weights = set_weights(desk.recipe.score, desk.recipe.public[domain])
         if not here:
             groups = set(group_names(desk.recipe, name, domain))
             n = sizes[domain]
@@ -112,7 +115,7 @@ def one_threshold(desk: Desk, scored: Scored) -> Threshold:
         {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
         {
             g: replaced(
-                set_weights(desk.recipe.score, desk.recipe.public[domains[g]].validation),
+                set_weights(desk.recipe.score, desk.recipe.public[domains[g]]),
                 scored.weights,
             )
             for g in groups
@@ -122,6 +125,7 @@ def one_threshold(desk: Desk, scored: Scored) -> Threshold:
         seed=derived_seed(desk.recipe.seed, "bootstrap"),
         proposals={k: v for k, v in scored.proposals.items() if v is not None},
         owners=None if anchors_at_coordinator(desk.recipe) else owners,
+        copies={g: Controls.from_json(content) for g, content in scored.copies.items()},
     )
 
 
@@ -138,10 +142,10 @@ def _weigh(
         {g: {k: np.array(v) for k, v in sets.items()} for g, sets in anchors.items()},
         copies,
         {
-            f"domain {domain}": set_weights(settings, public.validation)
+            f"domain {domain}": set_weights(settings, public)
             for domain, public in desk.recipe.public.items()
         },
-        [name for name, is_weighed in settings.weighed.items() if is_weighed],
+        [name for name, is_weighed in desk.recipe.weighed.items() if is_weighed],
         combine=desk.recipe.threshold.combine,
     )
 
@@ -153,7 +157,7 @@ def _domain_request(
     settings, validation = desk.recipe.score, desk.validation(domain)
     directions: list[dict[str, AdapterState]] = []
     weights = desk.scored_weights()
-    sets: dict[str, list[EncodedRow]] = validation if settings.sends_directions else {}
+    sets = desk.direction_rows(domain)
     n_rows = sum(map(len, sets.values())) * len(checkpoints)
     with desk.progress.task(f"coordinator: directions, {domain}", n_rows) as advance:
         how: dict[str, Any] = {"form": settings.form, "weights": weights, "on_rows": advance}
@@ -175,8 +179,10 @@ def _domain_request(
         place = Standpoint(desk.model, validation, checkpoints, desk.recipe, domain, weights)
         bar = partial(desk.progress.task, f"coordinator: compared scores, {domain}")
         compared = compare_anchors(place, desk.anchors(domain), task=bar)
-        if any(settings.weighed.values()):
+        if desk.recipe.needs_copies:
             rows, kinds = desk.damaged_anchors(domain)
+            _, rejected = desk.rejected(domain)
+            rows, kinds = [*rows, *rejected], [*kinds, *[REJECTED] * len(rejected)]
             damaged = public_scores("damaged copies", rows)
             controls = Controls(damaged.raw, kinds)
     probes = [probe_loss(desk.model, validation, c) for c in checkpoints]

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from clues.config import USUAL_DAMAGE
 from clues.data.accidents import ACCIDENTS, Accident, Sources
 from clues.data.samples import Sample
 from clues.errors import ConfigError, DataError
 
-# What anchors' copies get.
-DAMAGE_KINDS = ("cut", "delete", "swap", "mix")
+# What anchors' copies get by default, and experiments' rows.
+DAMAGE_KINDS: tuple[str, ...] = USUAL_DAMAGE
 ALL_KINDS = (*DAMAGE_KINDS, *ACCIDENTS)
 ANSWER, QUESTION = "output", "instruction"
 _LEND_FOREIGN = ("mix", "other_language")
@@ -96,7 +97,11 @@ def damage_rows(
 
 
 def damaged_copies(
-    samples: Sequence[Sample], *, seed: int, foreign: Sequence[str]
+    samples: Sequence[Sample],
+    *,
+    seed: int,
+    foreign: Sequence[str],
+    kinds: Sequence[str] = DAMAGE_KINDS,
 ) -> tuple[list[Sample], list[str]]:
     """Copies of rows of known quality whose last answers are damaged, and how each is.
 
@@ -104,31 +109,35 @@ def damaged_copies(
         samples: the rows.
         seed: fixes kinds and texts.
         foreign: answers in another language or domain, to mix in.
+        kinds: of damage, each on as many copies.
 
     Raises:
         DataError: an answer that no damage can change.
     """
-    records = [{ANSWER: sample.response} for sample in samples]
+    records = [
+        {ANSWER: sample.response, QUESTION: sample.prompt[-1].content if sample.prompt else ""}
+        for sample in samples
+    ]
     copies: list[Sample] = []
-    kinds: list[str] = []
+    found: list[str] = []
     for n in range(N_COPIES):
         try:
             damaged, labels = damage_rows(
-                records, share=1.0, kinds=DAMAGE_KINDS, seed=seed + n, foreign=foreign
+                records, share=1.0, kinds=kinds, seed=seed + n, foreign=foreign
             )
         except DataError as error:
             raise DataError(
-                f"anchors cannot be damaged to weigh the parts of a score: {error} Or give "
-                "score.loss_weight and score.alignment_weight as numbers."
+                f"anchors cannot be damaged to weigh the parts of a score: {error} (Kinds: "
+                "score.copies.) Or give score.loss_weight and score.alignment_weight as numbers."
             ) from None
         for sample, record, kind in zip(samples, damaged, labels, strict=True):
             assert kind is not None
             last = replace(sample.messages[-1], content=record[ANSWER])
             copies.append(replace(sample, messages=(*sample.messages[:-1], last), choices=()))
-            kinds.append(kind)
+            found.append(kind)
     # Positions are a file's; copies come after one another.
     numbered = [replace(copy, row=n, answer=None) for n, copy in enumerate(copies)]
-    return numbered, kinds
+    return numbered, found
 
 
 def _check(share: float, kinds: Sequence[str], foreign: Sequence[str]) -> None:

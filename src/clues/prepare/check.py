@@ -168,6 +168,8 @@ def _sources(config: RunConfig) -> dict[Source, tuple[str | Path, dict[str, Any]
         for name, file in public.validation.items():
             files[Source(Role.VALIDATION, domain, name)] = file
         files[Source(Role.ANCHORS, domain)] = public.anchor
+        if public.reject:
+            files[Source(Role.REJECTED, domain)] = public.reject
     if config.evaluate.heldout:
         files[Source(Role.HELD_OUT)] = config.evaluate.heldout
     for source, file in files.items():

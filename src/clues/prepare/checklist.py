@@ -30,6 +30,7 @@ class Role(StrEnum):
     SILO = "silo"
     VALIDATION = "validation"
     ANCHORS = "anchors"
+    REJECTED = "rejected rows"
     HELD_OUT = "held-out"
     TASK = "task file"
 
@@ -50,8 +51,8 @@ class Source:
 
     def __str__(self) -> str:
         """For people; no name is read out of it."""
-        if self.role is Role.ANCHORS:
-            return f"{self.name} anchors"
+        if self.role in (Role.ANCHORS, Role.REJECTED):
+            return f"{self.name} {self.role}"
         if self.role is Role.VALIDATION:
             # The name that a single set gets by itself says nothing.
             return f"{self.name} validation {self.set}".removesuffix(" validation")

@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
 from clues.config import BUILT_IN, Columns
 from clues.data.files import named_container
 from clues.data.formats import RowFile, fitting, read_rows, write_rows
+from clues.errors import DataError
 from clues.findings.look import look
 from clues.pipeline import Run, open_run, overrule, run_until
 from clues.prepare.onefile import LowTurn, configure
@@ -23,11 +24,13 @@ from clues.prepare.scaffold import check_data
 from clues.progress import Progress
 from clues.report.pairs import weak_promise
 from clues.selection.threshold import Threshold
+from clues.selection.units import MIN_ANCHORS
 from clues.silo.overrides import Override, Overrides, check_overrides, in_force, read_overrides
 
 FILES = {"kept": "kept", "dropped": "set_aside", "unscored": "unscored"}
 FIRST = 20  # rows that a person reads first
-CHECKED = "a checked row"
+CHECKED, REJECTED = "a checked row", "a rejected row"
+FEWEST_REJECTED = 2 * MIN_ANCHORS
 NAMES = {
     "score": "with a low score",
     "person": "by a person",
@@ -101,6 +104,33 @@ class Cleaned:
         }
 
 
+class _Known(NamedTuple):
+    """Content ids of rows that a person has judged."""
+
+    good: frozenset[str]
+    bad: frozenset[str]
+
+    @classmethod
+    def read(cls, checked: Path, rejected: Path | None, columns: Columns | None) -> "_Known":
+        """Of the two files.
+
+        Raises:
+            DataError: a file cannot be read, or a row stands in both.
+        """
+        files = [checked, rejected] if rejected else [checked]
+        ids = [
+            frozenset(s.id for s in read_rows(file, columns=fitting(file, columns)).samples)
+            for file in files
+        ]
+        found = cls(ids[0], ids[1] if rejected else frozenset())
+        if both := len(found.good & found.bad):
+            raise DataError(
+                f"{both} rows are checked rows and also rejected ones. Take them out of one of "
+                "the two files."
+            )
+        return found
+
+
 def clean_file(
     rows: str,
     checked: Path,
@@ -109,6 +139,7 @@ def clean_file(
     model: str = BUILT_IN,
     schema: str | None = None,
     columns: Columns | None = None,
+    rejected: Path | None = None,
     overrides: Path | None = None,
     low_turn: LowTurn | None = None,
     progress: Progress,
@@ -122,6 +153,8 @@ def clean_file(
         model: base model.
         schema: which columns hold prompt and answer, where several schemas fit.
         columns: a mapping, for those of the two files that have the columns it names.
+        rejected: rows that a person has found bad. Those of them that stand in `rows` are set
+            aside, and likeness to them counts against the others, if there are enough of them.
         overrides: what a person has exported from the report; None leaves in force what was.
         low_turn: score every turn of chats, too, and what one below the threshold costs; None scores
             whole rows alone.
@@ -132,6 +165,8 @@ def clean_file(
     """
     given = read_overrides(overrides) if overrides else None
     make_private_folder(out)
+    known = _Known.read(checked, rejected, columns)
+    enough = len(known.bad) >= FEWEST_REJECTED
     config, warned = configure(
         rows,
         checked,
@@ -139,8 +174,14 @@ def clean_file(
         model=model,
         schema=schema,
         columns=columns,
+        rejected=rejected if enough else None,
         low_turn=low_turn,
     )
+    if known.bad and not enough:
+        warned.append(
+            f"{len(known.bad)} rejected rows are too few to count against rows that are like them; "
+            f"{FEWEST_REJECTED} are needed. Where they stand in {Path(rows).name}, they are set aside."
+        )
     run = open_run(
         config,
         out / "run",
@@ -152,17 +193,13 @@ def clean_file(
     assert found is not None
     run_until(run, "select")
     (silo,) = run.silos.values()
-    by_hand = _by_hand(run, checked, found, given, columns=columns)
+    by_hand = _by_hand(run, known, found, given)
     if by_hand.overrides or given:
         overrule(run, {silo.settings.name: by_hand})
     private = silo.private
     decided = list(csv.DictReader(io.StringIO(read_bytes(private / "decisions.csv").decode())))
     files = _copied(private, out, silo.space.rows())
-    warned += (
-        [said]
-        if (said := weak_promise(found.as_result(quantile=config.recipe.threshold.quantile)))
-        else []
-    )
+    warned += [said] if (said := weak_promise(found.as_result(config.recipe.threshold))) else []
     return Cleaned(
         **_counts(decided), files=files, warnings=tuple(warned), page=out / "report.html"
     )
@@ -211,21 +248,23 @@ def clean_by_text(
 
 def _by_hand(
     run: Run,
-    checked: Path,
+    known: _Known,
     found: Threshold,
     given: Overrides | None,
-    *,
-    columns: Columns | None,
 ) -> Overrides:
-    """Decisions that are no rule's: checked rows in the file, and what a reader of the report says.
+    """Decisions that are no rule's: rows a person has judged, and what a reader of the report says.
 
-    A checked row has been found good by a person, so it is kept; the reader's word is the later one.
+    A checked row has been found good, so it is kept, and a rejected one is not; the reader's word is
+    the later one.
     """
     (silo,) = run.silos.values()
-    known = {s.id for s in read_rows(checked, columns=fitting(checked, columns)).samples}
+    scored = set(silo.space.scores().id)
+    there = {sample.id for sample in silo.space.rows().samples}
     decided = {
-        id_: Override(id=id_, keep=True, reason=CHECKED)
-        for id_ in sorted(known & set(silo.space.scores().id))
+        id_: Override(id=id_, keep=True, reason=CHECKED) for id_ in sorted(known.good & scored)
+    }
+    decided |= {
+        id_: Override(id=id_, keep=False, reason=REJECTED) for id_ in sorted(known.bad & there)
     }
     if given is None:
         said = in_force(silo.space, found.recipe_hash).items()

@@ -36,6 +36,7 @@ def configure(
     model: str,
     schema: str | None,
     columns: Columns | None = None,
+    rejected: Path | None = None,
     low_turn: LowTurn | None = None,
 ) -> tuple[RunConfig, list[str]]:
     """Write the run's configuration for the model at hand, and what there is to warn of."""
@@ -61,6 +62,7 @@ def configure(
             ONE_DOMAIN: {
                 "validation": _named(public.validation, theirs),
                 "anchor": _named(public.anchor or public.validation, theirs),
+                **({"reject": _named(rejected, fitting(rejected, columns))} if rejected else {}),
             }
         },
     }

@@ -1,6 +1,6 @@
 """Facts of a run as name and text: its threshold, and how to repeat it."""
 
-from clues.report.cells import clean, number
+from clues.report.cells import clean, number, percent
 from clues.results.run import Results, ThresholdResult
 
 
@@ -14,6 +14,7 @@ def threshold_pairs(threshold: ThresholdResult) -> list[tuple[str, str]]:
         ("Rule", clean(threshold.rule)),
         ("Bootstrap interval", ends),
         *_assurance(threshold),
+        *_aims(threshold),
         ("Anchors", number(threshold.n_anchors, 0)),
     ]
 
@@ -32,6 +33,19 @@ def _assurance(threshold: ThresholdResult) -> list[tuple[str, str]]:
         return []
     text = f"{1 - threshold.quantile:.0%}, with probability {assurance:.1%}, if they score like the anchors"
     return [("Clean rows kept, at least", text)]
+
+
+def _aims(threshold: ThresholdResult) -> list[tuple[str, str]]:
+    """What the threshold is for, and what each aim would cost and gain on public rows."""
+    names = {"keep": "Aim keep: spare clean rows", "model": "Aim model: serve the joint model"}
+    return [
+        (
+            names[aim] + (" (this run)" if aim == threshold.aim else ""),
+            f"threshold {number(cut.value)}; keeps {percent(cut.anchors_kept)} of the anchors and "
+            f"{percent(cut.copies_kept)} of their damaged copies",
+        )
+        for aim, cut in threshold.aims.items()
+    ]
 
 
 def weak_promise(threshold: ThresholdResult) -> str:

@@ -22,6 +22,7 @@ TERMS = {
     "each other.",
     "alignment": "How much its question helps to guess the answer. Low where the answer belongs to another "
     "question.",
+    "reject": "How much more the row is like the checked rows than like rows that were rejected.",
     "checkpoint": "The model at one moment of its training. A row low at all of them looked bad from the start.",
     "decision": "Your word about a row. It wins over the score.",
     "reason": "A few words about why. They stay in this silo, beside the row.",

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import JsonValue, ValidationError
 from pydantic_core import from_json
 
+from clues.config import Aim
 from clues.errors import DataError
 from clues.results.arms import ArmResult
 from clues.results.base import Figures
@@ -29,6 +30,7 @@ class Method(Figures):
         loss_weight: weight of the row's own loss in the score, as it was set or found.
         loss_under: whose loss that is: of the base model, or along the checkpoints.
         alignment_weight: weight of the alignment of a row with its question.
+        reject_weight: weight of the part that tells rows from the rejected ones.
         parts: how the parts of the score are joined.
         trajectory: whose checkpoints the rows are scored at.
         layers: of the model that count: `all`, `first`, `last` or their numbers.
@@ -48,6 +50,21 @@ class Method(Figures):
     rule: str
     combine: str
     aggregation: str
+    reject_weight: float = 0.0
+
+
+class AimResult(Figures):
+    """The threshold that an aim would take, and what public rows say of it.
+
+    Attributes:
+        value: rows that score lower would be dropped.
+        anchors_kept: share of the anchors that are not below it.
+        copies_kept: share of damaged copies of anchors that are not below it.
+    """
+
+    value: float
+    anchors_kept: float
+    copies_kept: float
 
 
 class ThresholdResult(Figures):
@@ -64,6 +81,8 @@ class ThresholdResult(Figures):
         quantile: share of clean rows that the rule may drop, as the recipe says.
         n_anchors: number of anchor scores that the value rests on.
         anchor_quantiles: pairs of a share and a score: this share of the anchors scores lower.
+        aim: what it is for: `keep` spares clean rows, `model` serves the joint model.
+        aims: by aim, the threshold it would take; empty where anchors have no damaged copies.
     """
 
     value: float | None
@@ -75,6 +94,8 @@ class ThresholdResult(Figures):
     quantile: float
     n_anchors: int
     anchor_quantiles: tuple[tuple[float, float], ...]
+    aim: Aim = "keep"
+    aims: Mapping[Aim, AimResult] = {}
 
 
 class Absence(Figures):

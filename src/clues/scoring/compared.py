@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 
-from clues.config import FORMS, LINEAR_FORMS, Recipe
+from clues.config import ALIGNMENT, FORMS, LINEAR_FORMS, LOSS, Recipe, ScoreSettings
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
@@ -93,7 +93,22 @@ class Standpoint:
     @property
     def public_baselines(self) -> list[str]:
         """Baselines to compare under which an anchor scores the same in every silo."""
-        return [n for n in self.baselines(known=()) if not needs_rows(n)]
+        return [n for n in self.baselines(known=self.deciding_baselines) if not needs_rows(n)]
+
+    @property
+    def deciding_baselines(self) -> set[str]:
+        """Baselines that are parts of the score that decides, and so are there anyway."""
+        return set(parts_as_baselines(self.recipe.score))
+
+
+def parts_as_baselines(settings: ScoreSettings) -> dict[str, str]:
+    """By baseline, the part of the deciding score that has the same numbers."""
+    if settings.method != "influence" or settings.trajectory == "inrun":
+        return {}
+    same = {"base_perplexity": LOSS} if settings.loss_under == "base" else {}
+    return {
+        n: part for n, part in {**same, "alignment": ALIGNMENT}.items() if part in settings.weighed
+    }
 
 
 def compare(

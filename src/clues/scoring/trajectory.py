@@ -18,7 +18,8 @@ from clues.config import (
     LOSS,
     NEEDS_FIRST_MOMENT,
     NEEDS_SECOND_MOMENT,
-    PublicFile,
+    REJECT,
+    PublicSet,
     Recipe,
     ScoreSettings,
     TrainSettings,
@@ -70,6 +71,7 @@ def score_rows(
     raw[set][n] = sum_t learning_rate[t] * < gradient of row n at t, direction[t][set] >
     raw["loss"][n] = - loss of row n before the training, or - mean_t loss of row n at t
     raw["alignment"][n] = loss of row n's response without its question - with it, at the last t
+    raw["reject"][n] = as raw[set], with the direction of the rejected rows
 
     The second is there for method perplexity, and where `loss_weight` is not zero; the third
     where `alignment_weight` is not.
@@ -132,7 +134,7 @@ def score_rows(
             term = checkpoint.learning_rate * found.products[:, k]
             parts[piece] = term
             raw[piece.set] = raw.get(piece.set, np.zeros(len(rows))) + term
-    wanted = set_weights(settings, {})
+    wanted = settings.weighed
     losses = checkpoint_losses(parts)
     if LOSS in wanted and settings.loss_under == "checkpoints":
         raw[LOSS] = -np.mean(losses, axis=0)
@@ -173,7 +175,7 @@ def n_passes(settings: ScoreSettings, n_checkpoints: int, *, knows_before: bool)
     """
     if settings.method == "perplexity":
         return n_checkpoints
-    wanted = set_weights(settings, {})
+    wanted = settings.weighed
     makes_before = LOSS in wanted and settings.loss_under == "base" and not knows_before
     return n_checkpoints + makes_before + (ALIGNMENT in wanted)
 
@@ -222,8 +224,8 @@ def check_probe(found: float, expected: float, *, recipe: Recipe, where: str) ->
         )
 
 
-def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -> dict[str, float]:
-    """Weight of every name in a group's score: validation sets, own loss, alignment.
+def set_weights(settings: ScoreSettings, public: PublicSet) -> dict[str, float]:
+    """Weight of every name in a group's score: validation sets, loss, alignment, rejected rows.
 
     A part that is yet to be weighed has weight 1.
     """
@@ -231,16 +233,18 @@ def set_weights(settings: ScoreSettings, validation: Mapping[str, PublicFile]) -
         return {LOSS: 1.0}
     if is_baseline(settings.method):
         return {settings.method: 1.0}
-    weights = {name: file.weight for name, file in validation.items()}
+    weights = {name: file.weight for name, file in public.validation.items()}
     given = {LOSS: settings.loss_weight, ALIGNMENT: settings.alignment_weight}
     for name, is_weighed in settings.weighed.items():
         weights[name] = 1.0 if is_weighed else float(given[name])
+    if public.reject and (weight := settings.reject_weight) != 0:
+        weights[REJECT] = 1.0 if weight == "auto" else weight
     return weights
 
 
 def anchors_at_coordinator(recipe: Recipe) -> bool:
     """Whether the coordinator can score the anchors: no silo's rows take part in their scores."""
-    return recipe.score.trajectory == "global" and not is_baseline(recipe.score.method)
+    return recipe.score.anchors_are_public
 
 
 def moments_at_rows(recipe: Recipe) -> tuple[bool, bool]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import betainc
 
-from clues.config import ThresholdSettings, short
+from clues.config import ANCHOR_RULES, Aim, ThresholdSettings, short
 from clues.errors import (
     ConfigError,
     DataError,
@@ -22,9 +22,11 @@ from clues.errors import (
     NumericsError,
     RecipeMismatchError,
 )
-from clues.results.run import ThresholdResult
+from clues.results.run import AimResult, ThresholdResult
+from clues.selection.aims import Parting, cut_for_model, kept_shares
 from clues.selection.turns import Turns, TurnScore
 from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
+from clues.selection.weighing import Controls
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,16 @@ class Threshold:
         """Return plain values for JSON."""
         return asdict(self)
 
-    def as_result(self, *, quantile: float) -> ThresholdResult:
+    def as_result(
+        self,
+        settings: ThresholdSettings,
+        aims: Mapping[Aim, AimResult] | None = None,
+    ) -> ThresholdResult:
         """The threshold as results show it.
 
         Args:
-            quantile: of the settings it was fitted with.
+            settings: that it was fitted with.
+            aims: what `by_aim` gave.
         """
         return ThresholdResult(
             value=self.value,
@@ -75,9 +82,11 @@ class Threshold:
             interval=self.interval,
             confidence=self.confidence,
             assurance=self.assurance,
-            quantile=quantile,
+            quantile=settings.quantile,
             n_anchors=self.n_anchors,
             anchor_quantiles=self.anchor_quantiles,
+            aim=settings.aim,
+            aims=aims or {},
         )
 
     @classmethod
@@ -132,6 +141,7 @@ def fit_threshold(
     seed: int,
     proposals: Mapping[str, float] | None = None,
     owners: Mapping[str, str] | None = None,
+    copies: Mapping[str, Controls] | None = None,
 ) -> Threshold:
     """One threshold from the anchors of all groups.
 
@@ -147,9 +157,11 @@ def fit_threshold(
         seed: of the bootstrap.
         proposals: by silo, the cut it proposes; for rule `mixture` alone.
         owners: by group, the silo that has scored its anchors; None for the coordinator.
+        copies: by group, damaged copies of the anchors; for aim `model` alone.
 
     Raises:
-        DataError: fewer than 5 anchors in a group, or no proposal for rule `mixture`.
+        DataError: fewer than 5 anchors in a group, no proposal for rule `mixture`, or no copies
+            for aim `model`.
         NumericsError: anchor scores are not finite, or all the same.
     """
     units, assurance = group_units(anchors, weights, settings, owners=owners)
@@ -162,7 +174,10 @@ def fit_threshold(
             "rule mixture: no silo's scores fall into two groups, so none proposed a cut. Use "
             "rule anchor_quantile."
         )
+    partings = _partings(scores, units, copies or {}) if settings.aim == "model" else []
     value = _voted([[scores[g] for g in members] for members in pools], offered, settings)
+    if partings and value is not None:
+        value = cut_for_model(partings, least=value)
     rng = np.random.default_rng(seed)
     draws: list[float] = []
     if settings.rule not in ("ratio", "preset"):
@@ -171,7 +186,10 @@ def fit_threshold(
             sample = {g: rng.choice(scores[g], len(scores[g])) for g in sorted(scores)}
             drawn = [[sample[g] for g in members] for members in pools]
             again = list(rng.choice(offered, len(offered))) if offered else []
-            draws.append(_voted(drawn, again, settings) or 0.0)
+            cut = _voted(drawn, again, settings) or 0.0
+            if partings:
+                cut = cut_for_model([p.drawn(rng) for p in partings], least=cut)
+            draws.append(cut)
     tail = (1 - settings.confidence) / 2
     interval = np.quantile(draws, [tail, 1 - tail]) if draws else None
     points = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -188,6 +206,50 @@ def fit_threshold(
         n_anchors=len(pooled),
         anchor_quantiles=tuple((p, float(np.quantile(pooled, p))) for p in points),
     )
+
+
+def by_aim(
+    threshold: Threshold,
+    anchors: Mapping[str, Mapping[str, Array]],
+    copies: Mapping[str, Controls],
+    settings: ThresholdSettings,
+) -> dict[Aim, AimResult]:
+    """The threshold that each aim takes, and what it keeps of anchors and of their damaged copies.
+
+    Args:
+        threshold: in whose units scores compare.
+        anchors: by group, raw scores of public anchors.
+        copies: by group, their damaged copies; empty gives nothing.
+        settings: the rule.
+    """
+    if not copies or settings.rule not in ANCHOR_RULES:
+        return {}
+    scores = {g: threshold.units[g].apply(raw) for g, raw in anchors.items()}
+    partings = _partings(scores, threshold.units, copies)
+    least = _voted([[scores[g] for g in sorted(scores)]], [], settings)
+    assert least is not None
+    cuts = {"keep": least, "model": cut_for_model(partings, least=least)}
+    shares = kept_shares(partings, np.array(list(cuts.values()))).T.tolist()
+    return {
+        "keep": AimResult(value=cuts["keep"], anchors_kept=shares[0][0], copies_kept=shares[0][1]),
+        "model": AimResult(
+            value=cuts["model"], anchors_kept=shares[1][0], copies_kept=shares[1][1]
+        ),
+    }
+
+
+def _partings(
+    anchors: Mapping[str, Array], units: Mapping[str, Units], copies: Mapping[str, Controls]
+) -> list[Parting]:
+    """Anchors and copies of every group, in units that compare."""
+    if missing := sorted(set(anchors) - set(copies)):
+        raise DataError(
+            f"threshold.aim model needs damaged copies of the anchors, and {missing[0]} has none. "
+            "Score again."
+        )
+    return [
+        Parting.of(anchors[g], units[g].apply(copies[g].raw), copies[g]) for g in sorted(anchors)
+    ]
 
 
 def group_units(

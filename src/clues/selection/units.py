@@ -1,7 +1,8 @@
 """How the parts of a score become one number that compares across groups.
 
-No torch here. A score has up to three *parts*: the influence (over all validation sets), the row's
-own loss, and its alignment with its question. Each is measured in units of the group's anchors.
+No torch here. A score has up to four *parts*: the influence (over all validation sets), the row's
+own loss, its alignment with its question, and how much more it is like the validation rows than like
+rejected ones. Each is measured in units of the group's anchors.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clues.config import ALIGNMENT, LOSS
+from clues.config import ALIGNMENT, LOSS, REJECT
 from clues.errors import DataError, NumericsError
 
 Array = NDArray[np.float64]
@@ -45,7 +46,7 @@ class Part:
 class Units:
     """How a group's raw scores become comparable.
 
-    combined = sum over names of weight * raw / scale
+    combined = sum over names of weight * raw / scale, with a minus for the rejected rows
     score = (combined - location) / spread
 
     With `parts` the names of one part are summed first, and combined is the sum of the parts'
@@ -82,6 +83,11 @@ class Units:
         widths = [part.width for part in self.parts.values()]
         return min(self.spread, *self.scales.values(), *widths) > 0
 
+    @property
+    def signed_weights(self) -> dict[str, float]:
+        """Weights of a plain sum: likeness to rejected rows counts against a row."""
+        return {n: -w if n == REJECT else w for n, w in self.weights.items()}
+
     def apply(self, raw: Mapping[str, Array]) -> Array:
         """Return scores in these units from raw scores by name.
 
@@ -96,7 +102,7 @@ class Units:
     def combined(self, raw: Mapping[str, Array]) -> Array:
         """One number a row, before location and spread."""
         if not self.parts:
-            return combine(raw, self.weights, self.scales)
+            return combine(raw, self.signed_weights, self.scales)
         return np.sum(list(self.shortfalls(raw).values()), axis=0)
 
     def shortfalls(self, raw: Mapping[str, Array]) -> dict[str, Array]:
@@ -107,7 +113,7 @@ class Units:
 
 def part_of(name: str) -> str:
     """The part of a score that a name of raw scores belongs to."""
-    return name if name in (LOSS, ALIGNMENT) else INFLUENCE
+    return name if name in (LOSS, ALIGNMENT, REJECT) else INFLUENCE
 
 
 def combine(
@@ -121,15 +127,23 @@ def combine(
 def by_part(
     raw: Mapping[str, Array], weights: Mapping[str, float], scales: Mapping[str, float]
 ) -> dict[str, Array]:
-    """The influence summed over its validation sets, and the other parts as they are."""
+    """The influence summed over its validation sets, and the other parts as they are.
+
+    The part of the rejected rows is a difference, in units of the anchors: mean influence by the
+    validation sets less influence by the rejected rows. What a row shares with both cancels out.
+    """
     members: dict[str, list[str]] = {}
     for name in weights:
         members.setdefault(part_of(name), []).append(name)
-    return {
+    found = {
         # A part of one name takes its weight at its shortfall, not here.
         part: combine(raw, {n: weights[n] if part == INFLUENCE else 1.0 for n in names}, scales)
         for part, names in members.items()
     }
+    if REJECT in found:
+        total = sum(weights[name] for name in members[INFLUENCE])
+        found[REJECT] = found[INFLUENCE] / total - found[REJECT]
+    return found
 
 
 def anchor_units(

@@ -96,8 +96,11 @@ def weigh_parts(
 
 
 def replaced(weights: Mapping[str, float], chosen: Mapping[str, float]) -> dict[str, float]:
-    """Weights with the chosen ones in place; a name of weight zero is left out."""
-    return {name: w for name, w in {**weights, **chosen}.items() if w > 0}
+    """Weights with the chosen ones in place; a name of weight zero is left out.
+
+    A part that a group does not have (rejected rows, of one domain alone) stays away from it.
+    """
+    return {n: chosen.get(n, w) for n, w in weights.items() if chosen.get(n, w) > 0}
 
 
 def _auc_by_kind(

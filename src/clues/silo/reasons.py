@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clues.config import ALIGNMENT, LOSS
+from clues.config import ALIGNMENT, LOSS, REJECT
 from clues.findings.base import NAMES
 from clues.report.outcome import LOW, UNSCORED
 from clues.scoring.table import ScoreTable
@@ -16,6 +16,7 @@ from clues.silo.workspace import Workspace
 MEANS = {
     ALIGNMENT: "seems to answer another question",
     INFLUENCE: "teaches something else than the checked rows",
+    REJECT: "is like the rejected rows",
 }
 
 IN_WORDS = {**NAMES, SCORE: LOW, TURN: "a low turn", PERSON: "decided by a person"}

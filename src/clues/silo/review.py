@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clues.atomic import atomic_write_bytes
-from clues.config import ALIGNMENT, LOSS, Recipe, short
+from clues.config import ALIGNMENT, LOSS, REJECT, Recipe, short
 from clues.evaluation.detection import read_labels
 from clues.findings.base import NAMES, SAYS
 from clues.report.cards import DataFacts, data_card
@@ -63,9 +63,7 @@ def _card(space: Workspace) -> DataFacts:
         score=_score(recipe, threshold),
         threshold=threshold_pairs(
             # The assurance is about all groups, and the card about this silo's rows.
-            threshold.as_result(quantile=recipe.threshold.quantile).model_copy(
-                update={"assurance": None}
-            )
+            threshold.as_result(recipe.threshold).model_copy(update={"assurance": None})
         ),
         recipe_hash=recipe.hash,
     )
@@ -194,7 +192,7 @@ def _score(recipe: Recipe, threshold: Threshold) -> str:
     if score == "influence":
         score += f", form {recipe.score.form}"
         weights = next(iter(threshold.units.values())).weights
-        others = [f"{n} {weights[n]:g}" for n in (LOSS, ALIGNMENT) if n in weights]
+        others = [f"{n} {weights[n]:g}" for n in (LOSS, ALIGNMENT, REJECT) if n in weights]
         score += f", with {' and '.join(others)}" if others else ""
     if recipe.score.turns:
         score += f", turns of chats too (low_turn: {recipe.threshold.low_turn})"
@@ -218,7 +216,7 @@ def _terms(
     for members, units in _groups(space, table, threshold):
         raw = {name: values[members] for name, values in table.raw.items()}
         parts = units.shortfalls(raw)
-        for name in [part for part in (INFLUENCE, LOSS, ALIGNMENT) if part in parts]:
+        for name in [part for part in (INFLUENCE, LOSS, ALIGNMENT, REJECT) if part in parts]:
             share = units.location / len(parts)
             found.setdefault(name, np.zeros(len(table.row)))[members] = (
                 parts[name] - share
@@ -271,7 +269,7 @@ def _checkpoint_term(
     With `base_loss` every checkpoint has an equal share of the loss before the training.
     """
     total = np.zeros(len(table.row))
-    for name, weight in units.weights.items():
+    for name, weight in units.signed_weights.items():
         if units.parts and part_of(name) != INFLUENCE:
             continue
         if name == LOSS:

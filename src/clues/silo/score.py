@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.config import LOSS, Recipe, derived_seed
+from clues.config import LOSS, REJECT, Recipe, derived_seed
 from clues.data.tokens import EncodedRow
 from clues.data.views import View
 from clues.errors import DataError
@@ -18,6 +18,7 @@ from clues.scoring.compared import (
     Standpoint,
     compare,
     one_number,
+    parts_as_baselines,
     score_by_baselines,
 )
 from clues.scoring.direction import scored_weights
@@ -137,7 +138,7 @@ def nonfinite_text(ids: Sequence[str]) -> str:
 
 def _check_weights(space: Workspace, request: ScoreRequest) -> None:
     """Refuse weights for parts that the recipe does not leave open, and such as nobody finds."""
-    open_parts = {name for name, is_weighed in space.recipe().score.weighed.items() if is_weighed}
+    open_parts = {name for name, is_weighed in space.recipe().weighed.items() if is_weighed}
     if set(request.weights) - open_parts or set(request.weights.values()) - set(GRID):
         raise DataError(
             f"silo {space.name}: the score request brings weights that the recipe does not leave "
@@ -206,6 +207,12 @@ def _score_group(
     return _Scored(scores, anchors, compared, turns)
 
 
+def _rejects(space: Workspace) -> bool:
+    """Whether the rejected rows of the silo's domain count against its rows."""
+    recipe = space.recipe()
+    return bool(recipe.public[space.settings.domain].reject) and recipe.score.reject_weight != 0
+
+
 def _scene(space: Workspace, request: ScoreRequest, number: int) -> _Scene:
     """Checkpoints and directions of one group, sent by the coordinator or made here."""
     recipe, model, validation = space.recipe(), space.model(), space.validation()
@@ -214,6 +221,8 @@ def _scene(space: Workspace, request: ScoreRequest, number: int) -> _Scene:
     if recipe.score.shared:
         checkpoints, directions = sent_trajectory(request, where=f"silo {space.name}")
         wanted = set(validation) if recipe.score.sends_directions else set[str]()
+        if _rejects(space):
+            wanted.add(REJECT)
         check_sent(space, checkpoints, directions, wanted=wanted, weights=weights)
         for checkpoint, expected in zip(checkpoints, request.probe_losses, strict=True):
             check_probe(
@@ -252,7 +261,7 @@ def _deciding_scores(
     checkpoints = scene.place.checkpoints
     if recipe.score.trajectory == "inrun":
         ours, theirs = _in_run_scores(space, rows)
-        wanted = set_weights(recipe.score, recipe.public[space.settings.domain].validation)
+        wanted = set_weights(recipe.score, recipe.public[space.settings.domain])
         parts: Parts = {InRunTerm(n): values for n, values in ours.items() if n != LOSS}
         parts[InRunLoss()] = -ours[LOSS]
         if LOSS in wanted and recipe.score.loss_under == "base":
@@ -265,7 +274,7 @@ def _deciding_scores(
         return TrajectoryScores({method: found.rows}, {Loss(0): last}), {method: found.anchors}
     how: dict[str, Any] = {"settings": recipe.score}
     if anchors_at_coordinator(recipe):
-        names = set_weights(recipe.score, recipe.public[space.settings.domain].validation)
+        names = set_weights(recipe.score, recipe.public[space.settings.domain])
         anchor_scores = sent_anchors(space, request, names=names)
     else:
         anchor_scores = score_rows(model, anchors, checkpoints, scene.directions, **how).raw
@@ -292,17 +301,16 @@ def _known(
     anchors: Mapping[str, np.ndarray],
     finite: np.ndarray,
 ) -> dict[str, Compared]:
-    """The deciding influence alone, if it is to be compared too: it need not be computed twice."""
+    """Scores to compare that the deciding one has anyway: its influence, and parts of it."""
     settings = recipe.score
     if settings.method != "influence" or settings.trajectory == "inrun":
         return {}
     weights = {name: file.weight for name, file in recipe.public[domain].validation.items()}
     own = {name: rows[name][finite] for name in weights}
-    return (
-        {settings.form: one_number(own, anchors, weights)}
-        if settings.form in settings.compare
-        else {}
-    )
+    found = {settings.form: one_number(own, anchors, weights)}
+    for name, part in parts_as_baselines(settings).items():
+        found[name] = Compared(rows[part][finite], np.asarray(anchors[part], float))
+    return {name: found[name] for name in settings.compare if name in found}
 
 
 def _in_run_scores(
@@ -336,7 +344,7 @@ def _proposal(
     if recipe.threshold.rule != "mixture":
         return None
     public = recipe.public[space.settings.domain]
-    weights = replaced(set_weights(recipe.score, public.validation), request.weights)
+    weights = replaced(set_weights(recipe.score, public), request.weights)
     scores = np.zeros(len(table.fold))
     for number, group in enumerate(groups):
         rule = recipe.threshold

@@ -96,7 +96,7 @@ def check_threshold(space: Workspace, threshold: Threshold) -> None:
         *(settings.rule, settings.units, ratio, value),
     )
     public = recipe.public[space.settings.domain]
-    weights = replaced(set_weights(recipe.score, public.validation), space.sent_weights())
+    weights = replaced(set_weights(recipe.score, public), space.sent_weights())
     stored = space.anchor_scores()
     ours, _ = group_units(
         {g: {k: np.array(v) for k, v in raw.items()} for g, raw in stored.items()},

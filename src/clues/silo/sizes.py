@@ -54,7 +54,9 @@ def _n_adapters(kind: str, space: Workspace) -> int:
     if kind not in (TrainRequest.kind, ScoreRequest.kind, FitRequest.kind):
         return 0
     recipe = space.recipe()
-    n_sets = max(len(public.validation) for public in recipe.public.values())
+    n_sets = max(
+        len(public.validation) + (public.reject is not None) for public in recipe.public.values()
+    )
     one_checkpoint = 1 + n_sets + 2
     found = {TrainRequest.kind: 1 + n_sets, FitRequest.kind: 1}
     return found.get(kind, recipe.train.checkpoints * one_checkpoint)
@@ -68,7 +70,7 @@ def checked_public(recipe: Recipe, sent: Mapping[str, Tensor], *, domain: str) -
             silo's own domain is missing.
     """
     sets = recipe.public.values()
-    named = {f.sha256 for public in sets for f in (public.anchor, *public.validation.values())}
+    named = {f.sha256 for public in sets for f in public.files}
     hashes = {name: PurePath(name).name.split(".")[0] for name in sent}
     if len(set(hashes.values())) < len(sent) or not set(hashes.values()) <= named:
         raise DataError(
@@ -86,6 +88,6 @@ def checked_public(recipe: Recipe, sent: Mapping[str, Tensor], *, domain: str) -
             raise DataError("the coordinator's public rows do not have the hash they claim.")
         payloads[name] = payload
     own = recipe.public[domain]
-    if not {f.sha256 for f in (own.anchor, *own.validation.values())} <= set(hashes.values()):
+    if not {f.sha256 for f in own.files} <= set(hashes.values()):
         raise DataError("the coordinator left out public rows that its recipe names.")
     return payloads

@@ -127,7 +127,7 @@ def judged_turns(space: Workspace) -> Turns | None:
         return None
     if "turns" not in space.memory:
         public = recipe.public[space.settings.domain]
-        weights = replaced(set_weights(recipe.score, public.validation), space.sent_weights())
+        weights = replaced(set_weights(recipe.score, public), space.sent_weights())
         anchors = {
             group: {name: np.array(values) for name, values in raw.items()}
             for group, raw in space.turn_anchors().items()

@@ -254,8 +254,7 @@ class Workspace:
     def checked(self) -> list[Sample]:
         """The public rows of the silo's domain as text."""
         public = self.recipe().public[self.settings.domain]
-        files = (public.anchor, *public.validation.values())
-        return [s for file in files for s in self._samples(file, "public rows")]
+        return [s for file in public.files for s in self._samples(file, "public rows")]
 
     def _samples(self, file: PublicFile, where: str) -> Sequence[Sample]:
         path = self._place(file, where)

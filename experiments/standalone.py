@@ -1,0 +1,186 @@
+"""Tables of experiments that are no recipe: rows that others have judged, and rejected rows. No torch."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.statistics import over_seeds, shown, silo_means
+from experiments.stored import StoredRun
+
+HERE = Path(__file__).parent
+# Published models are made of files with 4-bit weights: `make base`.
+DEQUANTISED = ("smollm2-135m-instruct", "gemma3-270m-it")
+Runs = Sequence[StoredRun]  # one per seed
+
+
+@dataclass(frozen=True)
+class Standalone:
+    """One of them.
+
+    Attributes:
+        name: of its folder.
+        title: heading of its tables.
+        asks: the question, in a sentence or two.
+        table: what it shows of a base model's seeds, which are runs by name.
+        again: the command that makes them.
+    """
+
+    name: str
+    title: str
+    asks: str
+    table: Callable[[Mapping[str, Runs]], list[str]]
+    again: str
+
+
+def detection_table(runs: Runs) -> list[str]:
+    """AUC of every score, mean over silos and seeds, best first."""
+    names = next(iter(runs[0].results.silos.values())).detection
+    found = {name: silo_means(runs, name) for name in names}
+    found = {name: values for name, values in found.items() if values}
+    lines = ["| score | AUC |", "| :--- | ---: |"]
+    for name in sorted(found, key=lambda n: -statistics.fmean(found[n])):
+        lines.append(f"| {name} | {shown(over_seeds(found[name]))} |")
+    return lines
+
+
+def kept_table(by_name: Mapping[str, Runs], *, first: str) -> list[str]:
+    """Of good and of bad rows, the share that is kept, by name of the run; means over silos."""
+    lines = [
+        f"| {first} | AUC | good rows kept | bad rows kept | anchors' copies kept |",
+        "| :--- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, runs in by_name.items():
+        silos = [silo for run in runs for silo in run.results.silos.values()]
+        good = [silo.recall for silo in silos if silo.recall is not None]
+        bad = [1 - x for silo in silos for x in silo.dropped_by_kind.values()]
+        copies = [
+            aims[run.results.threshold.aim].copies_kept
+            for run in runs
+            if (aims := run.results.threshold.aims)
+        ]
+        shares = (f"{statistics.fmean(x):.0%}" if x else "" for x in (good, bad, copies))
+        auc = shown(over_seeds(silo_means(runs, "selection score")))
+        lines.append(f"| {name} | {auc} | {' | '.join(shares)} |")
+    return lines
+
+
+def arms_table(by_name: Mapping[str, Runs]) -> list[str]:
+    """Rows, held-out loss and share of right answers of every arm, by name of the run."""
+    lines = [
+        "| trained on | rows | right answers | held-out loss |",
+        "| :--- | ---: | ---: | ---: |",
+    ]
+    words = {
+        "mixed": "all rows",
+        "random": "as many random rows as are kept",
+        "oracle": "the rows with right labels",
+    }
+    for name, runs in by_name.items():
+        for arm in runs[0].arms:
+            every = [run.arms[arm] for run in runs]
+            known = [a.knowledge_accuracy for a in every if a.knowledge_accuracy is not None]
+            losses = [a.heldout_loss for a in every if a.heldout_loss is not None]
+            rows = statistics.fmean(a.kept or 0 for a in every)
+            said = words.get(arm, f"the kept rows, aim {name}")
+            figures = (shown(over_seeds(x)) if x else "" for x in (known, losses))
+            lines.append(f"| {said} | {rows:.0f} | {' | '.join(figures)} |")
+    return lines
+
+
+def _grades(by_name: Mapping[str, Runs]) -> list[str]:
+    (runs,) = by_name.values()
+    return [*detection_table(runs), "", *kept_table(by_name, first="")]
+
+
+def _wrong_labels(by_name: Mapping[str, Runs]) -> list[str]:
+    first = next(iter(by_name.values()))
+    return [
+        *detection_table(first),
+        "",
+        *kept_table(by_name, first="aim"),
+        "",
+        *arms_table(by_name),
+    ]
+
+
+def _rejected(by_name: Mapping[str, Runs]) -> list[str]:
+    return [*kept_table(by_name, first="rejected rows"), "", *detection_table(by_name["without"])]
+
+
+ALL = (
+    Standalone(
+        "grades",
+        "People's grades: answers that medical experts found excellent, and incorrect",
+        "Nothing is damaged: experts have graded real answers to real health questions. Which "
+        "score tells grade 4 from grade 1?",
+        _grades,
+        "python -m experiments.grades.run --data train.jsonl.gz",
+    ),
+    Standalone(
+        "robustft",
+        "Wrong labels made by others: sentences from financial news",
+        "FPB with 30, 50, 70 and 0 % wrong answers in four silos, as RobustFT (arXiv 2412.14922) "
+        "made them. Are they found, and what does training on the others give?",
+        _wrong_labels,
+        "python -m experiments.robustft.run --data FOLDER",
+    ),
+    Standalone(
+        "rejected",
+        "Rejected rows: advertising in true answers",
+        "Half of the rows end with a sentence of advertising. What do forty rejected rows add to "
+        "the score?",
+        _rejected,
+        "python -m experiments.rejected.run --data medical_medquad_en.jsonl.gz",
+    ),
+)
+
+
+def section(one: Standalone) -> list[str]:
+    """Tables of one of them for its page, or that it has not run."""
+    lines: list[str] = []
+    groups = stored(one.name)
+    if not groups:
+        return ["", "Not run yet."]
+    for model, by_name in groups.items():
+        runs = [run for several in by_name.values() for run in several]
+        own = next(iter(by_name.values()))
+        seeds = ", ".join(str(run.results.seeds[0]) for run in own)
+        dates = ", ".join(sorted({run.results.date for run in runs}))
+        weights = ", ".join(dict.fromkeys(_weights(run) for run in runs))
+        source = ", dequantised from 4-bit" if model in DEQUANTISED else ""
+        lines += [
+            "",
+            f"## {model}{source}",
+            "",
+            f"Seeds {seeds}; {dates}; {own[0].results.machine}; torch "
+            f"{own[0].results.versions['torch']}. Weights of the parts beside the influence, by "
+            f"seed: {weights}.",
+            "",
+            *one.table(by_name),
+        ]
+    return lines
+
+
+def stored(name: str) -> dict[str, dict[str, list[StoredRun]]]:
+    """Runs by base model and by name of the run; experiments of one run a seed have one name."""
+    found: dict[str, dict[str, list[StoredRun]]] = defaultdict(lambda: defaultdict(list))
+    for file in sorted((HERE / name / "results").glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        several = {"": content} if "results_version" in content else content
+        for run_name, run in several.items():
+            read = StoredRun.from_json(run, where=str(file))
+            found[read.results.base_model][run_name].append(read)
+    return {model: dict(runs) for model, runs in found.items()}
+
+
+def _weights(run: StoredRun) -> str:
+    method = run.results.method
+    parts = {
+        "loss": method.loss_weight,
+        "alignment": method.alignment_weight,
+        "rejected rows": method.reject_weight,
+    }
+    return " and ".join(f"{name} {weight:g}" for name, weight in parts.items() if weight) or "none"
