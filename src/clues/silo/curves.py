@@ -84,7 +84,7 @@ def _tensorboard(curve: Curve) -> Opened:
 
 
 def _trackio(curve: Curve) -> Opened:
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     # What it says on the way would stand in the midst of our own answers.
     with _beginning("trackio", ValueError, OSError, RuntimeError), redirect_stdout(sys.stderr):
@@ -105,7 +105,7 @@ def _trackio(curve: Curve) -> Opened:
 
 
 def _wandb(curve: Curve) -> Opened:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     # Nothing of the machine, of our code, or of what stands on the terminal.
     settings = wandb.Settings(
@@ -134,8 +134,8 @@ def _wandb(curve: Curve) -> Opened:
 
 
 def _mlflow(curve: Curve) -> Opened:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+    from mlflow.exceptions import MlflowException  # pyright: ignore[reportMissingImports]
 
     # Its own default is a file in the folder where the program was called.
     own = f"sqlite:///{curve.folder / 'mlflow.db'}"
