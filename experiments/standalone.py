@@ -1,4 +1,4 @@
-"""Tables of experiments that are no recipe: rows that others have judged, and rejected rows. No torch."""
+"""Tables of experiments that are no recipe: rows that others judged, rejected rows, kinds. No torch."""
 
 import json
 import statistics
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.statistics import over_seeds, shown, silo_means
 from experiments.stored import StoredRun
@@ -24,15 +25,33 @@ class Standalone:
         name: of its folder.
         title: heading of its tables.
         asks: the question, in a sentence or two.
-        table: what it shows of a base model's seeds, which are runs by name.
+        table: what it shows of a base model's seeds.
         again: the command that makes them.
     """
 
     name: str
     title: str
     asks: str
-    table: Callable[[Mapping[str, Runs]], list[str]]
+    table: "Callable[[Stored], list[str]]"
     again: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of one base model.
+
+    Attributes:
+        runs: by name of the run, one per seed; experiments of one run per seed have one name.
+        contents: the files themselves, for what is no run.
+    """
+
+    runs: Mapping[str, Runs]
+    contents: Sequence[Mapping[str, Any]]
+
+    @property
+    def first(self) -> Runs:
+        """The runs that come first."""
+        return next(iter(self.runs.values()))
 
 
 def detection_table(runs: Runs) -> list[str]:
@@ -90,24 +109,43 @@ def arms_table(by_name: Mapping[str, Runs]) -> list[str]:
     return lines
 
 
-def _grades(by_name: Mapping[str, Runs]) -> list[str]:
-    (runs,) = by_name.values()
-    return [*detection_table(runs), "", *kept_table(by_name, first="")]
+def left_out_table(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """AUC by kind of damage, by which copies the weights of the parts were found on."""
+    found: dict[str, dict[str, list[float]]] = {}
+    counts: dict[str, int] = defaultdict(int)
+    for content in contents:
+        for kind, figures in content["left out"].items():
+            counts[kind] += figures["rows"]
+            for way, value in figures["auc"].items():
+                found.setdefault(kind, {}).setdefault(way, []).append(value)
+    ways = list(next(iter(found.values())))
+    lines = [f"| kind | rows | {' | '.join(ways)} |", "| :--- |" + " ---: |" * (1 + len(ways))]
+    for kind, by_way in sorted(found.items()):
+        cells = " | ".join(f"{statistics.fmean(by_way[way]):.3f}" for way in ways)
+        lines.append(f"| `{kind}` | {counts[kind]} | {cells} |")
+    means = (
+        statistics.fmean(statistics.fmean(by_way[way]) for by_way in found.values()) for way in ways
+    )
+    total = " | ".join(f"{mean:.3f}" for mean in means)
+    return [*lines, f"| mean over kinds | {sum(counts.values())} | {total} |"]
 
 
-def _wrong_labels(by_name: Mapping[str, Runs]) -> list[str]:
-    first = next(iter(by_name.values()))
-    return [
-        *detection_table(first),
-        "",
-        *kept_table(by_name, first="aim"),
-        "",
-        *arms_table(by_name),
-    ]
+def _grades(found: Stored) -> list[str]:
+    return [*detection_table(found.first), "", *kept_table(found.runs, first="")]
 
 
-def _rejected(by_name: Mapping[str, Runs]) -> list[str]:
-    return [*kept_table(by_name, first="rejected rows"), "", *detection_table(by_name["without"])]
+def _wrong_labels(found: Stored) -> list[str]:
+    kept = kept_table(found.runs, first="aim")
+    return [*detection_table(found.first), "", *kept, "", *arms_table(found.runs)]
+
+
+def _rejected(found: Stored) -> list[str]:
+    kept = kept_table(found.runs, first="rejected rows")
+    return [*kept, "", *detection_table(found.runs["without"])]
+
+
+def _kinds(found: Stored) -> list[str]:
+    return [*left_out_table(found.contents), "", *kept_table(found.runs, first="aim")]
 
 
 ALL = (
@@ -135,6 +173,14 @@ ALL = (
         _rejected,
         "python -m experiments.rejected.run --data medical_medquad_en.jsonl.gz",
     ),
+    Standalone(
+        "kinds",
+        "Kinds left out: weights of the parts without the damage they are tested on",
+        "Half of the rows are damaged in sixteen ways. The weights are found on copies of anchors with "
+        "all kinds, without the kind of the line, and without all kinds like it. AUC by kind.",
+        _kinds,
+        "python -m experiments.kinds.run --medquad FILE --spanish FILE",
+    ),
 )
 
 
@@ -144,9 +190,9 @@ def section(one: Standalone) -> list[str]:
     groups = stored(one.name)
     if not groups:
         return ["", "Not run yet."]
-    for model, by_name in groups.items():
-        runs = [run for several in by_name.values() for run in several]
-        own = next(iter(by_name.values()))
+    for model, found in groups.items():
+        runs = [run for several in found.runs.values() for run in several]
+        own = found.first
         seeds = ", ".join(str(run.results.seeds[0]) for run in own)
         dates = ", ".join(sorted({run.results.date for run in runs}))
         weights = ", ".join(dict.fromkeys(_weights(run) for run in runs))
@@ -159,21 +205,26 @@ def section(one: Standalone) -> list[str]:
             f"{own[0].results.versions['torch']}. Weights of the parts beside the influence, by "
             f"seed: {weights}.",
             "",
-            *one.table(by_name),
+            *one.table(found),
         ]
     return lines
 
 
-def stored(name: str) -> dict[str, dict[str, list[StoredRun]]]:
-    """Runs by base model and by name of the run; experiments of one run a seed have one name."""
-    found: dict[str, dict[str, list[StoredRun]]] = defaultdict(lambda: defaultdict(list))
+def stored(name: str) -> dict[str, Stored]:
+    """What is stored, by base model."""
+    runs: dict[str, dict[str, list[StoredRun]]] = defaultdict(lambda: defaultdict(list))
+    contents: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for file in sorted((HERE / name / "results").glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         several = {"": content} if "results_version" in content else content
+        model = ""
         for run_name, run in several.items():
-            read = StoredRun.from_json(run, where=str(file))
-            found[read.results.base_model][run_name].append(read)
-    return {model: dict(runs) for model, runs in found.items()}
+            if "results_version" in run:
+                read = StoredRun.from_json(run, where=str(file))
+                model = read.results.base_model
+                runs[model][run_name].append(read)
+        contents[model].append(content)
+    return {model: Stored(dict(by_name), contents[model]) for model, by_name in runs.items()}
 
 
 def _weights(run: StoredRun) -> str:

@@ -37,7 +37,7 @@ INTRO = (
     "the selection score was made of; [Scores](scores.md) explains it. Tables dated 24 November 2026 "
     "are of the score before form `less` and weighed parts became the default. `mmedbench` and "
     "`natural` are of the score before 26 November 2026, along three checkpoints and with the "
-    "loss along them; their recipes say so. The seven other recipes ran with seeds 3, 4 and 5, on "
+    "loss along them; their recipes say so. The other recipes ran with seeds 3, 4 and 5, on "
     "which nothing was chosen; the demo and MedQuAD (400 rows a silo) are no recipes."
 )
 

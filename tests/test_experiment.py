@@ -26,6 +26,7 @@ from experiments.stored import read_seed
 
 ROOT = Path(__file__).parent.parent / "experiments"
 NAMES = (
+    "aims",
     *("anchors", "fiqa", "layers", "levels", "medicalqa"),
     *("merging", "mmedbench", "natural", "thresholds"),
 )
@@ -176,7 +177,7 @@ def test_a_source_that_does_not_do_says_what_to_do(data, tmp_path, changes, said
 
 
 def test_an_unknown_experiment_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"Did you mean 'merging'\? Known: anchors, fiqa"):
+    with pytest.raises(UsageError, match=r"Did you mean 'merging'\? Known: aims, anchors, fiqa"):
         load_experiment("mergin", ROOT)
 
 

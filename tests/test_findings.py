@@ -133,7 +133,7 @@ def test_the_first_of_equal_rows_stays_unless_it_has_another_fault():
         [sample(0, QUESTION, ANSWER.replace("drink", "dr\ufffdink")), sample(1, QUESTION, ANSWER)],
         CHECKED_ROWS,
     )
-    assert [f.kind for f in turned.of(0)] == ["mojibake"]
+    assert [f.kind for f in turned.of(0)] == ["mojibake", "near_duplicate"]
     assert turned.of(1) == ()
 
 
@@ -159,6 +159,27 @@ def test_nearly_the_same_is_found_and_another_question_on_the_same_table_is_not(
     ]
     near = [*rows[:1], sample(1, rows[0].prompt[0].content, f"The last one. {ANSWER} Ask there.")]
     assert [f.kind for f in look(near, CHECKED_ROWS).of(1)] == ["near_duplicate"]
+
+
+@pytest.mark.parametrize("n_words", [24, 42, 80])
+def test_one_changed_word_is_nearly_the_same_in_a_short_answer_too(n_words):
+    words = [f"{chr(97 + n % 26)}{chr(97 + n // 26)}ord" for n in range(n_words)]
+    asked = "What did the last report say about the plans of the company?"
+    rows = [sample(0, asked, f"{' '.join(words)}.")]
+
+    def kinds(place, word):
+        other = [*words[:place], word, *words[place + 1 :]]
+        seen = look([*rows, sample(1, asked, f"{' '.join(other)}.")], CHECKED_ROWS).of(1)
+        return [f.kind for f in seen if f.sure]
+
+    assert kinds(20, "also") == ["near_duplicate"]
+    # Half of the words are others, or the one that is another is a number.
+    half = [f"{word}er" if n % 2 else word for n, word in enumerate(words)]
+    seen = look([*rows, sample(1, asked, f"{' '.join(half)}.")], CHECKED_ROWS).of(1)
+    assert not [f for f in seen if f.kind == "near_duplicate"]
+    words[20] = "2018"
+    rows[0] = sample(0, asked, f"{' '.join(words)}.")
+    assert kinds(20, "2019") == []
 
 
 @pytest.mark.parametrize(

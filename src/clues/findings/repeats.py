@@ -14,6 +14,9 @@ from clues.findings.words import squeezed
 
 SIMILARITY = 0.9  # share of five-word pieces that two rows have in common
 N_WORDS = 5
+# A changed word is in five pieces of either row: of a short text that is a large share.
+FEW_APART = 2 * 2 * N_WORDS
+CANDIDATES = 0.6  # share in common of two texts of the fewest pieces that differ in one word
 N_PERMUTATIONS = 128
 SAME_LINE = 0.85  # ratio of two sentences that say the same
 ADDED = 0.15  # share of an answer that nearly the same answer may have more
@@ -44,7 +47,7 @@ def repeats(samples: Sequence[Sample], *, worse: Collection[int] = ()) -> Iterat
 def _near(texts: Sequence[tuple[Sample, str]]) -> Iterator[Finding]:
     from datasketch import MinHash, MinHashLSH  # a second, for runs that look
 
-    index = MinHashLSH(threshold=SIMILARITY, num_perm=N_PERMUTATIONS)
+    index = MinHashLSH(threshold=CANDIDATES, num_perm=N_PERMUTATIONS)
     sets: dict[int, frozenset[int]] = {}
     known: dict[int, Sample] = {}
     for sample, text in texts:
@@ -59,7 +62,7 @@ def _near(texts: Sequence[tuple[Sample, str]]) -> Iterator[Finding]:
         alike = [
             row
             for row in candidates
-            if _jaccard(own, sets[row]) >= SIMILARITY and _says_the_same(sample, known[row])
+            if _close(own, sets[row]) and _says_the_same(sample, known[row])
         ]
         if alike:
             yield _found(sample, "near_duplicate", known[min(alike)])
@@ -111,8 +114,10 @@ def _numbers(lines: Iterable[str]) -> list[str]:
     return sorted(number for line in lines for number in re.findall(r"\d+", line))
 
 
-def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
-    return len(a & b) / len(a | b)
+def _close(a: frozenset[int], b: frozenset[int]) -> bool:
+    """Whether two sets of pieces have nearly all in common, or all but what two words change."""
+    apart = len(a ^ b)
+    return apart <= FEW_APART or apart <= (1 - SIMILARITY) * len(a | b)
 
 
 def _found(sample: Sample, kind: str, before: Sample) -> Finding:
