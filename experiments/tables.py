@@ -1,4 +1,4 @@
-"""Write docs/results.md and its figures from the stored results of all experiments.
+"""Write docs/results.md, a page for each experiment and the figures, from the stored results.
 
 python -m experiments.tables
 """
@@ -6,6 +6,7 @@ python -m experiments.tables
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from clues.config import BUILT_IN
@@ -18,13 +19,49 @@ from experiments.statistics import losses_of, over_seeds, share_of_gain, shown, 
 from experiments.stored import StoredRun, StoredSeed, read_run, read_seed
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent / "docs" / "results.md"
-IMAGES = HERE.parent / "docs" / "images"
+DOCS = HERE.parent / "docs"
+IMAGES = DOCS / "images"
 FIGURES = ("heldout_loss", "knowledge_accuracy")
 TITLES = {
     "demo": "Demo: generated questions, five silos, two languages",
     "medquad": "MedQuAD: five silos of 400 real rows",
 }
+ASKS = {
+    "demo": "Does it work at all? Rows that are made here, with damage put in; `make demo` with three seeds.",
+    "medquad": "Does it work on real medical answers, with damage put in?",
+}
+INTRO = (
+    "Made by `make results` from the files in `experiments/*/results`. "
+    "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
+    "need labels, which exist because the damage was injected. The line above a table says what "
+    "the selection score was made of; [Scores](scores.md) explains it. Tables dated 24 November 2026 "
+    "are of the score before form `less` and weighed parts became the default. `mmedbench` and "
+    "`natural` are of the score before 26 November 2026, along three checkpoints and with the "
+    "loss along them; their recipes say so. The other recipes ran with seeds 3, 4 and 5, on "
+    "which nothing was chosen; the demo and MedQuAD (400 rows a silo) are no recipes."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One experiment: a heading and a link on the overview, and a page of its own.
+
+    Attributes:
+        name: of its folder, and of its page.
+        title: heading on both; a link to it by its anchor stays good.
+        asks: what is measured, for the overview.
+        lines: the page below its title and `asks`.
+    """
+
+    name: str
+    title: str
+    asks: str
+    lines: Sequence[str]
+
+    @property
+    def place(self) -> str:
+        """The page, from the folder of the documentation."""
+        return f"results/{self.name}.md"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -90,69 +127,87 @@ def scores(runs: Sequence[StoredRun]) -> list[str]:
     return lines
 
 
-def page() -> str:
-    """The whole page."""
+def pages() -> dict[str, str]:
+    """The overview and every experiment's page, by place in the folder of the documentation."""
+    found = sections()
+    return {"results.md": overview(found)} | {one.place: page(one) for one in found}
+
+
+def overview(found: Sequence[Section]) -> str:
+    """What was measured, the goals, and where the tables are."""
     lines = [
         "# Results",
         "",
-        "Made by `make results` from the files in `experiments/*/results`. "
-        "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
-        "need labels, which exist because the damage was injected. The line above a table says what "
-        "the selection score was made of; docs/scores.md explains it. Tables dated 24 November 2026 "
-        "are of the score before form `less` and weighed parts became the default. `mmedbench` and "
-        "`natural` are of the score before 26 November 2026, along three checkpoints and with the "
-        "loss along them; their recipes say so. The other recipes ran with seeds 3, 4 and 5, on "
-        "which nothing was chosen; the demo and MedQuAD (400 rows a silo) are no recipes.",
+        INTRO,
         "",
         "## Goals at small scale",
         "",
-        "Means over seeds, small scale with the built-in base model, each of the score of its table "
-        "below; the tables have seeds, dates, machine and "
+        "Means over seeds, small scale with the built-in base model, each of the score of its table on "
+        "the experiment's page; the tables have seeds, dates, machine and "
         "intervals. The shares are the paper's claims for its own models and data.",
         "",
         *goals(lambda name: stored(name).get(("small", BUILT_IN), [])),
     ]
-    for folder in ("demo", "medquad"):
-        by_model: dict[str, list[StoredRun]] = defaultdict(list)
-        compared: dict[str, list[StoredRun]] = defaultdict(list)
-        for file in sorted((HERE / folder / "results").glob("*.json")):
-            run = read_run(file)
-            target = compared if file.name.startswith("scores-") else by_model
-            target[run.results.base_model].append(run)
-        if not by_model:
-            continue
-        lines += ["", f"## {TITLES[folder]}"]
-        for model, runs in by_model.items():
-            own = [run.results for run in runs]
-            first, method = own[0], own[0].method
+    for one in found:
+        lines += ["", f"## {one.title}", "", f"{one.asks} [Tables]({one.place})".strip()]
+    return "\n".join(lines) + "\n"
+
+
+def page(section: Section) -> str:
+    """One experiment's page."""
+    lines = [f"# {section.title}", "", section.asks] if section.asks else [f"# {section.title}"]
+    how = "[All results](../results.md) says what the figures mean and how they were made."
+    return "\n".join([*lines, "", how, *section.lines]) + "\n"
+
+
+def sections() -> list[Section]:
+    """Every experiment: the demo and MedQuAD, others that are no recipe, then those with a recipe."""
+    measured = filter(None, [_runs(folder) for folder in TITLES])
+    others = [
+        Section(one.name, one.title, f"{one.asks} Again: `{one.again}`.", standalone.section(one))
+        for one in standalone.ALL
+    ]
+    return [*measured, *others, *(section(name) for name in known_experiments(HERE))]
+
+
+def _runs(folder: str) -> Section | None:
+    """An experiment that is no recipe: whole runs of one configuration."""
+    lines: list[str] = []
+    by_model: dict[str, list[StoredRun]] = defaultdict(list)
+    compared: dict[str, list[StoredRun]] = defaultdict(list)
+    for file in sorted((HERE / folder / "results").glob("*.json")):
+        run = read_run(file)
+        target = compared if file.name.startswith("scores-") else by_model
+        target[run.results.base_model].append(run)
+    if not by_model:
+        return None
+    for model, runs in by_model.items():
+        own = [run.results for run in runs]
+        first, method = own[0], own[0].method
+        seeds = ", ".join(str(run.seeds[0]) for run in own)
+        dates = ", ".join(sorted({run.date for run in own}))
+        how = f"{score_in_words([run.method for run in own])}; {method.rule}"
+        lines += [
+            "",
+            f"## Base model: {model}",
+            "",
+            f"{how}; {method.combine} ({method.aggregation}). Seeds {seeds}; {dates}; "
+            f"{first.machine}; torch {first.versions['torch']}. "
+            f"{first.questions} questions, guessing scores {first.guessing:.2f}.",
+        ]
+        for block in (arms(runs), silos(runs), scores(compared.get(model, runs))):
+            lines += ["", *block]
+        if model in compared:
+            own = [run.results for run in compared[model]]
             seeds = ", ".join(str(run.seeds[0]) for run in own)
             dates = ", ".join(sorted({run.date for run in own}))
-            how = f"{score_in_words([run.method for run in own])}; {method.rule}"
+            how = score_in_words([run.method for run in own])
             lines += [
                 "",
-                f"### Base model: {model}",
-                "",
-                f"{how}; {method.combine} ({method.aggregation}). Seeds {seeds}; {dates}; "
-                f"{first.machine}; torch {first.versions['torch']}. "
-                f"{first.questions} questions, guessing scores {first.guessing:.2f}.",
+                f"Scores: runs of their own up to the selection, seeds {seeds}; {dates}; the "
+                f"selection score there is {how}.",
             ]
-            for block in (arms(runs), silos(runs), scores(compared.get(model, runs))):
-                lines += ["", *block]
-            if model in compared:
-                own = [run.results for run in compared[model]]
-                seeds = ", ".join(str(run.seeds[0]) for run in own)
-                dates = ", ".join(sorted({run.date for run in own}))
-                how = score_in_words([run.method for run in own])
-                lines += [
-                    "",
-                    f"Scores: runs of their own up to the selection, seeds {seeds}; {dates}; the "
-                    f"selection score there is {how}.",
-                ]
-    for one in standalone.ALL:
-        lines += standalone.section(one)
-    for name in known_experiments(HERE):
-        lines += section(name)
-    return "\n".join(lines) + "\n"
+    return Section(folder, TITLES[folder], ASKS[folder], lines)
 
 
 def stored(name: str) -> dict[tuple[str, str], list[StoredSeed]]:
@@ -164,23 +219,25 @@ def stored(name: str) -> dict[tuple[str, str], list[StoredSeed]]:
     return dict(found)
 
 
-def section(name: str) -> list[str]:
+def section(name: str) -> Section:
     """Tables and figures of one experiment, or that it has not run."""
     spec = load_experiment(name, HERE)
-    lines = ["", f"## {spec.title}", "", f"{spec.asks} {spec.repeats.strip()}"]
+    asks, lines = f"{spec.asks} {spec.repeats.strip()}", list[str]()
     groups = stored(name)
     if not groups:
-        return [*lines, "", f"Not run yet: `python -m experiments {name}`."]
+        lines = ["", f"Not run yet: `python -m experiments {name}`."]
+        return Section(name, spec.title, asks, lines)
     for (scale, model), seeds in groups.items():
-        lines += ["", f"### {scale} scale, {model}", "", *experiment_tables(seeds)]
+        lines += ["", f"## {scale} scale, {model}", "", *experiment_tables(seeds)]
         picture = figure_path(name, scale, model)
         if picture.exists():
             alt = f"{spec.title}: gain of every arm over mixed, and AUC of every score"
-            lines += ["", f"![{alt}](images/{picture.name})"]
+            lines += ["", f"![{alt}](../images/{picture.name})"]
     most = max(groups.values(), key=len)
     first = min(seed.seed for seed in most)
     start = f" --first-seed {first}" if first else ""
-    return [*lines, "", f"Again: `python -m experiments {name} --seeds {len(most)}{start}`."]
+    lines += ["", f"Again: `python -m experiments {name} --seeds {len(most)}{start}`."]
+    return Section(name, spec.title, asks, lines)
 
 
 def figure_path(name: str, scale: str, model: str) -> Path:
@@ -197,4 +254,6 @@ def write_figures() -> None:
 
 if __name__ == "__main__":
     write_figures()
-    DOCS.write_text(page(), encoding="utf-8")
+    for place, text in pages().items():
+        (DOCS / place).parent.mkdir(exist_ok=True)
+        (DOCS / place).write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from browser import Opened, chromium
 from test_cli import call, fails
 
@@ -245,6 +246,9 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_scored(f
     code, said = fails(capsys, "clean", "rows.json", "--overrides", "said.json")
     assert code == 2
     assert "--overrides goes with --checked" in said
+    code, said = fails(capsys, "clean", "rows.json", "--turns", "mask")
+    assert code == 2
+    assert "--turns goes with --checked" in said
     code, said = fails(capsys, "clean", "rows.json", "--rejected", "said.json")
     assert code == 2
     assert "--rejected goes with --checked" in said
@@ -252,6 +256,63 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_scored(f
     code, said = fails(capsys, *line)
     assert code == 2
     assert "no file has all the columns nobody" in said
+
+
+def chats(rows: list[dict], n: int) -> list[dict]:
+    """Rows joined to chats of `n` questions."""
+    return [
+        {
+            "messages": [
+                {"role": role, "content": row[key]}
+                for row in rows[at : at + n]
+                for role, key in (("user", "instruction"), ("assistant", "output"))
+            ]
+        }
+        for at in range(0, len(rows) - n + 1, n)
+    ]
+
+
+@pytest.mark.slow
+def test_a_low_turn_of_a_chat_is_marked_or_costs_the_row(files, capsys):
+    rows = chats(pairs(1, 45), 3)
+    Path("chats.json").write_text(json.dumps(rows))
+    Path("checked.json").write_text(json.dumps(chats(pairs(1, 150)[45:], 3)))
+    line = ("clean", "chats.json", "--checked", "checked.json", "-q", "--json")
+    found = {}
+    for turns in ("mask", "drop"):
+        assert call(*line, "--turns", turns)[0] == 0
+        found[turns] = json.loads(capsys.readouterr().out), decisions("cleaned")
+        kept = [row["messages"] for row in written("cleaned")["kept"]]
+        marks = sum(any(m.get("train") is False for m in messages) for messages in kept)
+        assert marks == (found[turns][0]["masked"] if turns == "mask" else 0)
+        assert not [w for w in found[turns][0]["warnings"] if "no checked row has" in w]
+    (said, decided), (_, dropped) = found["mask"], found["drop"]
+    masked = [row for row in decided if row["untrained_turns"]]
+    assert said["masked"] == sum(row["file"] == "kept" for row in masked) > 0
+    assert f"in {said['masked']} kept rows a low turn is marked as not trained" in said["sentence"]
+    assert all(dropped[int(row["row"])]["file"] == "dropped" for row in masked)
+    Path("checked.json").write_text(json.dumps(pairs(2, 30)))
+    assert call(*line, "--turns", "keep")[0] == 0
+    assert "no checked row has several answers" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_without_the_setting_no_word_of_the_page_is_marked(files, capsys, monkeypatch):
+    from clues.silo import review
+
+    read: list[int] = []
+    monkeypatch.setattr(review, "unlikely_words", lambda space, first: read.append(1) or [])
+    assert call("clean", "rows.json", "--checked", "checked.json", "-q")[0] == 0
+    assert len(read) >= 1
+    written_yaml = Path("cleaned/run/clues.yaml")
+    content = yaml.safe_load(written_yaml.read_text())
+    content["silos"][0]["mark_words"] = False
+    written_yaml.write_text(yaml.safe_dump(content))
+    read.clear()
+    agreed = load_config(written_yaml).silos[0].agreed()
+    assert "mark_words" not in agreed, "what a page shows changes no answer"
+    assert call("report", written_yaml, "--out", "cleaned/run", "-q")[0] == 0
+    assert not read
 
 
 # --- rows to check
@@ -344,7 +405,7 @@ def test_names_of_peft_and_transformers_are_taken(tmp_path):
             "recipe.model: quantization stands there twice",
         ),
         ({"lora": {"r": 8, "rank": 8}}, "recipe.lora: rank stands there twice, once as r"),
-        ({"train": {"gradient_checkpointing": True}}, "gradient checkpointing is not supported"),
+        ({"train": {"gradient_checkpointing": True}}, r"set compute\.gradient_checkpointing"),
         ({"lora": {"zzz": 8}}, r"unknown key recipe\.lora\.zzz\. Known here: alpha, dropout, rank"),
         ({"lora": {"rnak": 8}}, "Did you mean 'rank'"),
     ],

@@ -7,7 +7,7 @@ from federation_helpers import edit_config, open_micro, run_micro, write_micro
 
 from clues.config import Recipe, ScoreSettings, TrainSettings
 from clues.errors import DataError
-from clues.model import training
+from clues.model import steps
 from clues.model.loss import make_batch, row_losses
 from clues.model.training import Schedule, train
 from clues.pipeline import run_until
@@ -99,7 +99,7 @@ def test_every_visit_is_the_inner_product_with_the_weights_before_its_step(score
 def test_training_is_the_same_bit_by_bit_with_and_without_an_observer(scored, monkeypatch) -> None:
     # Without one a step goes in parts, which changes last digits.
     monkeypatch.setattr(
-        training, "token_budget_batches", lambda lengths, budget: [range(len(lengths))]
+        steps, "token_budget_batches", lambda lengths, budget: [range(len(lengths))]
     )
     for dropout in (0.0, 0.2):
         ends = [scored(observe=o, dropout=dropout, dtype=torch.float32)[-1][-1] for o in (0, 1)]

@@ -11,7 +11,7 @@ from clues.scoring.trajectory import n_train_steps
 from experiments import tables
 from experiments.goals import goals
 from experiments.scores import ALL_SCORES, compare_all
-from experiments.spec import known_experiments
+from experiments.spec import known_experiments, load_experiment
 from experiments.stored import StoredRun, StoredSeed
 
 
@@ -29,17 +29,33 @@ def run(mixed: float, clues: float, oracle: float) -> StoredRun:
 
 @pytest.mark.slow
 def test_the_results_page_is_made_of_the_stored_results() -> None:
-    assert tables.DOCS.read_text() == tables.page(), "docs/results.md is old: make results"
+    made = tables.pages()
+    for place, text in made.items():
+        assert (tables.DOCS / place).read_text() == text, f"docs/{place} is old: make results"
+    there = {f"results/{path.name}" for path in (tables.DOCS / "results").iterdir()}
+    assert there == made.keys() - {"results.md"}, "a page of no experiment"
 
 
-def test_every_figure_on_the_page_is_there_and_every_experiment_is_named() -> None:
-    page = tables.DOCS.read_text()
-    for name in re.findall(r"\(images/([^)]+)\)", page):
-        assert (tables.IMAGES / name).stat().st_size > 0
+def test_every_figure_on_a_page_is_there_and_every_experiment_is_named() -> None:
+    overview = (tables.DOCS / "results.md").read_text()
+    nav = (tables.DOCS.parent / "mkdocs.yml").read_text()
+    for path in (tables.DOCS / "results").iterdir():
+        for name in re.findall(r"\(\.\./images/([^)]+)\)", path.read_text()):
+            assert (tables.IMAGES / name).stat().st_size > 0
+        assert f"(results/{path.name})" in overview
+        assert f": results/{path.name}\n" in nav, "a page that the site does not list"
     for name in known_experiments(tables.HERE):
+        page = (tables.DOCS / f"results/{name}.md").read_text()
         assert f"python -m experiments {name}" in page
         for scale, model in tables.stored(name):
             assert tables.figure_path(name, scale, model).name in page, "make results"
+
+
+def test_links_to_an_experiment_by_its_anchor_stay_good() -> None:
+    headings = re.findall(r"^## (.*)$", (tables.DOCS / "results.md").read_text(), re.MULTILINE)
+    titles = [load_experiment(name, tables.HERE).title for name in known_experiments(tables.HERE)]
+    assert headings[0] == "Goals at small scale"
+    assert [title for title in (*tables.TITLES.values(), *titles) if title not in headings] == []
 
 
 def test_an_interval_is_students() -> None:

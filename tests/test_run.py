@@ -497,12 +497,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaks_nothing(
 ) -> None:
     config = write_micro(tmp_path / "input", model)
     mark_rows(tmp_path / "input")
-    import clues.model.training as training
+    import clues.model.steps as steps
 
     def poisoned(*arguments, **options):
         return row_losses(*arguments, **options) * float("nan")
 
-    monkeypatch.setattr(training, "row_losses", poisoned)
+    monkeypatch.setattr(steps, "row_losses", poisoned)
     with pytest.raises(NumericsError, match="not finite") as raised:
         run_micro(config, tmp_path / "run")
     assert SECRET not in "".join(traceback.format_exception(raised.value))

@@ -46,16 +46,16 @@ def test_every_row_of_a_step_is_dealt_to_one_process(encoded_rows):
 @pytest.mark.parametrize("order", [None, [6, 5, 4, 3, 2, 1, 0, 1, 2, 3]])
 def test_the_steps_are_those_of_one_process(make_lora, encoded_rows, tmp_path, order, monkeypatch):
     """Seven rows in threes: a pass ends with a step of one row; dropout draws random numbers too."""
-    from clues.model import training
+    from clues.model import steps
 
     model, seen = make_lora(dropout=0.2), []
     # A step in parts draws no other rows.
     monkeypatch.setattr(
-        training, "token_budget_batches", lambda lengths, budget: [range(len(lengths))]
+        steps, "token_budget_batches", lambda lengths, budget: [range(len(lengths))]
     )
-    real = training.make_batch
+    real = steps.make_batch
     monkeypatch.setattr(
-        training,
+        steps,
         "make_batch",
         lambda rows, **k: seen.append([r.row for r in rows]) or real(rows, **k),
     )

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from clues.config import TrainSettings
 from clues.data.batching import token_budget_batches
 from clues.errors import DataError, NumericsError
-from clues.model import training
+from clues.model import steps
 from clues.model.adapters import (
     Checkpoint,
     load_checkpoint,
@@ -244,7 +244,7 @@ def test_gpus_that_are_merely_in_sight_change_nothing(make_lora, run, monkeypatc
 def test_every_row_is_used_before_any_is_used_again(make_lora, run, encoded_rows, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "clues.model.training.make_batch",
+        "clues.model.steps.make_batch",
         lambda rows, **kw: (seen.extend(r.row for r in rows), make_batch(rows, **kw))[1],
     )
     run(make_lora(), n_steps=4, settings=TrainSettings(batch_size=2))
@@ -270,14 +270,14 @@ def test_a_step_in_parts_is_the_step_of_all_its_rows(make_lora, run, monkeypatch
         padded.append(batch.ids_NT.numel())
         return row_losses(model, batch, **how)
 
-    monkeypatch.setattr(training, "row_losses", measured)
+    monkeypatch.setattr(steps, "row_losses", measured)
     found = []
     ways = (
         lambda lengths, budget: [range(len(lengths))],
         lambda lengths, budget: token_budget_batches(lengths, budget=240),
     )
     for parts_of in ways:
-        monkeypatch.setattr(training, "token_budget_batches", parts_of)
+        monkeypatch.setattr(steps, "token_budget_batches", parts_of)
         padded.clear()
         trained = run(make_lora(), settings=settings, n_steps=3, proximal=proximal)
         found.append((trained, sum(padded), len(padded)))

@@ -1,4 +1,4 @@
-"""The demo with several seeds, for docs/results.md.
+"""The demo with several seeds, for docs/results/demo.md.
 
 python -m experiments.demo.run --seeds 42 43 44
 python -m experiments.demo.run --seeds 42 43 44 --scores

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from clues.config import ALIGNMENT, LOSS, REJECT, Aim, Recipe, SharedConfig
+from clues.config import ALIGNMENT, LOSS, REJECT, Aim, Recipe, RunConfig, SharedConfig
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.judge import stored_figures
 from clues.coordinator.outcomes import Outcome, Scored
 from clues.coordinator.public import portable_recipe
 from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
+from clues.model.devices import device_of
 from clues.results.arms import ArmResult
 from clues.results.run import VERSION, Absence, AimResult, Curve, Method, Results, Seconds
 from clues.results.silos import SiloResult
@@ -42,12 +43,13 @@ def collect_results(config: SharedConfig, coordinator: Coordinator, outcome: Out
     threshold = selected.threshold
     # First: a silo that does not answer is left out of all that follows.
     silos = coordinator.silo_results(selected)
+    where = config.compute.device if isinstance(config, RunConfig) else None
     heldout = coordinator.heldout() if config.evaluate.heldout else None
     return Results(
         results_version=VERSION,
         name=config.name,
         date=datetime.now(UTC).date().isoformat(),
-        machine=machine(),
+        machine=machine(device_of(where)),
         base_model=Path(recipe.model.name).name,
         recipe_hash=recipe.hash,
         recipe=_shown_recipe(recipe),
@@ -183,9 +185,9 @@ def _arm_rows(arm: str, silos: Mapping[str, SiloResult]) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
-def machine() -> str:
+def machine(device: torch.device) -> str:
     """Say what this ran on, without the machine's name."""
-    cores = torch.get_num_threads()
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, {platform.system()} {platform.machine()}"
-    return f"CPU, {cores} threads, {platform.system()} {platform.machine()}"
+    what = {"cuda": lambda: torch.cuda.get_device_name(), "mps": lambda: "Apple GPU"}
+    cores = f"CPU, {torch.get_num_threads()} threads"
+    found = what.get(device.type, lambda: cores)()
+    return f"{found}, {platform.system()} {platform.machine()}"

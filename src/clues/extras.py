@@ -15,9 +15,13 @@ EXTRA_OF = {
     "httpx": "flower",
     "httpx2": "judge",
     "lm_eval": "eval",
+    "mlflow": "mlflow",
     "opacus": "dp",
     "openai": "judge",
     "ray": "ray",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
 }
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from clues.atomic import atomic_write_bytes, close_to_others, make_folder, make_private_folder
@@ -75,7 +76,7 @@ def open_run(
         settings.name: Silo(
             settings,
             run_dir.silo(settings.name),
-            load_model=cache.load,
+            load_model=partial(cache.load, device=(settings.compute or config.compute).device),
             progress=progress,
             allow_degenerate=allow_degenerate,
             one_owner=True,
@@ -86,7 +87,8 @@ def open_run(
     }
     answers = {name: silo.answer for name, silo in silos.items()}
     transport = LocalTransport(answers, Ledger(run_dir.ledger))
-    run = open_coordinator(config, root, transport=transport, progress=progress, cache=cache)
+    how = {"progress": progress, "cache": cache, "device": config.compute.device}
+    run = open_coordinator(config, root, transport=transport, **how)
     return replace(run, silos=silos, skip_nonfinite=skip_nonfinite)
 
 
@@ -107,6 +109,7 @@ def open_coordinator(
     transport: Transport,
     progress: Progress,
     cache: ModelCache | None = None,
+    device: str = "auto",
 ) -> Run:
     """Set up the coordinator's side alone; the silos are where the transport leads."""
     run_dir, cache = RunDir(root), cache or ModelCache()
@@ -122,7 +125,7 @@ def open_coordinator(
         config.evaluate,
         run_dir.coordinator,
         transport=transport,
-        load_model=cache.load,
+        load_model=partial(cache.load, device=device),
         progress=progress,
         federation=config.federation,
     )

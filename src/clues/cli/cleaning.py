@@ -1,6 +1,7 @@
 """Verbs for one file of rows: clean it, or draw rows of it for a person to check."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,14 @@ Schema = Annotated[
     typer.Option(help="Which columns hold prompt and answer, where several schemas fit."),
 ]
 Model = Annotated[str, typer.Option(help="Base model: a folder, a hub name, or built-in.")]
+
+
+class LowTurn(StrEnum):
+    """What a turn below the threshold costs, as `threshold.low_turn`."""
+
+    keep = "keep"
+    mask = "mask"
+    drop = "drop"
 
 
 def clean(
@@ -48,6 +57,13 @@ def clean(
             help="What a person decided on the report, as exported there; it replaces what was."
         ),
     ] = None,
+    turns: Annotated[
+        LowTurn | None,
+        typer.Option(
+            help="Score every turn of chats, too. A low one is shown (keep), marked as not to be "
+            "trained (mask), or costs the row (drop)."
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -60,10 +76,9 @@ def clean(
     clues clean rows.json --checked checked.json --model ./base-model --out cleaned
     """
     mapped = mapping_of(columns)
-    if overrides and checked is None:
-        raise UsageError("--overrides goes with --checked: without it no row is scored.")
-    if rejected and checked is None:
-        raise UsageError("--rejected goes with --checked: without it no row is scored.")
+    for name, given in (("--overrides", overrides), ("--rejected", rejected), ("--turns", turns)):
+        if given and checked is None:
+            raise UsageError(f"{name} goes with --checked: without it no row is scored.")
     calm_libraries()
     from clues.prepare.cleaning import clean_by_text, clean_file
     from clues.progress import Silent, Terminal
@@ -80,6 +95,7 @@ def clean(
             model=model,
             rejected=rejected,
             overrides=overrides,
+            low_turn=turns.value if turns else None,
             progress=progress,
             **how,
         )

@@ -40,7 +40,8 @@ def open_for_verb(
     root = folder or Path("runs") / config.name
     if team.rank > 0:
         models = {silo.name: silo.model for silo in config.silos}
-        help_scoring(root, team, models=models, local_rank=local_rank)
+        device = config.compute.device
+        help_scoring(root, team, models=models, local_rank=local_rank, device=device)
         raise typer.Exit
     if team.size > 1:
         atexit.register(finish, root)

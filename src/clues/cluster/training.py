@@ -137,6 +137,7 @@ def train_on_cluster(
         "frozen_a": any(not p.requires_grad for p in model.parameters().values()),
         "versions": {**versions(), AUTH_MODE: os.environ.get(AUTH_MODE, "unset")},
         "cpus": settings.cpus,
+        "gradient_checkpointing": settings.gradient_checkpointing,
     }
     work = _sealed({"start": start, "beneath": model.beneath or {}}, head)
     data = _fit(ray, settings, work, packed, Path(scratch), on_step)
@@ -248,6 +249,7 @@ def _work(work: bytes, data: bytes, part: Part, on_step: Callable[[], None] | No
         "schedule": Schedule(*head["schedule"]),
         "part": replace(part, steps=head["steps"]),
         **{n: head[n] for n in ("n_steps", "seed", "first_step", "checkpoint_at", "proximal")},
+        "gradient_checkpointing": head["gradient_checkpointing"],
     }
     model = LoraModel.load(
         validate(ModelSettings, head["model"], where="the recipe"),

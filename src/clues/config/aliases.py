@@ -16,8 +16,12 @@ PACKED = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
 # What is false or null asks for nothing, and is taken.
 ABSENT = {
     "quantization_config": "set quantization: nf4 or int8; what else it may hold is fixed here",
-    "gradient_checkpointing": "gradient checkpointing is not supported; a smaller train.batch_size or "
-    "tokens.max_length takes less memory",
+    "gradient_checkpointing": "it changes no score, so no recipe has it; set "
+    "compute.gradient_checkpointing, of the run or of a silo",
+    "gradient_accumulation_steps": "batch_size is the rows of an optimiser step, and they go through "
+    "the model in parts that fit; leave it out",
+    "report_to": "it changes no score, so no recipe has it; set compute.report_to, of the run or of a "
+    "silo",
     "use_dora": "DoRA is not supported: adapters are plain LoRA",
     "use_rslora": "rank-stabilised LoRA is not supported; set alpha to alpha * sqrt(rank) for the same",
     "bias": "biases are not trained",

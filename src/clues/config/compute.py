@@ -1,4 +1,4 @@
-"""Where a silo computes: in its own process, or on its own Ray cluster."""
+"""Where and how a silo computes: in its own process or on its own Ray cluster, and on which device."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from clues.config.base import Seconds, Settings
 
 RAY = "ray"
+# These are of any engine.
+OF_ALL = ("engine", "device", "gradient_checkpointing", "report_to")
 Workers = Annotated[int, Field(ge=1, le=10_000)]
 
 
@@ -26,6 +28,14 @@ class ComputeSettings(Settings):
         train_workers: workers that share every step of a training. 1 trains in the silo's own
             process.
         wait_s: seconds until Ray must have answered, and until a worker must be ready where none is.
+        device: where this process computes: `cpu`, `cuda`, or `mps` (Apple). `auto` is `cuda` where
+            there is one, else `cpu`; `mps` is taken where it is asked for. Last digits differ
+            between devices.
+        gradient_checkpointing: keep less of the way forward in trainings, and compute the rest again
+            on the way back: less memory, a third more time, the same gradients.
+        report_to: a tracker that is told loss, learning rate and number of rows at every step of
+            trainings, and nothing else. Each needs the extra of its name (`pip install '.[wandb]'` in
+            the source folder). Where it keeps or sends them is set as it says itself.
     """
 
     engine: Literal["local", "ray"] = "local"
@@ -35,6 +45,9 @@ class ComputeSettings(Settings):
     gpus: float = Field(default=0.0, ge=0.0, le=64.0)
     train_workers: Workers = 1
     wait_s: Seconds = 120.0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    gradient_checkpointing: bool = False
+    report_to: Literal["none", "tensorboard", "trackio", "wandb", "mlflow"] = "none"
 
     @field_validator("address")
     @classmethod
@@ -55,7 +68,7 @@ class ComputeSettings(Settings):
     def _fits(self) -> "ComputeSettings":
         # Defaults may be written out, as in config.resolved.yaml.
         fields = type(self).model_fields
-        said = [n for n in fields if n != "engine" and getattr(self, n) != fields[n].default]
+        said = [n for n in fields if n not in OF_ALL and getattr(self, n) != fields[n].default]
         if self.engine != RAY and said:
             raise ValueError(f"{said[0]} is of engine ray; set engine: ray, or remove it")
         return self

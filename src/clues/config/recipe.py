@@ -28,6 +28,7 @@ from clues.config.score import ScoreSettings, ThresholdSettings
 # Of one public file, and of all: they travel to every silo, which takes no more. Some hundred rows
 # are meant, of a few kB each.
 MAX_PUBLIC_BYTES, MAX_PUBLIC_TOTAL = 50_000_000, 200_000_000
+HALF_TYPES = ("bfloat16", "float16")
 # Names and hashes that a coordinator sends: compared with ours, and never opened.
 FileName = Annotated[
     str, StringConstraints(max_length=MAX_NAME, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")
@@ -50,6 +51,9 @@ class ModelSettings(Settings):
             QLoRA does, `int8` into 8 bits. They are unpacked to `dtype` for every product. It takes
             less memory and changes every score a little. The adapter stays float32. Needs the extra
             `quant` (`pip install '.[quant]'` in the source folder).
+        attn_implementation: how attention is computed, as transformers calls it: `eager`, `sdpa`, or
+            `flash_attention_2`, which needs an NVIDIA GPU, the library `flash_attn` and half
+            precision. It moves the last digits of every score. Left out, transformers chooses.
         trust_remote_code: let the model run code of its own, on this machine alone.
     """
 
@@ -58,6 +62,10 @@ class ModelSettings(Settings):
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     quantization: Literal["nf4", "int8"] | None = None
+    # Left out, it is not written: recipes that never heard of it keep their hash.
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        default=None, exclude_if=lambda value: value is None
+    )
     trust_remote_code: bool = False
 
     @model_validator(mode="before")
@@ -71,6 +79,15 @@ class ModelSettings(Settings):
         if self.quantization and self.dtype == "float64":
             raise ValueError(
                 f"quantization: {self.quantization} does not go with dtype: float64. Take float32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _flash_attention_is_of_half_precision(self) -> "ModelSettings":
+        if self.attn_implementation == "flash_attention_2" and self.dtype not in HALF_TYPES:
+            raise ValueError(
+                f"attn_implementation: flash_attention_2 does not go with dtype: {self.dtype}. Take "
+                "bfloat16, float16, or sdpa"
             )
         return self
 
@@ -285,7 +302,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _differences_are_fine_enough(self) -> "Recipe":
-        half = self.model.dtype in ("bfloat16", "float16")
+        half = self.model.dtype in HALF_TYPES
         if half and self.score.way == "finite_difference":
             raise ValueError(
                 f"score.way finite_difference needs model.dtype float32: rounding in {self.model.dtype} "
@@ -372,5 +389,7 @@ class Recipe(Settings):
                 del entry["path"]
         # Whoever has the same files has the same model, wherever it lies and whatever it is called.
         if content["model"]["files"]:
-            content["model"] = {key: content["model"][key] for key in ("files", "dtype")}
+            counted = ("files", "dtype", "quantization", "attn_implementation")
+            model = {key: content["model"].get(key) for key in counted}
+            content["model"] = {key: value for key, value in model.items() if value is not None}
         return content

@@ -74,6 +74,8 @@ class SiloSettings(Settings):
             empty, or no text. Else such rows are dropped with that reason.
         findings: what happens to a row for what its text shows: `off`, `flag` or `set_aside`, for all
             kinds or by kind. It stays in the silo; the selection follows it.
+        mark_words: mark, on the private page, the words of the rows to read first that the base model
+            finds unlikely. It reads 40 rows more for this. False leaves them unmarked.
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
         min_kept: the fewest rows that an update may be made of, counted by their weight in it; a
             step takes as many, or 16 if that is fewer. Every training sets as many aside,
@@ -112,6 +114,7 @@ class SiloSettings(Settings):
     labels: str | None = None
     strict: bool = False
     findings: FindingsSettings = FindingsSettings()
+    mark_words: bool = True
     share_diagnostics: bool = False
     min_kept: Count = 5
     max_selections: Count = 20
@@ -133,11 +136,12 @@ class SiloSettings(Settings):
     def agreed(self) -> dict[str, Any]:
         """What a silo's answers depend on, as plain JSON.
 
-        Where things lie does not count, nor how much is permitted: the same is answered.
+        Where things lie does not count, nor how much is permitted, nor what the silo's page shows: the
+        same is answered.
         """
         places = {"data", "model", "duplicates_key", "compute"}
         permits = {"max_selections", "approval", "max_duplicates"}
-        return self.model_dump(mode="json", exclude=places | permits)
+        return self.model_dump(mode="json", exclude={*places, *permits, "mark_words"})
 
     @model_validator(mode="after")
     def _privacy_shares_no_counts(self) -> "SiloSettings":
@@ -145,6 +149,20 @@ class SiloSettings(Settings):
             raise ValueError(
                 "share_diagnostics tells exact numbers of rows, which privacy covers with noise; "
                 "set one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_goes_alone(self) -> "SiloSettings":
+        if self.privacy and self.compute and self.compute.gradient_checkpointing:
+            raise ValueError(
+                "privacy needs every row's gradient, which compute.gradient_checkpointing would make "
+                "twice; set it to false for this silo"
+            )
+        if self.privacy and self.compute and self.compute.report_to != "none":
+            raise ValueError(
+                "compute.report_to would tell losses and numbers of rows as they are, which privacy "
+                "covers with noise; set one of the two"
             )
         return self
 

@@ -8,8 +8,9 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-# Padded tokens per batch. On a CPU larger ones fall out of the cache; a GPU wants them large.
-CPU_TOKENS, GPU_TOKENS = 1024, 32768
+# Padded tokens per batch. On a CPU larger ones fall out of the cache; a GPU wants them large, and
+# Apple's shares its memory with everything else.
+CPU_TOKENS, GPU_TOKENS, MPS_TOKENS = 1024, 32768, 8192
 # What a batch costs beside its tokens, as a part of a full one: every layer starts anew for it. That
 # is 83 tokens for forward and backward of the built-in model on a CPU core.
 START = 1 / 12
@@ -17,7 +18,7 @@ START = 1 / 12
 
 def token_budget_of(device: "torch.device") -> int:
     """Padded tokens of a batch with a backward pass; without one twice as much fits."""
-    return GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+    return {"cuda": GPU_TOKENS, "mps": MPS_TOKENS}.get(device.type, CPU_TOKENS)
 
 
 def token_budget_batches(

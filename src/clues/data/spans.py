@@ -72,7 +72,9 @@ def find_answers(render: Render, turns: Sequence[Message], *, last: bool) -> Fou
         pieces = tuple(_marked(whole, shown))
     pieces = tuple(piece for piece in pieces if piece[0] < piece[1])
     check_results(render, turns, [whole.text[start:end] for start, end, _ in pieces])
-    if not pieces:
+    # A mark around an answer that is not written holds what ends the turn, and nothing to learn.
+    unwritten = not words and not any(turns[i].calls for i in counted)
+    if not pieces or unwritten:
         raise DataError(
             "this model's chat template does not write the answer into the text. Set "
             "recipe.tokens.template to alpaca, or repair the template."

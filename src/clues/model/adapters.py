@@ -26,6 +26,7 @@ from clues.atomic import atomic_write_bytes, make_folder, read_bytes, write_atom
 from clues.config import LoraSettings, ModelSettings
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.base import load_base
+from clues.model.devices import device_of
 from clues.model.fitness import check_base
 from clues.model.head import find_head
 from clues.model.layers import check_plain, check_training, read_short_text, resolve
@@ -82,12 +83,13 @@ class LoraModel:
         """Attach a new adapter; the seed is set before it exists.
 
         Raises:
-            ConfigError: a target module is not in the model, or cannot be scored row by row.
+            ConfigError: a target module is not in the model, or cannot be scored row by row; or this
+                machine has no such device.
             DataError: with this base model every number would be wrong.
         """
         self.settings, self.tried = settings, False
         self.beneath: AdapterState | None = None  # an adapter that is part of the base for now
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         # Quantised weights lie where they were loaded.
         if getattr(base, "hf_quantizer", None) is None:
             base.to(self.device)

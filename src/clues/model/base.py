@@ -7,6 +7,7 @@ for is counted first, on a device that holds no numbers, and compared with what 
 import logging
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from clues.config import BUILT_IN, ModelSettings
-from clues.errors import DataError
+from clues.errors import ConfigError, DataError
 from clues.extras import require
 from clues.model.fitness import check_config
 from clues.model.place import first_line, read_object, stored_shapes
@@ -36,6 +37,7 @@ def load_base(folder: Path, settings: ModelSettings) -> Any:
     Raises:
         DataError: configuration and weights do not fit together, or the weights are packed already
             and are to be packed again.
+        ConfigError: the model or this machine does not have the attention that is asked for.
         ExtraError: they are to be packed, and the library is missing.
     """
     if settings.quantization:
@@ -67,6 +69,7 @@ def _loaded(folder: Path, config: Any, settings: ModelSettings) -> tuple[Any, di
             use_safetensors=True,
             weights_only=True,
             output_loading_info=True,
+            **_attention(settings),
             **_packing(settings),
         )
     except (ImportError, ValueError, RuntimeError) as error:
@@ -79,6 +82,12 @@ def _loaded(folder: Path, config: Any, settings: ModelSettings) -> tuple[Any, di
         f"{folder}: its weights are quantised ({kind}), and cannot be read here: {problem} Install "
         "what is missing, or take the model's weights before they were quantised."
     )
+
+
+def _attention(settings: ModelSettings) -> dict[str, Any]:
+    """How attention is computed; nothing where transformers is to choose."""
+    wanted = settings.attn_implementation
+    return {"attn_implementation": wanted} if wanted else {}
 
 
 def _packing(settings: ModelSettings) -> dict[str, Any]:
@@ -134,7 +143,38 @@ def _checked_config(folder: Path, settings: ModelSettings) -> Any:
         )
     if not quantized:
         _check_shapes(empty, stored, folder)
+    if settings.attn_implementation:
+        _check_attention(empty, settings.attn_implementation)
     return config
+
+
+def _check_attention(empty: Any, wanted: str) -> None:
+    """Refuse an attention that the model or this machine does not have.
+
+    Raises:
+        ConfigError: it does not; transformers would take another one, or fetch it from a hub.
+    """
+    setting = f"recipe.model.attn_implementation: {wanted}"
+    name, flash = type(empty).__name__, wanted == "flash_attention_2"
+    others = getattr(empty, "_compatible_flash_implementations", None)
+    known = {
+        "eager": True,
+        "sdpa": getattr(empty, "_supports_sdpa", False),
+        "flash_attention_2": getattr(empty, "_supports_flash_attn", False)
+        and (others is None or wanted in others),
+    }
+    if not known[wanted]:
+        has = [kind for kind, there in known.items() if there]
+        raise ConfigError(
+            f"{setting}: {name} has only {', '.join(has)}. Take one, or leave it out."
+        )
+    if flash and not torch.cuda.is_available():
+        raise ConfigError(f"{setting}: it needs an NVIDIA GPU, and torch finds none. Take sdpa.")
+    if flash and find_spec("flash_attn") is None:
+        raise ConfigError(
+            f"{setting}: the library flash_attn is not installed. Build it as its own documentation "
+            "says, or take sdpa."
+        )
 
 
 def empty_base(folder: Path, settings: ModelSettings) -> Any:

@@ -86,8 +86,18 @@ class BorrowedModel(ModelCache):
         """Nothing has to be fetched."""
         return self.identify(model)
 
-    def load(self, recipe: Recipe) -> tuple[LoraModel, RowEncoder]:
-        """Return the caller's weights with a new adapter of the recipe's shape."""
+    def load(self, recipe: Recipe, *, device: str = "auto") -> tuple[LoraModel, RowEncoder]:
+        """Return the caller's weights, where they lie, with a new adapter of the recipe's shape.
+
+        Raises:
+            UsageError: the recipe asks for another attention than the model was loaded with.
+        """
+        wanted = recipe.model.attn_implementation
+        if wanted not in (None, found := getattr(self.model.config, "_attn_implementation", None)):
+            raise UsageError(
+                f"recipe.model.attn_implementation: {wanted}, and the model was loaded with {found}. "
+                f"Load it with attn_implementation={wanted!r}, or leave the setting out."
+            )
         key = f"{recipe.lora!r}{recipe.tokens!r}{recipe.seed}"
         if key not in self._loaded:
             base = shared_copy(self.model)

@@ -40,11 +40,16 @@ class ModelCache:
         fetch(model)
         return self.identify(model)
 
-    def load(self, recipe: Recipe) -> tuple[LoraModel, RowEncoder]:
-        """Return the model of a recipe, loading it at first use."""
-        key = f"{recipe.model!r}{recipe.lora!r}{recipe.tokens!r}{recipe.seed}"
+    def load(self, recipe: Recipe, *, device: str = "auto") -> tuple[LoraModel, RowEncoder]:
+        """Return the model of a recipe, loading it at first use.
+
+        Raises:
+            ConfigError: this machine has no such device, or the settings do not fit the model.
+            DataError: the model cannot be loaded.
+        """
+        key = f"{recipe.model!r}{recipe.lora!r}{recipe.tokens!r}{recipe.seed}{device}"
         if key not in self._loaded:
-            model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed)
+            model = LoraModel.load(recipe.model, recipe.lora, seed=recipe.seed, device=device)
             encoder = encoder_for(model, load_tokenizer(recipe.model), recipe.tokens)
             self._loaded[key] = (model, encoder)
         return self._loaded[key]

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from clues.errors import ConfigError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+
+# Of a step: its number over the whole training, its rows' mean loss in nats, its learning rate.
+OnLoss = Callable[[int, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,22 @@ class Recorder(TrainerCallback):
         first_step: int,
         checkpoint_at: frozenset[int],
         on_step: Callable[[], None] | None,
+        on_loss: OnLoss | None = None,
     ) -> None:
         self.model, self.schedule, self.first_step = model, schedule, first_step
-        self.checkpoint_at, self.on_step = checkpoint_at, on_step
+        self.checkpoint_at, self.on_step, self.on_loss = checkpoint_at, on_step, on_loss
         self.checkpoints: list[Checkpoint] = []
-        self.trainer: Trainer | None = None
+        self.trainer: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save after the steps asked for."""
+        step = self.first_step + state.global_step
+        rate = self.schedule.peak * self.schedule.factor(step - 1)
         if self.on_step:
             self.on_step()
+        if self.on_loss:
+            self.on_loss(step, self.trainer.losses[-1], rate)
         if state.global_step in self.checkpoint_at:
-            step = self.first_step + state.global_step
-            rate = self.schedule.peak * self.schedule.factor(step - 1)
             second, first = self._moment("exp_avg_sq", 1), self._moment("exp_avg", 0)
             self.checkpoints.append(
                 Checkpoint(step, rate, self.model.state(), second, first, state.global_step)

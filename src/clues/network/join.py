@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from clues.atomic import make_private_folder
@@ -151,13 +152,14 @@ def _check_certificate(plain: socket.socket, host: str, context: ssl.SSLContext)
 
 def _answering(settings: JoinSettings, progress: Progress) -> Callable[[bytes, Context], bytes]:
     """Our answer to a message's bytes; silo and model stay in memory between messages."""
-    cache = ModelCache()
+    cache, compute = ModelCache(), settings.silo.compute
+    device = compute.device if compute else "auto"
 
     def open_silo() -> Answer:
         return Silo(
             settings.silo,
             settings.folder,
-            load_model=cache.load,
+            load_model=partial(cache.load, device=device),
             progress=progress,
             allow_degenerate=settings.allow_degenerate,
         ).answer

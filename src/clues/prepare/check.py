@@ -61,7 +61,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     recipe = config.recipe
     refuse_missing(recipe.score)
     fetch(recipe.model)
-    model, encoder = ModelCache().load(recipe)
+    model, encoder = ModelCache().load(recipe, device=config.compute.device)
     try_out(model, recipe.score)
     files: list[FileCheck] = []
     errors: list[str] = []

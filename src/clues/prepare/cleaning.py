@@ -19,7 +19,7 @@ from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.errors import DataError
 from clues.findings.look import look
 from clues.pipeline import Run, open_run, overrule, run_until
-from clues.prepare.onefile import configure
+from clues.prepare.onefile import LowTurn, configure
 from clues.prepare.scaffold import check_data
 from clues.progress import Progress
 from clues.report.pairs import weak_promise
@@ -61,6 +61,7 @@ class Cleaned:
         files: what was written.
         warnings: what makes the outcome worth less than it says.
         page: the report, where rows were scored.
+        n_masked: kept rows in which a low turn is marked as not to be trained.
     """
 
     n_rows: int
@@ -70,6 +71,7 @@ class Cleaned:
     files: tuple[Path, ...]
     warnings: tuple[str, ...] = field(default=())
     page: Path | None = None
+    n_masked: int = 0
 
     @property
     def sentence(self) -> str:
@@ -79,6 +81,8 @@ class Cleaned:
         text = f"{aside:,} of {self.n_rows:,} rows set aside" + (f": {said}" if said else "")
         if self.n_unscored:
             text += f"; {self.n_unscored:,} have no score and are in {self._named('unscored')}"
+        if self.n_masked:
+            text += f"; in {self.n_masked:,} kept rows a low turn is marked as not trained"
         first = f"; read these {FIRST} first: {self.page}" if self.page and aside else ""
         return f"{text}{first}."
 
@@ -92,6 +96,7 @@ class Cleaned:
             "kept": self.n_kept,
             "set_aside": self.why,
             "unscored": self.n_unscored,
+            "masked": self.n_masked,
             "warnings": list(self.warnings),
             "files": [str(path) for path in self.files],
             "report": str(self.page) if self.page else None,
@@ -136,6 +141,7 @@ def clean_file(
     columns: Columns | None = None,
     rejected: Path | None = None,
     overrides: Path | None = None,
+    low_turn: LowTurn | None = None,
     progress: Progress,
 ) -> Cleaned:
     """Score the rows against checked ones, look at their text, and write what is kept.
@@ -150,6 +156,8 @@ def clean_file(
         rejected: rows that a person has found bad. Those of them that stand in `rows` are set
             aside, and likeness to them counts against the others, if there are enough of them.
         overrides: what a person has exported from the report; None leaves in force what was.
+        low_turn: score every turn of chats, too, and what one below the threshold costs; None scores
+            whole rows alone.
         progress: where long steps report to.
 
     Raises:
@@ -167,6 +175,7 @@ def clean_file(
         schema=schema,
         columns=columns,
         rejected=rejected if enough else None,
+        low_turn=low_turn,
     )
     if known.bad and not enough:
         warned.append(
@@ -299,4 +308,5 @@ def _counts(decided: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         "n_kept": files["kept"],
         "n_unscored": files["unscored"],
         "why": dict(why.most_common()),
+        "n_masked": sum(bool(d.get("untrained_turns")) for d in decided if d["file"] == "kept"),
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -23,6 +23,8 @@ from clues.prepare.scaffold import (
     halves_of,
 )
 
+# What a turn of the assistant below the threshold costs, as `threshold.low_turn`.
+LowTurn = Literal["keep", "mask", "drop"]
 LOSSY = 0.01  # share of the characters from which a tokenizer is worth a word
 
 
@@ -35,6 +37,7 @@ def configure(
     schema: str | None,
     columns: Columns | None = None,
     rejected: Path | None = None,
+    low_turn: LowTurn | None = None,
 ) -> tuple[RunConfig, list[str]]:
     """Write the run's configuration for the model at hand, and what there is to warn of."""
     mapped = fitting(rows, columns) if Path(rows).exists() else columns
@@ -63,6 +66,8 @@ def configure(
             }
         },
     }
+    if low_turn:
+        recipe |= {"score": {"turns": True}, "threshold": {"low_turn": low_turn}}
     silo = {
         # Not the file's: that may be no name, and its order of rows would hang on it.
         "name": "rows",
@@ -79,7 +84,19 @@ def configure(
     path = folder / "clues.yaml"
     atomic_write_bytes(path, yaml.safe_dump(content, sort_keys=False).encode(), private=True)
     config = load_config(path)
-    return config, _warnings(config, file, tight=hand.tight)
+    warned = _warnings(config, file, tight=hand.tight)
+    if low_turn and not _has_chats(read_rows(checked, columns=theirs)):
+        warned.append(
+            "no checked row has several answers, and a later turn has read more than a first one: a low "
+            "turn means little. Check chats, or leave --turns out."
+        )
+    return config, warned
+
+
+def _has_chats(rows: RowFile) -> bool:
+    """Whether an assistant answers more than once in some row."""
+    n_turns = ([m.role for m in sample.messages].count("assistant") for sample in rows.samples)
+    return any(n > 1 for n in n_turns)
 
 
 def _warnings(config: RunConfig, rows: RowFile, *, tight: bool) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import LoraModel
+from clues.model.devices import wait_for
 from clues.prepare.cost import Work
 from clues.scoring.influence import influence_scores
 from clues.scoring.perplexity import mean_losses
@@ -60,8 +61,7 @@ def measured_pace(model: LoraModel, rows: Sequence[EncodedRow]) -> Pace:
         compute(few)  # what only the first call does
         started = time.perf_counter()
         compute(sample)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait_for(model.device)
         times.append((time.perf_counter() - started) / tokens)
     return Pace(times[0], times[1], _peak_gb())
 

@@ -9,6 +9,7 @@ import torch
 from clues.data.batching import token_budget_batches
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError, NumericsError
+from clues.model.devices import give_memory_back
 
 SHOWN_IDS = 5
 
@@ -52,8 +53,7 @@ def each_batch(
                 ) from error
             if on_retry:
                 on_retry(batch)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_memory_back()
             # Rows come longest first: the first one sets the padded width.
             token_budget = max(1, len(batch) * lengths[batch[0]] // 2)
             left = [i for later in (batch, *reversed(waiting)) for i in later]

@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 from clues.data.tokens import EncodedRow, as_encoded
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.devices import wide
 from clues.model.loss import IGNORED
 from clues.model.recording import running_mean
 from clues.scoring.direction import LinearForm
@@ -151,11 +152,13 @@ class InRunScorer(TrainerCallback):
         weights_S, products = batch.weights[0], batch.products
         uneven = weights_S.max() - weights_S.min() > ROUNDING * weights_S[0].abs()
         # The rows' products add up to the batch's, unless a layer works otherwise than we think.
-        gap = abs(float(alpha_NK.double().sum()) - sum(products))
+        gap = abs(float(wide(alpha_NK).sum()) - sum(products))
         if uneven or (products and gap > ROUNDING * sum(map(abs, products))):
             raise ConfigError(OWN_LOSS)
         n_tokens_N = batch.targets_NT.sum(dim=1)
-        scores_N = alpha_NK[:, 0].double() / n_tokens_N / (float(weights_S[0]) * self._unit)
+        scores_N = (
+            wide(alpha_NK[:, 0]).cpu() / n_tokens_N.cpu() / (float(weights_S[0]) * self._unit)
+        )
         for rows, score, n in zip(batch.rows, scores_N.tolist(), n_tokens_N.tolist(), strict=True):
             self._visits += [(i, score) for i in rows if n]
 
@@ -198,7 +201,7 @@ class InRunScorer(TrainerCallback):
 
     def _add(self, name: str, gradient: Tensor) -> None:
         if self._batch and not self._visits:
-            product = gradient.double() * self._direction[name].to(gradient).double()
+            product = wide(gradient) * wide(self._direction[name].to(gradient))
             self._batch.products.append(float(product.sum()))
 
 

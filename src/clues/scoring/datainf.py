@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.devices import wide
 from clues.scoring.gradients import each_gradient
 
 
@@ -47,7 +48,7 @@ def datainf_direction(
     squares = {name: torch.zeros(len(rows), dtype=torch.float64) for name in weights}
 
     def measure(batch: Sequence[int], name: str, g: Tensor) -> None:
-        squares[name][list(batch)] = g.flatten(1).square().sum(dim=1).double().cpu()
+        squares[name][list(batch)] = wide(g.flatten(1).square().sum(dim=1)).cpu()
 
     options: dict[str, Any] = {"adapter": adapter, "weights": weights, "on_rows": on_rows}
     each_gradient(model, rows, on_gradient=measure, **options)

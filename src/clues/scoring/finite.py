@@ -13,6 +13,7 @@ import torch
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, NumericsError
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.devices import wide
 from clues.model.fitness import HALF_TYPES
 from clues.scoring.influence import RowScores
 from clues.scoring.perplexity import mean_losses
@@ -104,4 +105,4 @@ def check_difference(model: LoraModel) -> None:
 
 
 def _norm(state: AdapterState) -> float:
-    return float(np.sqrt(sum(float(t.double().square().sum()) for t in state.values())))
+    return float(np.sqrt(sum(float(wide(t).square().sum()) for t in state.values())))

@@ -23,6 +23,7 @@ from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.devices import wide
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite
 from clues.scoring.direction import ADAM_EPS, trainable
@@ -74,7 +75,7 @@ def each_gradient(
             losses_N = row_losses(model.peft, tensors, head=model.head)
             # The rows' losses are independent, so what reaches a layer is per row.
             torch.autograd.grad(losses_N.sum(), root)
-        losses[batch] = losses_N.detach().double().cpu().numpy()
+        losses[batch] = wide(losses_N.detach()).cpu().numpy()
 
     budget = token_budget or token_budget_of(model.device)
     with model.evaluating(), trainable(model.parameters().values(), only=()):
@@ -143,8 +144,8 @@ def transformed_products(
         d_KP = stacked[name].to(gradient).flatten(1)
         for key, transform in transforms.items():
             flat_NP = (transform(name, gradient) if transform else gradient).flatten(1)
-            products[key][batch] += (flat_NP @ d_KP.T).double().cpu().numpy()
-            squares[key][batch] += flat_NP.square().sum(dim=1).double().cpu().numpy()
+            products[key][batch] += wide(flat_NP @ d_KP.T).cpu().numpy()
+            squares[key][batch] += wide(flat_NP.square().sum(dim=1)).cpu().numpy()
 
     def forget(batch: list[int]) -> None:
         for key in transforms:
@@ -163,7 +164,7 @@ def transformed_products(
         skip_nonfinite=skip_nonfinite,
     )
     refuse_nonfinite(rows, *products.values(), *squares.values(), skip=skip_nonfinite)
-    direction_squares = sum(d.double().flatten(1).square().sum(dim=1) for d in stacked.values())
+    direction_squares = sum(wide(d).flatten(1).square().sum(dim=1) for d in stacked.values())
     assert isinstance(direction_squares, Tensor)
     lengths = direction_squares.sqrt().cpu().numpy()
     return {

@@ -13,6 +13,7 @@ from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.devices import wide
 from clues.model.loss import make_batch
 from clues.scoring.batches import each_batch, refuse_nonfinite
 
@@ -131,7 +132,8 @@ def _each_units(
         for n, row in enumerate(chosen):
             weights_NT[n, : len(row.ids)] = torch.tensor(weigh(row), dtype=torch.float64)
         # A sum, not a mean: the length is divided out anyway.
-        sums_NE = torch.einsum("nt,nte->ne", weights_NT.to(model.device), states_NTE.double())
+        wide_NTE = wide(states_NTE)
+        sums_NE = torch.einsum("nt,nte->ne", weights_NT.to(wide_NTE.device), wide_NTE)
         vectors_NE = sums_NE.cpu().numpy()
         norms_N1 = np.linalg.norm(vectors_NE, axis=1, keepdims=True)
         # What is not finite becomes NaN here, and its row is named once all are done.

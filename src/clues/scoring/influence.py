@@ -33,6 +33,7 @@ from torch import Tensor
 from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.devices import wide
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite
 from clues.scoring.direction import trainable
@@ -95,8 +96,8 @@ def influence_scores(
             losses_N = row_losses(model.peft, tensors, head=model.head)
             # The rows' losses are independent, so the gradient of their sum is per row.
             (gradient_NK,) = torch.autograd.grad(losses_N.sum(), alpha_NK)
-        products[batch] = gradient_NK.double().cpu().numpy()
-        losses[batch] = losses_N.detach().double().cpu().numpy()
+        products[batch] = wide(gradient_NK).cpu().numpy()
+        losses[batch] = wide(losses_N.detach()).cpu().numpy()
 
     budget = token_budget or token_budget_of(model.device)
     with model.evaluating(), trainable(model.parameters().values(), only=()):

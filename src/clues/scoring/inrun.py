@@ -27,6 +27,7 @@ from clues.data.batching import token_budget_batches, token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError, NumericsError
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.devices import random_forked, wide
 from clues.model.loss import make_batch, row_losses
 from clues.scoring.influence import side_branches
 
@@ -215,8 +216,7 @@ class InRun:
         """Score the anchors that are due with the weights as they are; training does not notice."""
         due, self._pending = self._pending, []
         lengths = [len(self.anchors[i].ids) for i in due]
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with random_forked(self.model.device):
             for batch in token_budget_batches(lengths, budget=token_budget_of(self.model.device)):
                 rows = [self.anchors[due[i]] for i in batch]
                 with side_branches(self.model, self._directions(), n_rows=len(rows)) as alpha_NK:
@@ -234,8 +234,8 @@ class InRun:
     def _scores(self, products_NK: Tensor, losses_N: Tensor) -> np.ndarray:
         """(N, K + 1): products in units of the validation data, and the loss below theirs."""
         units = np.array([self.reference.products[name] for name in self._names])
-        products = products_NK.double().cpu().numpy() / units
-        losses = losses_N.double().cpu().numpy() - self.reference.loss
+        products = wide(products_NK).cpu().numpy() / units
+        losses = wide(losses_N).cpu().numpy() - self.reference.loss
         scores = np.concatenate([products, -losses[:, None]], axis=1)
         if not np.isfinite(scores).all():
             raise NumericsError("an in-run score is not finite. Lower recipe.train.learning_rate.")

@@ -10,6 +10,7 @@ from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.data.views import View
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.devices import wide
 from clues.model.loss import IGNORED, make_batch, row_losses, token_losses
 from clues.scoring.batches import each_batch, refuse_nonfinite
 
@@ -36,7 +37,7 @@ def mean_losses(
 
     def compute(batch: list[int]) -> None:
         tensors = make_batch([rows[i] for i in batch], device=model.device)
-        losses[batch] = row_losses(model.peft, tensors, head=model.head).double().cpu().numpy()
+        losses[batch] = wide(row_losses(model.peft, tensors, head=model.head)).cpu().numpy()
 
     # Without a backward pass twice as much fits.
     budget = token_budget or 2 * token_budget_of(model.device)
@@ -64,7 +65,7 @@ def response_losses(
 
     def compute(batch: list[int]) -> None:
         tensors = make_batch([rows[i] for i in batch], device=model.device)
-        losses_NT = token_losses(model.peft, tensors, head=model.head).double().cpu().numpy()
+        losses_NT = wide(token_losses(model.peft, tensors, head=model.head)).cpu().numpy()
         counts_NT = (tensors.targets_NT != IGNORED).cpu().numpy()
         for place, row in enumerate(batch):
             found[row] = losses_NT[place][counts_NT[place]]

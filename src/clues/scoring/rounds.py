@@ -10,6 +10,7 @@ from clues.config import Recipe
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
+from clues.model.devices import wide
 from clues.scoring.direction import LinearForm, mean_gradient, precondition
 from clues.scoring.inrun import (
     InRun,
@@ -41,7 +42,7 @@ def make_reference(
         gradient, loss = mean_gradient(model, rows, checkpoint.adapter, weights=weights)
         direction = precondition(gradient, checkpoint, form=form)
         products[name] = sum(
-            float((gradient[n].double() * direction[n].double()).sum()) for n in direction
+            float((wide(gradient[n]) * wide(direction[n])).sum()) for n in direction
         )
         directions[name] = direction
         losses.append(loss)

@@ -17,6 +17,7 @@ from clues.config import ScoreSettings
 from clues.data.tokens import EncodedRow
 from clues.errors import ConfigError, DataError
 from clues.model.adapters import AdapterState, LoraModel
+from clues.model.devices import random_forked, wide
 from clues.model.fitness import HALF_TYPES, n_embeddings
 from clues.model.layers import short_names
 from clues.model.loss import make_batch, row_losses
@@ -51,9 +52,8 @@ def try_out(model: LoraModel, settings: ScoreSettings) -> None:
     if by_difference:
         check_difference(model)
     rows = _rows(n_embeddings(model.peft.get_base_model()))
-    devices = [model.device] if model.device.type == "cuda" else []
     name = type(model.peft.get_base_model()).__name__
-    with Opening(name, "training step", done="made", advice=ADVICE), torch.random.fork_rng(devices):
+    with Opening(name, "training step", done="made", advice=ADVICE), random_forked(model.device):
         state = _moved(model.initial, model.scaling)
         _train_a_step(model, rows, state)
         alone, losses = _alone(model, rows, state)
@@ -134,7 +134,7 @@ def _alone(
 
 
 def _product(a: AdapterState, b: AdapterState) -> float:
-    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
+    return sum(float((wide(a[name]) * wide(b[name])).sum()) for name in a)
 
 
 def _distance(found: np.ndarray, expected: np.ndarray) -> float:

@@ -52,6 +52,7 @@ def help_scoring(
     models: Mapping[str, SiloModel | None],
     load: Callable[[Recipe], LoraModel] | None = None,
     local_rank: int,
+    device: str = "auto",
 ) -> int:
     """Write this process's shards of every job until process 0 has finished or is gone.
 
@@ -61,13 +62,15 @@ def help_scoring(
         models: by silo, where its base model lies; the stored recipe says it for none.
         load: base model with an adapter, for tests.
         local_rank: number of the GPU to use, where there are GPUs.
+        device: the run's `compute.device`; of several GPUs the one of that number.
 
     Returns:
         How many shards were computed.
     """
     import torch
 
-    device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        device = f"cuda:{local_rank}"
     launcher, marker = os.getppid(), _marker(root)
     loaded: dict[str, LoraModel] = {}
     done: set[Path] = set()

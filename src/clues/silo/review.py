@@ -91,7 +91,7 @@ def review(space: Workspace) -> Review:
     rulings, others = (f(space, recipe.hash) for f in (in_force, waiting))
     cut = cut_of(threshold, scored, where=f"silo {space.name}")
     scores, why = _spread(scored, at, n), [reason_in_words(decision) for decision in decided]
-    first = first_to_read(scores, cut, why)
+    first, marks_words = first_to_read(scores, cut, why), space.settings.mark_words
     return Review(
         silo=space.name,
         facts=_facts(space, threshold, n_rows=n),
@@ -117,7 +117,7 @@ def review(space: Workspace) -> Review:
         waiting={id_: (r.keep, r.reason) for id_, r in others.items()},
         reasons=[decision["reason"] for decision in decided],
         aside=np.array([decision["why"] in SAYS for decision in decided], np.uint8),
-        marks=[*_marks_of(space), *unlikely_words(space, first)],
+        marks=[*_marks_of(space), *(unlikely_words(space, first) if marks_words else ())],
         summary=summary(space, decided),
         why=why,
         first=first,

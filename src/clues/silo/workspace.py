@@ -3,6 +3,7 @@
 import hmac
 import json
 import logging
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from clues.extras import require
 from clues.findings.look import Findings, look
 from clues.model.adapters import Checkpoint, LoraModel, load_checkpoint
 from clues.model.place import identify
+from clues.model.recomputing import check_recomputing
 from clues.model.training import Observer, Trained, train
 from clues.progress import Progress
 from clues.rundir import hash_of, read_json, read_record, source_hash, write_json
@@ -45,6 +47,7 @@ from clues.scoring.trajectory import group_names
 from clues.scoring.trial import try_out
 from clues.scoring.watch import Watch
 from clues.selection.threshold import UNSCORED, UNUSABLE, Apart, Threshold
+from clues.silo.curves import Curve, reported
 from clues.underway import PROGRESS
 
 N_KEY_BYTES = 32
@@ -142,6 +145,8 @@ class Workspace:
         """The base model with its adapter."""
         if "model" not in self.memory:
             model, self.memory["encoder"] = self.load_model(self.recipe())
+            if self.compute().gradient_checkpointing:
+                check_recomputing(model.peft.get_base_model())
             try_out(model, self.recipe().score)
             refuse_missing(self.recipe().score)
             self.memory["model"] = model
@@ -526,6 +531,9 @@ class Workspace:
             ClusterError: no Ray answers at the address.
         """
         settings = self.compute()
+        if settings.report_to != "none" and self.settings.privacy is None:
+            kind = settings.report_to
+            require(kind, what=f"silo {self.name}: compute.report_to: {kind}")
         if settings.engine == RAY:
             require("ray", what=f"silo {self.name}: compute: ray")
             from clues.cluster.connection import check_answers  # Ray is for those who have it
@@ -547,7 +555,14 @@ class Workspace:
         watch = Watch(self.private / PROGRESS)
         batch, n_steps = self.recipe().train.batch_size, how["n_steps"]
         watch.begin(f"training, {what}", part="step", n_parts=n_steps, n_rows=batch * n_steps)
-        with self.progress.task(f"{self.name}: {what}", n_steps) as advance:
+        # The rounds of a training are one curve.
+        phase = re.sub(r"(, )?round \d+$", "", what) or "warm-up"
+        name = f"{self.name} {phase} {short(self.recipe().hash)}"
+        curve = Curve(name, self.private / "curves")
+        with (
+            self.progress.task(f"{self.name}: {what}", n_steps) as advance,
+            reported(self.compute().report_to, curve, n_rows=len(rows)) as on_loss,
+        ):
             how |= {
                 "scratch": str(self.private / "scratch"),
                 "on_step": lambda: (advance(1), watch.took(batch)),
@@ -555,9 +570,15 @@ class Workspace:
             if self._trains_together(observer):
                 from clues.cluster.training import train_on_cluster  # needs the extra `ray`
 
-                return train_on_cluster(self.compute(), self.recipe(), self.model(), rows, **how)
-            settings = self.recipe().train
-            return train(self.model(), rows, settings=settings, observer=observer, **how)
+                trained = train_on_cluster(self.compute(), self.recipe(), self.model(), rows, **how)
+                first, schedule = how.get("first_step", 0), how["schedule"]
+                for step, loss in enumerate(trained.losses if on_loss else (), first):
+                    on_loss(step + 1, loss, schedule.peak * schedule.factor(step))  # pyright: ignore[reportOptionalCall]
+                return trained
+            how |= {"settings": self.recipe().train, "observer": observer}
+            how["on_loss"] = on_loss
+            how["gradient_checkpointing"] = self.compute().gradient_checkpointing
+            return train(self.model(), rows, **how)
 
     def _trains_together(self, observer: Observer | None) -> bool:
         """Whether workers share a training; who watches every step must be in its process."""
