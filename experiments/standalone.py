@@ -131,7 +131,7 @@ def left_out_table(contents: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _grades(found: Stored) -> list[str]:
-    return [*detection_table(found.first), "", *kept_table(found.runs, first="")]
+    return [*detection_table(found.first), "", *kept_table(found.runs, first="aim")]
 
 
 def _wrong_labels(found: Stored) -> list[str]:

@@ -5,7 +5,7 @@
 
 Nothing is damaged and nothing is drawn to be bad: experts read every answer. Validation rows and
 anchors are answers of grade 4 to questions that no silo has. Every draw resumes; finished ones are
-kept as experiments/grades/results/MODEL-SEED.json.
+kept as experiments/grades/results/MODEL-SEED.json, with one entry for each aim of the threshold.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from clues.collect import collect_results
 from clues.config import derived_seed, load_config
 from clues.pipeline import open_run, run_until
 from clues.progress import Terminal
+from clues.rundir import write_json
 from experiments.rows import LABELS, labelled_silo, write_config, write_jsonl
 from experiments.run import name_of
+from experiments.spec import merged
 
 MODEL = "runs/base/smollm2-135m-instruct"
 BEST, WORST = 4, 1
@@ -80,8 +82,8 @@ def deal(
     return public[: VALIDATION + ANCHORS], silos
 
 
-def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> Path:
-    """Write one draw's silos, public sets and configuration."""
+def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> dict[str, Any]:
+    """Write one draw's silos and public sets; the settings of its run."""
     folder.mkdir(parents=True, exist_ok=True)
     public, silos = deal(graded_rows(data), seed=seed)
     for name, rows in (("validation", public[:VALIDATION]), ("anchor", public[VALIDATION:])):
@@ -92,7 +94,7 @@ def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> Path:
             for row in rows
         ]
         write_jsonl(folder / f"{silo}.jsonl", labelled)
-    config = {
+    return {
         "name": f"grades-{seed}",
         "recipe": {
             "seed": seed,
@@ -116,9 +118,23 @@ def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> Path:
             "public": {"medicine": {"validation": "validation.jsonl", "anchor": "anchor.jsonl"}},
         },
         "evaluate": {"arms": []},
-        "silos": [labelled_silo(silo, domain="medicine") for silo in SILOS],
+        "silos": [
+            {**labelled_silo(silo, domain="medicine"), "max_selections": 1000} for silo in SILOS
+        ],
     }
-    return write_config(config, folder / "clues.yaml")
+
+
+def run_draw(settings: dict[str, Any], folder: Path, *, label: str) -> dict[str, Any]:
+    """Results by aim of the threshold; both decide about the same scores."""
+    found: dict[str, Any] = {}
+    for aim in ("keep", "model"):
+        changed = merged(settings, {"recipe": {"threshold": {"aim": aim}}})
+        config = load_config(write_config(changed, folder / "input" / f"{aim}.yaml"))
+        progress = Terminal(Console(stderr=True))
+        run = open_run(config, folder / "run", progress=progress, allow_degenerate=True)
+        results = collect_results(run.config, run.coordinator, run_until(run, "select"))
+        found[aim] = {**results.to_json(), "base_model": label}
+    return found
 
 
 def _without_grade(row: dict[str, Any]) -> dict[str, Any]:
@@ -140,10 +156,8 @@ def main() -> None:
             continue
         folder = args.work / f"{label}-{seed}"
         model = args.model if args.model == "built-in" else str(Path(args.model).resolve())
-        config = load_config(write_inputs(folder / "input", args.data, model=model, seed=seed))
-        run = open_run(config, folder / "run", progress=Terminal(Console(stderr=True)))
-        results = collect_results(run.config, run.coordinator, run_until(run, "select"))
-        results.model_copy(update={"base_model": label}).write(stored)
+        settings = write_inputs(folder / "input", args.data, model=model, seed=seed)
+        write_json(stored, run_draw(settings, folder, label=label))
 
 
 if __name__ == "__main__":
