@@ -107,7 +107,9 @@ def threshold_of(
         DataError, NumericsError: as `fit_threshold`.
     """
     recipe = run.run.config.recipe
-    content = recipe.threshold.model_dump() | {"bootstrap": 1, "rule": rule} | RULES[rule]
+    # Rules are compared by their own cuts.
+    own = {"bootstrap": 1, "rule": rule, "aim": "keep"}
+    content = recipe.threshold.model_dump() | own | RULES[rule]
     settings = ThresholdSettings.model_validate(content)
     weights = _group_weights(run)
     proposals: dict[str, float] = {}

@@ -66,9 +66,12 @@ def detection_table(runs: Runs) -> list[str]:
 
 
 def kept_table(by_name: Mapping[str, Runs], *, first: str) -> list[str]:
-    """Of good and of bad rows, the share that is kept, by name of the run; means over silos."""
+    """Of good and of bad rows, the share that is kept, by name of the run; means over silos.
+
+    Known bad rows are the damaged copies of anchors and, where there are any, rejected rows.
+    """
     lines = [
-        f"| {first} | AUC | good rows kept | bad rows kept | anchors' copies kept |",
+        f"| {first} | AUC | good rows kept | bad rows kept | known bad rows kept |",
         "| :--- | ---: | ---: | ---: | ---: |",
     ]
     for name, runs in by_name.items():
@@ -195,7 +198,10 @@ def section(one: Standalone) -> list[str]:
         own = found.first
         seeds = ", ".join(str(run.results.seeds[0]) for run in own)
         dates = ", ".join(sorted({run.results.date for run in runs}))
-        weights = ", ".join(dict.fromkeys(_weights(run) for run in runs))
+        weights = "; ".join(
+            f"{f'{name}: ' if name else ''}{', '.join(map(_weights, several))}"
+            for name, several in found.runs.items()
+        )
         source = ", dequantised from 4-bit" if model in DEQUANTISED else ""
         lines += [
             "",

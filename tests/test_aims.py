@@ -7,6 +7,8 @@ import pytest
 
 from clues.config import Recipe, ThresholdSettings
 from clues.errors import DataError
+from clues.evaluation.compare import select_alone
+from clues.report.pairs import rule_in_words
 from clues.selection.aims import FEWEST_ANCHORS, Parting, cut_for_model, kept_shares
 from clues.selection.threshold import Threshold, by_aim, fit_threshold
 from clues.selection.weighing import Controls
@@ -87,12 +89,15 @@ def fitted(settings, *, with_copies=True, gap=1.5):
     return threshold, anchors, copies
 
 
-def test_aim_model_raises_the_cut_and_leaves_the_promise_where_it_was():
+def test_aim_model_raises_the_cut_and_promises_nothing_then():
     keep, anchors, copies = fitted(ThresholdSettings(bootstrap=40))
     model, *_ = fitted(ThresholdSettings(aim="model", bootstrap=40))
     assert keep.value == pytest.approx(-1)
     assert model.value > keep.value
-    assert (model.units, model.assurance) == (keep.units, keep.assurance)
+    assert model.units == keep.units
+    # The promise is that of the rule's own cut.
+    assert keep.assurance is not None
+    assert model.assurance is None
     low, high = model.interval
     assert low <= model.value <= high
     assert high > low
@@ -142,3 +147,33 @@ def test_the_aim_is_a_setting_of_the_threshold_and_old_recipes_keep_their_hash()
     assert Recipe.model_validate(
         {"public": PUBLIC, "score": weighed, "threshold": {"aim": "model"}}
     ).needs_copies
+
+
+def test_other_scores_keep_the_rules_own_cut():
+    rng = np.random.default_rng(0)
+    scores, anchors = rng.normal(size=40), {"domain a": rng.normal(size=80)}
+    kept = {
+        aim: select_alone(
+            "length",
+            scores,
+            np.zeros(40, int),
+            anchors,
+            recipe=Recipe.model_validate({"public": PUBLIC, "threshold": {"aim": aim}}),
+        ).kept
+        for aim in ("keep", "model")
+    }
+    assert kept["model"] is not None
+    assert np.array_equal(kept["keep"], kept["model"])
+
+
+def test_the_aim_changes_no_score_where_rejected_rows_are_not_weighed():
+    public = {"medicine": {**PUBLIC["medicine"], "reject": "r.jsonl"}}
+    fixed = {"loss_weight": 0, "alignment_weight": 0, "reject_weight": 1}
+    for aim in ("keep", "model"):
+        recipe = {"public": public, "score": fixed, "threshold": {"aim": aim}}
+        assert not Recipe.model_validate(recipe).weighs
+
+
+def test_people_read_the_aim_beside_the_rule():
+    assert rule_in_words("anchor_tolerance", "keep") == "anchor_tolerance"
+    assert rule_in_words("anchor_tolerance", "model") == "anchor_tolerance, aim model"

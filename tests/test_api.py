@@ -285,6 +285,19 @@ def test_settings_come_as_a_dict_or_as_a_recipe(scored, data, model):
 
 
 @pytest.mark.slow
+def test_after_an_aim_another_threshold_is_the_rules_own(data, model):
+    sets = {"validation": data["validation"], "anchors": data["anchors"], "progress": False}
+    recipe = {**SMALL, "threshold": {**SMALL["threshold"], "aim": "model"}}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the threshold keeps")
+        found = clues.score(data["rows"], model=model, recipe=recipe, **sets)
+        other = clues.select(found, quantile=0.2)
+        best = clues.select(found, ratio=0.5)
+    assert found.threshold.value >= other.threshold.value == pytest.approx(-1)
+    assert sum(d.kept for d in best.decisions) == round(0.5 * len(found.scores))
+
+
+@pytest.mark.slow
 def test_rejected_rows_count_against_rows_that_are_like_them(data, model):
     bad = [{**row, "output": f"{row['output']} Buy it now."} for row in data["rows"][:12]]
     settings = {**SMALL, "score": {"loss_weight": 0, "alignment_weight": 0, "reject_weight": 1}}

@@ -231,6 +231,14 @@ def test_rejected_rows_are_set_aside_and_count_against_rows_that_are_like_them(f
     assert again[0]["why"] == "person"
     # No longer rejected: what the score says counts again.
     assert again[1]["why"] != "person"
+    Path("rejected.json").write_text(json.dumps([rows[1], rows[2]]))
+    assert call(*line)[0] == 0
+    few = decisions("cleaned")
+    assert [few[n]["why"] == "person" for n in (0, 1, 2)] == [False, True, True]
+    # The same recipe, as so few do not count against others; what was rejected before stands no more.
+    Path("rejected.json").write_text(json.dumps([rows[2]]))
+    assert call(*line)[0] == 0
+    assert [decisions("cleaned")[n]["why"] == "person" for n in (1, 2)] == [False, True]
     assert {row["score"] for row in again} != {row["score"] for row in first}
 
 

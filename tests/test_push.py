@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 import clues.coordinator.push as place
 from clues.cli.program import main
-from clues.coordinator.push import FILES, parcel, push
+from clues.coordinator.push import CLIENT_ERROR, FILES, parcel, push
 from clues.errors import DataError, NetworkError, UsageError
 
 CARD = "---\nbase_model: tiny\nlibrary_name: peft\nlicense: apache-2.0\n---\n\n# micro\n"
@@ -134,14 +134,19 @@ def test_a_run_that_has_not_finished_has_nothing_to_push(run, name) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "said"),
     [
-        OSError("no token\nat length"),
-        RepositoryNotFoundError(
-            "no token", response=httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+        (OSError("no route\nat length"), r"hub does not answer \(no route.*Look at the network"),
+        (CLIENT_ERROR("no route"), r"hub does not answer \(no route.*Look at the network"),
+        (
+            RepositoryNotFoundError(
+                "no token",
+                response=httpx.Response(404, request=httpx.Request("GET", "https://hub")),
+            ),
+            r"hub does not take it \(no token.*hf auth login",
         ),
     ],
 )
-def test_a_hub_that_refuses_is_one_sentence(run, error) -> None:
-    with pytest.raises(NetworkError, match=r"hub does not take it \(no token.*hf auth login"):
+def test_a_hub_that_refuses_is_one_sentence(run, error, said) -> None:
+    with pytest.raises(NetworkError, match=said):
         push(parcel(run, REPO), public=False, api=Hub(refuses=error))  # pyright: ignore[reportArgumentType]

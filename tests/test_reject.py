@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clues.config import REJECT, Recipe
+from clues.config import REJECT, Recipe, load_config
 from clues.errors import ConfigError, DataError
 from clues.pipeline import run_until
+from clues.prepare.check import check_run
 from clues.scoring.trajectory import set_weights
 from clues.selection.units import anchor_units
 from clues.selection.weighing import Controls, replaced, weigh_parts
@@ -179,7 +180,8 @@ def test_rejected_rows_are_weighed_beside_the_copies_and_shown_as_a_kind(model, 
 
 def test_too_few_rejected_rows_and_rows_that_are_also_good_are_refused(model, tmp_path):
     with pytest.raises(
-        DataError, match=r"reject\.jsonl: 8 rejected rows of geography .* 10 are needed"
+        DataError,
+        match=r"reject\.jsonl, geography: 8 rejected rows can be used, and at least 10 are",
     ):
         run_micro(with_rejected(tmp_path / "few", model, n=8), tmp_path / "run")
     config = with_rejected(tmp_path / "both", model)
@@ -203,3 +205,21 @@ class TestHostile(LastAsked):
         without = [{k: v for k, v in sets.items() if k != REJECT} for sets in request.directions]
         with pytest.raises(DataError, match="directions are not those of the recipe's sets"):
             self.run.silos["north"].answer(replace(request, directions=without).to_bytes())
+
+
+def test_check_says_before_anything_heavy_that_rejected_rows_are_too_few(model, tmp_path):
+    config = load_config(with_rejected(tmp_path, model, n=8))
+    errors = check_run(config, n_shown=0).errors
+    assert [e for e in errors if "8 rejected rows can be used, and at least 10 are needed" in e]
+    assert not [e for e in errors if "lowest of 8 anchor" in e]
+
+
+def test_rejected_rows_are_not_held_out_ones(model, tmp_path):
+    config = with_rejected(tmp_path / "in", model)
+    heldout = (tmp_path / "in/public/heldout.jsonl").read_text()
+    path = tmp_path / "in/public/reject.jsonl"
+    path.write_text(path.read_text() + heldout)
+    with pytest.raises(
+        ConfigError, match="rejected rows of geography: 10 rows also stand in the h"
+    ):
+        run_micro(config, tmp_path / "run")

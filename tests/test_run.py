@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from clues.cli.program import app
-from clues.config import BASELINE_NAMES, FORMS
+from clues.config import BASELINE_NAMES, FORMS, Recipe
+from clues.coordinator.public import counted_recipe, portable_recipe
 from clues.errors import ConfigError, DataError, NumericsError
 from clues.model.adapters import load_checkpoint
 from clues.model.loss import row_losses
@@ -188,6 +189,29 @@ def test_another_threshold_rule_keeps_training_and_scores(finished, tmp_path) ->
     kept = {name: len(silo.select(threshold).kept) for name, silo in run.silos.items()}
     assert kept == {"north": 6, "south": 6}
     assert before > 0
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"quantization": "nf4"}, {"attn_implementation": "eager"}, {"dtype": "bfloat16"}]
+)
+def test_a_recipe_has_the_same_hash_where_it_arrives(how):
+    public = {
+        "medicine": {part: {"path": "p.jsonl", "sha256": "0" * 64} for part in ("anchor", "reject")}
+    }
+    public["medicine"]["validation"] = {"v": {"path": "v.jsonl", "sha256": "1" * 64}}
+    files = {"model.safetensors": "2" * 64}
+    recipe = Recipe.model_validate({"public": public, "model": {"files": files, **how}})
+    assert Recipe.model_validate(portable_recipe(recipe)).hash == recipe.hash
+    counted = counted_recipe(recipe)["model"]
+    assert how.items() <= counted.items()
+
+
+@pytest.mark.slow
+def test_a_run_whose_attention_is_named_reaches_its_end(model, tmp_path) -> None:
+    changes = {"recipe": {"model": {"attn_implementation": "eager"}}, "evaluate": {"arms": []}}
+    config = write_micro(tmp_path / "input", model, changes=changes)
+    results = run_micro(config, tmp_path / "run")
+    assert results["recipe"]["model"]["attn_implementation"] == "eager"
 
 
 def test_another_aim_keeps_training_and_scores_and_is_shown_beside_the_first(

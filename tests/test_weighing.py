@@ -100,7 +100,7 @@ def test_damaged_copies_keep_the_question_and_change_the_answer():
 
 def test_answers_that_cannot_be_damaged_are_named_with_what_to_do():
     same = [Sample(0, (Message("user", "q"), Message("assistant", "A")))]
-    with pytest.raises(DataError, match=r"cannot be damaged.*score\.loss_weight"):
+    with pytest.raises(DataError, match=r"cannot be damaged.*every weight of a part"):
         damaged_copies(same, seed=1, foreign=["A"])
 
 

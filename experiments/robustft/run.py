@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from clues.config import derived_seed, load_config, short
+from clues.errors import DataError
 from clues.pipeline import open_run, run_until
 from clues.progress import Progress, Terminal
 from clues.rundir import write_json
@@ -69,6 +70,11 @@ def deal(data: Path, name: str, *, seed: int) -> tuple[list[Row], list[Row], dic
     silos: dict[str, list[Row]] = {}
     for silo, share in SILOS.items():
         noisy = read_rows(data / f"{name}.noisy{share}.jsonl.gz") if share else clean
+        if [row["instruction"] for row in noisy] != [row["instruction"] for row in clean]:
+            raise DataError(
+                f"{name}.noisy{share}: other questions than the clean file, or in another order, so "
+                "which answers are wrong is not known. Take both files of one release."
+            )
         own = [next(taken) for _ in range(ROWS)]
         silos[silo] = [
             {**_plain(noisy[n]), LABELS: WRONG if noisy[n]["answer"] != clean[n]["answer"] else ""}

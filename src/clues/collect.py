@@ -106,7 +106,11 @@ def _method(config: SharedConfig, threshold: Threshold) -> Method:
         loss_weight=weights.get(LOSS, 0.0),
         loss_under=recipe.score.loss_under,
         alignment_weight=weights.get(ALIGNMENT, 0.0),
-        reject_weight=max(u.weights.get(REJECT, 0.0) for u in threshold.units.values()),
+        reject_weight=(
+            max(u.weights.get(REJECT, 0.0) for u in threshold.units.values())
+            if any(public.reject for public in recipe.public.values())
+            else None
+        ),
         parts=recipe.threshold.combine,
         trajectory=recipe.score.trajectory,
         layers=recipe.score.layers,

@@ -145,7 +145,8 @@ def select(
         found: what `score` returned.
         threshold: this number, in the units of `found.scores`; or the threshold of another call
             under the same recipe.
-        quantile: the recipe's rule with this share of the clean rows that may go.
+        quantile: the recipe's rule with this share of the clean rows that may go; its own cut, also
+            where the recipe's aim was `model`.
         ratio: the best rows, this share of them.
 
     Returns:
@@ -170,7 +171,9 @@ def select(
                 f"rule {rule.rule} has no quantile. Give threshold or ratio, or score with a rule "
                 f"of {', '.join(WITH_QUANTILE)}."
             )
+        # The copies that aim model looks at are not at hand here.
         changes = {"quantile": quantile} if ratio is None else {"rule": "ratio", "ratio": ratio}
+        changes["aim"] = "keep"
         settings = validated(ThresholdSettings, {**rule.model_dump(), **changes}, where="threshold")
         recipe = recipe.model_copy(update={"threshold": settings})
         new = fit_threshold(

@@ -47,8 +47,11 @@ def threshold(
     if as_json:
         out.print_json(json.dumps(found.to_json()))
         return
+    from clues.report.pairs import rule_in_words
+
     interval = found.interval
-    text = f"{found.rule}: {found.value if found.value is not None else found.ratio:.4g}"
+    rule = rule_in_words(found.rule, opened.config.recipe.threshold.aim)
+    text = f"{rule}: {found.value if found.value is not None else found.ratio:.4g}"
     if interval:
         text += f", {found.confidence:.0%} interval {interval[0]:.4g} to {interval[1]:.4g}"
     out.print(f"{text}, from {found.n_anchors} anchor scores", highlight=False)

@@ -74,6 +74,13 @@ class ModelSettings(Settings):
         """Accept the names of PEFT and transformers."""
         return renamed(with_quantization(value), MODEL)
 
+    @property
+    def counted(self) -> dict[str, str]:
+        """What changes a score beside the model's files; what is not set is left out."""
+        names = ("dtype", "quantization", "attn_implementation")
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
+
     @model_validator(mode="after")
     def _packed_as_others_do(self) -> "ModelSettings":
         if self.quantization and self.dtype == "float64":
@@ -212,8 +219,9 @@ class PublicSet(Settings):
             `{en: en.jsonl, es: {path: es.jsonl, weight: 0.5}}`. The scores by each set are put
             into units of the anchors before they are added.
         anchor: rows of known quality whose scores give the threshold. A path.
-        reject: rows as they must not be: drafts, refusals, leaks. A path, or null. Likeness to them
-            counts against a row. They stay with the coordinator: silos get their direction alone.
+        reject: rows as they must not be: drafts, refusals, advertising. A path, or null. Likeness to
+            them counts against a row. They stay with the coordinator, and silos get their mean
+            gradient and the hash of the file: take no row that a silo must not guess.
     """
 
     validation: dict[Name, PublicFile]
@@ -318,8 +326,8 @@ class Recipe(Settings):
         if self.weighed and self.threshold.units == "raw":
             raise ValueError(
                 "threshold.units raw adds scores as they are, and a loss and an influence have "
-                "different units; set score.loss_weight: 0 and score.alignment_weight: 0, or "
-                "threshold.units: anchor"
+                "different units; set score.loss_weight: 0, score.alignment_weight: 0 and, with "
+                "rejected rows, score.reject_weight: 0, or threshold.units: anchor"
             )
         return self
 
@@ -359,7 +367,12 @@ class Recipe(Settings):
     @property
     def needs_copies(self) -> bool:
         """Whether damaged copies of the anchors are scored."""
-        return any(self.weighed.values()) or self.threshold.aim == "model"
+        return self.weighs or self.threshold.aim == "model"
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a part's weight is to be found on damaged copies."""
+        return any(self.weighed.values())
 
     @property
     def weighed(self) -> dict[str, bool]:
@@ -389,7 +402,5 @@ class Recipe(Settings):
                 del entry["path"]
         # Whoever has the same files has the same model, wherever it lies and whatever it is called.
         if content["model"]["files"]:
-            counted = ("files", "dtype", "quantization", "attn_implementation")
-            model = {key: content["model"].get(key) for key in counted}
-            content["model"] = {key: value for key, value in model.items() if value is not None}
+            content["model"] = {"files": self.model.files, **self.model.counted}
         return content

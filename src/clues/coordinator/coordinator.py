@@ -367,7 +367,7 @@ class Coordinator:
         if stage == "score":
             kept["mixture"] = self.recipe.threshold.rule == "mixture"
             # Copies that the weights of the parts need are there for the threshold, too.
-            if self.recipe.threshold.aim == "model" and not any(self.recipe.score.weighed.values()):
+            if self.recipe.needs_copies and not self.recipe.weighs:
                 kept["copies"] = True
         left_out = {"left_out": self.left_out.token} if self.left_out else {}
         return {"stage": stage, "recipe": kept, "silos": silos, **left_out}

@@ -15,14 +15,13 @@ from clues.coordinator.exchange import Exchange
 from clues.data.damage import damaged_copies
 from clues.data.formats import read_file
 from clues.data.tokens import EncodedRow, RowEncoder, encode_rows
-from clues.errors import DataError
 from clues.model.adapters import AdapterState, Checkpoint, LoraModel
 from clues.progress import Progress
 from clues.scoring.direction import mean_gradient, scored_weights
 from clues.scoring.forms import form_directions
 from clues.scoring.trajectory import N_PROBES, anchors_at_coordinator, score_rows
 from clues.scoring.trial import try_out
-from clues.selection.units import MIN_ANCHORS
+from clues.selection.weighing import check_rejected
 from clues.wall.transport import Transport
 
 LoadModel = Callable[[Recipe], tuple[LoraModel, RowEncoder]]
@@ -107,12 +106,9 @@ class Desk:
         if file is None or self.recipe.score.reject_weight == 0:
             return [], []
         rows = self._encoded(file, f"rejected rows of {domain}")
-        n_test = len(rows) // 2 if self.recipe.needs_copies else 0
-        if len(rows) - n_test < MIN_ANCHORS:
-            raise DataError(
-                f"{file.path.name}: {len(rows)} rejected rows of {domain} can be used, and at least "
-                f"{2 * MIN_ANCHORS} are needed, so that half of them show how much they should count."
-            )
+        check_rejected(len(rows), self.recipe, where=f"{file.path.name}, {domain}")
+        # Aim model changes the threshold and no score: it has its copies without them.
+        n_test = len(rows) // 2 if self.recipe.weighs else 0
         seed = derived_seed(self.recipe.seed, "rejected", domain)
         order = np.random.default_rng(seed).permutation(len(rows)).tolist()
         return [rows[n] for n in order[n_test:]], [rows[n] for n in order[:n_test]]

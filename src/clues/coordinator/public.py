@@ -38,7 +38,9 @@ def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
         anchor_ids = {sample.id for sample in anchors}
         _check_untested(f"anchors of {domain}", anchors, test)
         if public.reject:
-            rejected = {sample.id for sample in read_file(public.reject).samples}
+            samples = read_file(public.reject).samples
+            _check_untested(f"rejected rows of {domain}", samples, test)
+            rejected = {sample.id for sample in samples}
             good = anchor_ids.union(
                 *({s.id for s in read_file(f).samples} for f in public.validation.values())
             )
@@ -82,13 +84,13 @@ def public_files(recipe: Recipe) -> dict[str, torch.Tensor]:
 def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as it travels: no path of this machine in it.
 
-    Of the base model travel a name to show, what its files are, and the type of its numbers. Where
-    a silo finds it and what it may do there is the silo's own affair.
+    Of the base model travel a name to show, what its files are, and how it computes. Where a silo
+    finds it and what it may do there is the silo's own affair.
     """
     content = recipe.model_dump(mode="json")
     model = recipe.model
     name = model.name if local_folder(model.name) is None else Path(model.name).name
-    content["model"] = {"name": name, "files": model.files, "dtype": model.dtype}
+    content["model"] = {"name": name, "files": model.files, **model.counted}
     for public in content["public"].values():
         rejected = [public["reject"]] if "reject" in public else []
         for file in (public["anchor"], *rejected, *public["validation"].values()):

@@ -15,6 +15,9 @@ from clues.errors import DataError, NetworkError, UsageError
 from clues.model.place import first_line, read_object
 from clues.rundir import RunDir
 
+# What the hub's client raises where nobody answers: of httpx, whose name differs between its versions.
+CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+
 # Nothing else in the folder is for others.
 FILES = {
     "README.md": "the card: names of silos, rounded counts, figures",
@@ -94,10 +97,15 @@ def push(found: Parcel, *, public: bool, api: HfApi | None = None) -> str:
             commit_message="Joint adapter and its card",
             repo_type="model",
         )
-    except (HfHubHTTPError, OSError) as error:
+    except HfHubHTTPError as error:
         raise NetworkError(
             f"{found.repo}: the hub does not take it ({first_line(error)}). Log in with a token that "
             "may write there (hf auth login), and call the same again."
+        ) from error
+    except (CLIENT_ERROR, OSError) as error:
+        raise NetworkError(
+            f"{found.repo}: the hub does not answer ({first_line(error)}). Look at the network, and "
+            "call the same again."
         ) from error
     return str(made.commit_url)
 

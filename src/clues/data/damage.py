@@ -128,7 +128,7 @@ def damaged_copies(
         except DataError as error:
             raise DataError(
                 f"anchors cannot be damaged to weigh the parts of a score: {error} (Kinds: "
-                "score.copies.) Or give score.loss_weight and score.alignment_weight as numbers."
+                "score.copies.) Or give every weight of a part as a number, and threshold.aim keep."
             ) from None
         for sample, record, kind in zip(samples, damaged, labels, strict=True):
             assert kind is not None

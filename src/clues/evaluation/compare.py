@@ -48,7 +48,10 @@ def select_alone(
         own = fit_threshold(
             {group: {name: values} for group, values in anchors.items()},
             {group: {name: 1.0} for group in anchors},
-            settings.model_copy(update={"bootstrap": 1, "rule": _local_rule(settings.rule)}),
+            # Damaged copies of anchors have the deciding score alone, so others keep the rule's cut.
+            settings.model_copy(
+                update={"bootstrap": 1, "rule": _local_rule(settings.rule), "aim": "keep"}
+            ),
             recipe_hash=recipe.hash,
             seed=recipe.seed,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.config import RowsFile, RunConfig
+from clues.config import Recipe, RowsFile, RunConfig
 from clues.data.formats import RowFile, read_rows
 from clues.data.roundtrip import Lost, characters_lost
 from clues.data.samples import Sample
@@ -21,7 +21,7 @@ from clues.data.tokens import (
     RowEncoder,
     encode_rows,
 )
-from clues.errors import BadRowsError, CluesError
+from clues.errors import BadRowsError, CluesError, DataError
 from clues.evaluation.questions import asked_rows, read_tasks
 from clues.evaluation.tasks import encode_task
 from clues.findings.base import SAYS
@@ -46,6 +46,7 @@ from clues.scoring.installed import refuse_missing
 from clues.scoring.trajectory import n_train_steps
 from clues.scoring.trial import try_out
 from clues.selection.units import MIN_ANCHORS
+from clues.selection.weighing import check_rejected
 
 
 def check_run(config: RunConfig, *, n_shown: int) -> Check:
@@ -94,6 +95,8 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             errors.append(f"{source}, labels: {error}")
         if source.role is Role.ANCHORS and rows.n_rows < MIN_ANCHORS:
             errors.append(f"{source}: {rows.n_rows} rows, at least {MIN_ANCHORS} are needed.")
+        if source.role is Role.REJECTED:
+            errors += _too_few_rejected(len(kept.rows), recipe, source)
     files = _with_findings(config, files, texts)
     errors += _model_errors(config, model)
     tasks, asked = _tasks(config, encoder, ids, errors)
@@ -148,6 +151,14 @@ def _with_findings(
             file = replace(file, findings={SAYS[kind]: n for kind, n in counts.items()})
         found.append(file)
     return found
+
+
+def _too_few_rejected(n_rows: int, recipe: Recipe, source: Source) -> list[str]:
+    try:
+        check_rejected(n_rows, recipe, where=str(source))
+    except DataError as error:
+        return [str(error)]
+    return []
 
 
 def _speaks_for(source: Source, domain: str) -> bool:

@@ -239,7 +239,7 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
         few = f"{file.n_rows} rows give an unsteady direction; {FEW_VALIDATION} to 100 are better."
         return [*notes, few] if file.n_rows < FEW_VALIDATION else notes
     rule = config.recipe.threshold
-    if rule.rule != "anchor_tolerance":
+    if file.role is not Role.ANCHORS or rule.rule != "anchor_tolerance":
         return notes
     rank, promised = tolerance_rank(file.n_usable, rule)
     if promised >= rule.confidence and rank == 1:

@@ -194,7 +194,7 @@ def clean_file(
     run_until(run, "select")
     (silo,) = run.silos.values()
     by_hand = _by_hand(run, known, found, given)
-    if by_hand.overrides or given:
+    if by_hand.overrides or given or in_force(silo.space, found.recipe_hash):
         overrule(run, {silo.settings.name: by_hand})
     private = silo.private
     decided = list(csv.DictReader(io.StringIO(read_bytes(private / "decisions.csv").decode())))
@@ -268,7 +268,12 @@ def _by_hand(
     }
     if given is None:
         said = in_force(silo.space, found.recipe_hash).items()
-        decided |= {id_: Override(id=id_, keep=r.keep, reason=r.reason) for id_, r in said}
+        decided |= {
+            id_: Override(id=id_, keep=r.keep, reason=r.reason)
+            for id_, r in said
+            # What the two files say now counts, and not what they said before.
+            if r.reason not in (CHECKED, REJECTED)
+        }
     else:
         check_overrides(silo.space, given)
         decided |= {override.id: override for override in given.overrides}

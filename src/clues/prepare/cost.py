@@ -216,7 +216,9 @@ def _judges(config: RunConfig, public: _Public) -> Work:
     """Directions, and the scores of anchors, their copies and rejected rows."""
     recipe, settings = config.recipe, config.recipe.score
     copies = recipe.needs_copies and anchors_at_coordinator(recipe)
-    toward = public.validation.tokens + public.rejected.tokens * (0.5 if copies else 1.0)
+    tested = 0.5 if recipe.weighs and copies else 0.0
+    rejected = public.rejected if settings.reject_weight != 0 else Size()
+    toward = public.validation.tokens + rejected.tokens * (1.0 - tested)
     directions = settings.method == "influence" and settings.trajectory != "inrun"
     found = Work(gradient=toward * recipe.train.checkpoints * directions)
     before = LOSS in settings.weighed and settings.loss_under == "base"
@@ -225,7 +227,7 @@ def _judges(config: RunConfig, public: _Public) -> Work:
         found += _compared(config, public, public.anchors, anchors=False)
     if copies:
         found += _passes(config, _copies(public.anchors), looks_before=before)
-        found += _passes(config, public.rejected.times(0.5), looks_before=before)
+        found += _passes(config, rejected.times(tested), looks_before=before)
     return found
 
 

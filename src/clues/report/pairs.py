@@ -1,5 +1,6 @@
 """Facts of a run as name and text: its threshold, and how to repeat it."""
 
+from clues.config import Aim
 from clues.report.cells import clean, number, percent
 from clues.results.run import Results, ThresholdResult
 
@@ -11,7 +12,7 @@ def threshold_pairs(threshold: ThresholdResult) -> list[tuple[str, str]]:
     return [
         ("Value", "not measured" if value is None else number(value)),
         ("Units", _units(threshold)),
-        ("Rule", clean(threshold.rule)),
+        ("Rule", clean(rule_in_words(threshold.rule, threshold.aim))),
         ("Bootstrap interval", ends),
         *_assurance(threshold),
         *_aims(threshold),
@@ -19,11 +20,18 @@ def threshold_pairs(threshold: ThresholdResult) -> list[tuple[str, str]]:
     ]
 
 
+def rule_in_words(rule: str, aim: Aim) -> str:
+    """The rule, and that its cut may be raised."""
+    return rule if aim == "keep" else f"{rule}, aim {aim}"
+
+
 def _units(threshold: ThresholdResult) -> str:
     if threshold.units != "anchor":
         return f"{clean(threshold.units)}: scores as they are"
     if threshold.rule == "anchor_tolerance":
-        return "zero is the middle of the anchors' scores, -1 by definition this rule's threshold"
+        return (
+            "zero is the middle of the anchors' scores, -1 by definition this rule's own threshold"
+        )
     return "zero is the middle of the anchors' scores, and one their spread"
 
 
@@ -42,7 +50,7 @@ def _aims(threshold: ThresholdResult) -> list[tuple[str, str]]:
         (
             names[aim] + (" (this run)" if aim == threshold.aim else ""),
             f"threshold {number(cut.value)}; keeps {percent(cut.anchors_kept)} of the anchors and "
-            f"{percent(cut.copies_kept)} of their damaged copies",
+            f"{percent(cut.copies_kept)} of bad rows: damaged copies of them, and rejected rows if any",
         )
         for aim, cut in threshold.aims.items()
     ]
@@ -65,7 +73,7 @@ def repeat_pairs(results: Results) -> list[tuple[str, str]]:
         ("Recipe hash", results.recipe_hash[:12]),
         ("Seeds", ", ".join(str(seed) for seed in results.seeds)),
         ("Base model", results.base_model),
-        ("Method", ", ".join(f"{name}: {value}" for name, value in results.method)),
+        ("Method", ", ".join(f"{k}: {v}" for k, v in results.method if v is not None)),
         ("Versions", ", ".join(f"{name} {text}" for name, text in results.versions.items())),
         ("Machine", results.machine),
         ("Date", results.date),

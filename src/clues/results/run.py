@@ -31,7 +31,8 @@ class Method(Figures):
         loss_weight: weight of the row's own loss in the score, as it was set or found.
         loss_under: whose loss that is: of the base model, or along the checkpoints.
         alignment_weight: weight of the alignment of a row with its question.
-        reject_weight: weight of the part that tells rows from the rejected ones.
+        reject_weight: weight of the part that tells rows from the rejected ones; null without
+            rejected rows.
         parts: how the parts of the score are joined.
         trajectory: whose checkpoints the rows are scored at.
         layers: of the model that count: `all`, `first`, `last` or their numbers.
@@ -51,7 +52,7 @@ class Method(Figures):
     rule: str
     combine: str
     aggregation: str
-    reject_weight: float = 0.0
+    reject_weight: float | None = None
 
 
 class AimResult(Figures):
@@ -60,7 +61,8 @@ class AimResult(Figures):
     Attributes:
         value: rows that score lower would be dropped.
         anchors_kept: share of the anchors that are not below it.
-        copies_kept: share of damaged copies of anchors that are not below it.
+        copies_kept: share of damaged copies of anchors that are not below it, every kind with one
+            vote; rejected rows, where there are any, are one more kind.
     """
 
     value: float
@@ -78,7 +80,8 @@ class ThresholdResult(Figures):
         interval: bootstrap interval of the value over the anchors.
         confidence: probability content of the interval.
         assurance: probability that a group keeps at least 1 - quantile of its clean rows, if they
-            score like its anchors; for rule `anchor_tolerance` alone.
+            score like its anchors; for rule `anchor_tolerance` alone, and null where aim `model`
+            has raised its cut.
         quantile: share of clean rows that the rule may drop, as the recipe says.
         n_anchors: number of anchor scores that the value rests on.
         anchor_quantiles: pairs of a share and a score: this share of the anchors scores lower.

@@ -37,10 +37,10 @@ class Parting:
         copies = np.mean([_share_kept(scores, cuts) for scores in self.copies.values()], axis=0)
         return np.stack([_share_kept(self.anchors, cuts), copies])
 
-    def drawn(self, rng: np.random.Generator) -> "Parting":
-        """A bootstrap sample: anchors and every kind's copies drawn apart."""
+    def drawn(self, rng: np.random.Generator, anchors: Array) -> "Parting":
+        """A bootstrap sample: these anchors, and every kind's copies drawn apart."""
         return Parting(
-            rng.choice(self.anchors, len(self.anchors)),
+            anchors,
             {kind: rng.choice(scores, len(scores)) for kind, scores in self.copies.items()},
         )
 

@@ -177,7 +177,9 @@ def fit_threshold(
     partings = _partings(scores, units, copies or {}) if settings.aim == "model" else []
     value = _voted([[scores[g] for g in members] for members in pools], offered, settings)
     if partings and value is not None:
-        value = cut_for_model(partings, least=value)
+        least, value = value, cut_for_model(partings, least=value)
+        # What the rule promises is the promise of its own cut.
+        assurance = assurance if value == least else None
     rng = np.random.default_rng(seed)
     draws: list[float] = []
     if settings.rule not in ("ratio", "preset"):
@@ -188,7 +190,13 @@ def fit_threshold(
             again = list(rng.choice(offered, len(offered))) if offered else []
             cut = _voted(drawn, again, settings) or 0.0
             if partings:
-                cut = cut_for_model([p.drawn(rng) for p in partings], least=cut)
+                cut = cut_for_model(
+                    [
+                        p.drawn(rng, sample[g])
+                        for p, g in zip(partings, sorted(sample), strict=True)
+                    ],
+                    least=cut,
+                )
             draws.append(cut)
     tail = (1 - settings.confidence) / 2
     interval = np.quantile(draws, [tail, 1 - tail]) if draws else None

@@ -10,11 +10,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clues.selection.units import Array, Units, anchor_units
+from clues.config import Recipe
+from clues.errors import DataError
+from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
 
 GRID = (0.0, 0.25, 0.5, 1.0)
 # A part must earn its place: a smaller total weight wins unless it loses more than this in AUC.
 MARGIN = 0.005
+
+
+def check_rejected(n_rows: int, recipe: Recipe, *, where: str) -> None:
+    """Refuse fewer rejected rows than give a direction, and show how much it should count.
+
+    Raises:
+        DataError: they are too few.
+    """
+    needed = 2 * MIN_ANCHORS if recipe.weighs else MIN_ANCHORS
+    if n_rows < needed:
+        half = ": half of them show how much the others should count" if recipe.weighs else ""
+        raise DataError(
+            f"{where}: {n_rows} rejected rows can be used, and at least {needed} are needed{half}."
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from clues.findings.base import NAMES, SAYS
 from clues.report.cards import DataFacts, data_card
 from clues.report.first import first_to_read
 from clues.report.grouping import Grouping, grouping
-from clues.report.pairs import threshold_pairs
+from clues.report.pairs import rule_in_words, threshold_pairs
 from clues.report.private import Mark, Review, TurnMark, render_private
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
@@ -174,7 +174,7 @@ def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple
         ("Rows", f"{n_rows:,}, {space.rows().description}"),
         ("Domain", space.settings.domain),
         ("Score", _score(recipe, threshold)),
-        ("Rule", threshold.rule),
+        ("Rule", rule_in_words(threshold.rule, recipe.threshold.aim)),
         ("Recipe", short(recipe.hash)),
     ]
     if recipe.duplicates:

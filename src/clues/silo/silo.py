@@ -35,6 +35,7 @@ from clues.errors import (
 from clues.evaluation.detection import read_labels
 from clues.model.place import identify
 from clues.progress import Progress
+from clues.report.pairs import rule_in_words
 from clues.rundir import hash_if_there, hash_of
 from clues.scoring.shards import Team
 from clues.selection.threshold import Selection, Threshold
@@ -255,7 +256,7 @@ class Silo:
             request=checksum_of(request.to_bytes()),
             seen=seen_hash(self.private),
             recipe_hash=request.recipe_hash,
-            rule=threshold.rule,
+            rule=rule_in_words(threshold.rule, self.space.recipe().threshold.aim),
             value=threshold.value,
             ratio=threshold.ratio,
             rows=len(self.space.rows().samples),

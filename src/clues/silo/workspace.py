@@ -571,9 +571,10 @@ class Workspace:
                 from clues.cluster.training import train_on_cluster  # needs the extra `ray`
 
                 trained = train_on_cluster(self.compute(), self.recipe(), self.model(), rows, **how)
-                first, schedule = how.get("first_step", 0), how["schedule"]
-                for step, loss in enumerate(trained.losses if on_loss else (), first):
-                    on_loss(step + 1, loss, schedule.peak * schedule.factor(step))  # pyright: ignore[reportOptionalCall]
+                if on_loss:
+                    schedule = how["schedule"]
+                    for step, loss in enumerate(trained.losses, how.get("first_step", 0)):
+                        on_loss(step + 1, loss, schedule.peak * schedule.factor(step))
                 return trained
             how |= {"settings": self.recipe().train, "observer": observer}
             how["on_loss"] = on_loss

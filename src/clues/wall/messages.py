@@ -198,7 +198,9 @@ class ScoreRequest(Envelope):
     """
 
     kind: ClassVar[str] = "score"
-    reveals: ClassVar[str] = "nothing: joint checkpoints and public directions"
+    reveals: ClassVar[str] = (
+        "nothing of silos: joint checkpoints, and directions of public rows and of rejected ones"
+    )
     learning_rates: list[float]
     optimizer_steps: list[int]
     probe_losses: list[float]
