@@ -98,13 +98,19 @@ def test_every_line_switched_off_by_a_comment_is_a_setting_that_exists(home) -> 
     lines = Path("clues.yaml").read_text().splitlines()
     assert sum(line.startswith(("  # score: {", "  # threshold: {")) for line in lines) == 2
     lines = [re.sub("^  # (score|threshold): {", r"  \1: {", line) for line in lines]
+    lines = [re.sub("^      # reject: ", "      reject: ", line) for line in lines]
+    Path("bad.jsonl").write_text(Path("rows.jsonl").read_text())
     own = [line.replace("  #   ", "  ") for line in lines if line.startswith("  #   ")]
     recipe = yaml.safe_load("\n".join(own))
     assert set(recipe) == {"model", "lora", "tokens", "train"}
     content = yaml.safe_load("\n".join(lines))
     content["recipe"] |= recipe | {"model": {"name": "owner/name", "dtype": "bfloat16"}}
     Path("other.yaml").write_text(yaml.safe_dump(content))
-    assert load_config("other.yaml").recipe.train.learning_rate == 2.0e-4
+    found = load_config("other.yaml").recipe
+    assert found.train.learning_rate == 2.0e-4
+    (public,) = found.public.values()
+    assert public.reject is not None
+    assert public.reject.path.name == "bad.jsonl"
 
 
 @pytest.mark.parametrize(
