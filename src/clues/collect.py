@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import JsonValue
 
-from clues.config import ALIGNMENT, LOSS, REJECT, Aim, Recipe, RunConfig, SharedConfig
+from clues.config import ALIGNMENT, LOSS, REJECT, Recipe, RunConfig, SharedConfig
 from clues.coordinator.coordinator import Coordinator
 from clues.coordinator.judge import stored_figures
 from clues.coordinator.outcomes import Outcome, Scored
@@ -19,10 +18,9 @@ from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
 from clues.model.devices import device_of
 from clues.results.arms import ArmResult
-from clues.results.run import VERSION, Absence, AimResult, Curve, Method, Results, Seconds
+from clues.results.run import VERSION, Absence, Curve, Method, Results, Seconds
 from clues.results.silos import SiloResult
 from clues.selection.threshold import Threshold, by_aim
-from clues.selection.weighing import Controls
 
 PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
 WARM_UP = "warm-up"
@@ -61,7 +59,9 @@ def collect_results(config: SharedConfig, coordinator: Coordinator, outcome: Out
         absences=tuple(Absence(**absence) for absence in coordinator.attendance.to_json()),
         stops=tuple(Absence(**stop) for stop in coordinator.attendance.stops),
         curves=_curves(outcome),
-        threshold=threshold.as_result(recipe.threshold, _by_aim(threshold, scored, recipe)),
+        threshold=threshold.as_result(
+            recipe.threshold, by_aim(threshold, scored.raw, scored.damaged, recipe.threshold)
+        ),
         controls=scored.controls,
         controls_kept=kept_copies(threshold, scored),
         questions=len(heldout.options) if heldout else None,
@@ -76,12 +76,6 @@ def collect_results(config: SharedConfig, coordinator: Coordinator, outcome: Out
     )
 
 
-def _by_aim(threshold: Threshold, scored: Scored, recipe: Recipe) -> dict[Aim, AimResult]:
-    anchors = {g: {k: np.array(v) for k, v in raw.items()} for g, raw in scored.anchors.items()}
-    copies = {g: Controls.from_json(content) for g, content in scored.copies.items()}
-    return by_aim(threshold, anchors, copies, recipe.threshold)
-
-
 def kept_copies(threshold: Threshold, scored: Scored) -> dict[str, dict[str, float]]:
     """By group and kind, the share of damaged copies of public anchors above the threshold.
 
@@ -90,8 +84,8 @@ def kept_copies(threshold: Threshold, scored: Scored) -> dict[str, dict[str, flo
     if threshold.value is None:
         return {}
     return {
-        group: Controls.from_json(content).kept_by_kind(threshold.units[group], threshold.value)
-        for group, content in scored.copies.items()
+        group: controls.kept_by_kind(threshold.units[group], threshold.value)
+        for group, controls in scored.damaged.items()
     }
 
 

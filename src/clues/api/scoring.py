@@ -172,9 +172,8 @@ def select(
                 f"of {', '.join(WITH_QUANTILE)}."
             )
         # The copies that aim model looks at are not at hand here.
-        changes: dict[str, Any] = {"aim": "keep", "quantile": quantile}
-        if ratio is not None:
-            changes = {"aim": "keep", "rule": "ratio", "ratio": ratio}
+        other = {"quantile": quantile} if ratio is None else {"rule": "ratio", "ratio": ratio}
+        changes = {"aim": "keep", **other}
         settings = validated(ThresholdSettings, {**rule.model_dump(), **changes}, where="threshold")
         recipe = recipe.model_copy(update={"threshold": settings})
         new = fit_threshold(

@@ -48,6 +48,7 @@ from clues.config.recipe import (
     Recipe,
     TokenSettings,
     TrainSettings,
+    public_entries,
 )
 from clues.config.rowsfile import RowsFile
 from clues.config.run import PrivacySettings, RunConfig, SharedConfig, SiloModel, SiloSettings
@@ -63,6 +64,7 @@ from clues.config.score import (
     Baseline,
     Damage,
     Form,
+    LowTurn,
     ScoreSettings,
     ThresholdSettings,
     is_installed,
@@ -103,6 +105,7 @@ __all__ = [
     "JudgeSettings",
     "LmEvalSettings",
     "LoraSettings",
+    "LowTurn",
     "ModelSettings",
     "Name",
     "PrivacySettings",
@@ -136,6 +139,7 @@ __all__ = [
     "load_silo",
     "model_files",
     "parse_columns",
+    "public_entries",
     "read_yaml",
     "short",
     "validate",

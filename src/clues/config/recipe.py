@@ -1,6 +1,7 @@
 """The recipe: whatever can change a score or the threshold. Every silo shares it."""
 
 import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -257,6 +258,13 @@ class PublicSet(Settings):
         return value
 
 
+def public_entries(recipe: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings of every public file in a recipe that is plain values."""
+    for public in recipe["public"].values():
+        yield from public["validation"].values()
+        yield from (public[key] for key in ("anchor", "reject") if key in public)
+
+
 class DuplicatesSettings(Settings):
     """Leave out rows whose question stands in another silo too; one silo keeps each of them.
 
@@ -396,10 +404,8 @@ class Recipe(Settings):
 
     def _content(self) -> dict[str, Any]:
         content = self.model_dump(mode="json")
-        for public in content["public"].values():
-            rejected = [public["reject"]] if "reject" in public else []
-            for entry in [public["anchor"], *rejected, *public["validation"].values()]:
-                del entry["path"]
+        for entry in public_entries(content):
+            del entry["path"]
         # Whoever has the same files has the same model, wherever it lies and whatever it is called.
         if content["model"]["files"]:
             content["model"] = {"files": self.model.files, **self.model.counted}

@@ -251,6 +251,7 @@ class ScoreSettings(Settings):
 
 
 Aim = Literal["keep", "model"]
+LowTurn = Literal["keep", "mask", "drop"]
 ANCHOR_RULES = ("anchor_tolerance", "anchor_mean", "anchor_quantile")
 
 
@@ -298,9 +299,7 @@ class ThresholdSettings(Settings):
     # As they are by themselves, they are not written: recipes that never heard of them keep their
     # hash.
     aim: Aim = Field(default="keep", exclude_if=lambda value: value == "keep")
-    low_turn: Literal["keep", "mask", "drop"] = Field(
-        default="keep", exclude_if=lambda value: value == "keep"
-    )
+    low_turn: LowTurn = Field(default="keep", exclude_if=lambda value: value == "keep")
 
     @model_validator(mode="after")
     def _preset_has_a_number(self) -> "ThresholdSettings":

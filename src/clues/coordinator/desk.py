@@ -1,6 +1,6 @@
 """What the coordinator works with in every stage: recipe, base model, public rows, silos to ask."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Desk:
         try_out(self.model, recipe.score)
         self.initial = self.model.initial
         self.watch = Watch(self._watched_loss)
+        self._rows: dict[str, Sequence[EncodedRow]] = {}
 
     @property
     def silos(self) -> dict[str, dict[str, Any]]:
@@ -197,4 +198,8 @@ class Desk:
         return self._seen[1]
 
     def _encoded(self, file: RowsFile, where: str) -> list[EncodedRow]:
-        return list(encode_rows(read_file(file).samples, self.encoder, where=where).rows)
+        """A public file's rows; each stage asks for them, and they are read once."""
+        key = file.model_dump_json()
+        if key not in self._rows:
+            self._rows[key] = encode_rows(read_file(file).samples, self.encoder, where=where).rows
+        return list(self._rows[key])

@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from clues.evaluation.choice import Measured
 from clues.evaluation.tasks import Answers
 from clues.results.run import Curve, Results
 from clues.selection.threshold import Threshold
+from clues.selection.units import Array
+from clues.selection.weighing import Controls
 
 
 class Found(BaseModel):
@@ -72,6 +75,16 @@ class Scored(Found):
     controls: dict[str, dict[str, float]]
     copies: dict[str, dict[str, Any]]
     proposals: dict[str, float | None]
+
+    @property
+    def raw(self) -> dict[str, dict[str, Array]]:
+        """The anchors' raw scores by group and part, as arrays."""
+        return {g: {k: np.array(v) for k, v in raw.items()} for g, raw in self.anchors.items()}
+
+    @property
+    def damaged(self) -> dict[str, Controls]:
+        """The damaged copies by group."""
+        return {group: Controls.from_json(content) for group, content in self.copies.items()}
 
 
 @dataclass(frozen=True)

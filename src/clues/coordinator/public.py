@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clues.atomic import read_bytes
-from clues.config import EvaluateSettings, Recipe
+from clues.config import EvaluateSettings, Recipe, public_entries
 from clues.config.loading import local_folder
 from clues.data.formats import read_file
 from clues.data.packing import ENDINGS
@@ -37,26 +37,25 @@ def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
         anchors = read_file(public.anchor).samples
         anchor_ids = {sample.id for sample in anchors}
         _check_untested(f"anchors of {domain}", anchors, test)
-        if public.reject:
-            samples = read_file(public.reject).samples
-            _check_untested(f"rejected rows of {domain}", samples, test)
-            rejected = {sample.id for sample in samples}
-            good = anchor_ids.union(
-                *({s.id for s in read_file(f).samples} for f in public.validation.values())
-            )
-            if both := len(rejected & good):
-                raise ConfigError(
-                    f"public sets of {domain}: {both} rows are rejected rows and also anchors or "
-                    "validation rows. Remove them from one of the two."
-                )
+        good = set(anchor_ids)
         for name, file in public.validation.items():
             samples = read_file(file).samples
             _check_untested(f"validation set {name} of {domain}", samples, test)
-            both = len(anchor_ids & {sample.id for sample in samples})
+            ids = {sample.id for sample in samples}
+            good |= ids
+            both = len(anchor_ids & ids)
             if both:
                 raise ConfigError(
                     f"public sets of {domain}: {both} rows are both anchors and rows of validation "
                     f"set {name}, which lifts the threshold. Remove them from one of the two."
+                )
+        if public.reject:
+            samples = read_file(public.reject).samples
+            _check_untested(f"rejected rows of {domain}", samples, test)
+            if both := len({sample.id for sample in samples} & good):
+                raise ConfigError(
+                    f"public sets of {domain}: {both} rows are rejected rows and also anchors or "
+                    "validation rows. Remove them from one of the two."
                 )
 
 
@@ -91,10 +90,8 @@ def portable_recipe(recipe: Recipe) -> dict[str, Any]:
     model = recipe.model
     name = model.name if local_folder(model.name) is None else Path(model.name).name
     content["model"] = {"name": name, "files": model.files, **model.counted}
-    for public in content["public"].values():
-        rejected = [public["reject"]] if "reject" in public else []
-        for file in (public["anchor"], *rejected, *public["validation"].values()):
-            file["path"] = _travel_name(Path(file["path"]), file["sha256"])
+    for file in public_entries(content):
+        file["path"] = _travel_name(Path(file["path"]), file["sha256"])
     return content
 
 

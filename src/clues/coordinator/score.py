@@ -110,22 +110,21 @@ def one_threshold(desk: Desk, scored: Scored) -> Threshold:
     }
     # Who scored the anchors of a group; at the coordinator nobody else can bend them.
     owners = {g: n for n, s in asked.items() for g in group_names(desk.recipe, n, s["domain"])}
-    groups = scored.anchors
     return fit_threshold(
-        {g: {k: np.array(v) for k, v in sets.items()} for g, sets in groups.items()},
+        scored.raw,
         {
             g: replaced(
                 set_weights(desk.recipe.score, desk.recipe.public[domains[g]]),
                 scored.weights,
             )
-            for g in groups
+            for g in scored.anchors
         },
         desk.recipe.threshold,
         recipe_hash=desk.recipe.hash,
         seed=derived_seed(desk.recipe.seed, "bootstrap"),
         proposals={k: v for k, v in scored.proposals.items() if v is not None},
         owners=None if anchors_at_coordinator(desk.recipe) else owners,
-        copies={g: Controls.from_json(content) for g, content in scored.copies.items()},
+        copies=scored.damaged,
     )
 
 

@@ -116,10 +116,8 @@ class RowLossTrainer(Trainer):
         losses: list[Tensor] = []
         parts = self._parts(inputs)
         try:
-            losses += (
-                super(RowLossTrainer, self).training_step(model, part, *others, **kwargs)
-                for part in parts
-            )
+            for part in parts:
+                losses.append(super().training_step(model, part, *others, **kwargs))
         except torch.OutOfMemoryError as error:
             self._halve(parts[len(losses)], error)
             return None

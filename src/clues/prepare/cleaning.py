@@ -13,24 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
-from clues.config import BUILT_IN, Columns
+from clues.config import BUILT_IN, Columns, LowTurn
 from clues.data.files import named_container
 from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.errors import DataError
 from clues.findings.look import look
 from clues.pipeline import Run, open_run, overrule, run_until
-from clues.prepare.onefile import LowTurn, configure
+from clues.prepare.onefile import configure
 from clues.prepare.scaffold import check_data
 from clues.progress import Progress
 from clues.report.pairs import weak_promise
 from clues.selection.threshold import Threshold
-from clues.selection.units import MIN_ANCHORS
+from clues.selection.weighing import FEWEST_REJECTED
 from clues.silo.overrides import Override, Overrides, check_overrides, in_force, read_overrides
 
 FILES = {"kept": "kept", "dropped": "set_aside", "unscored": "unscored"}
 FIRST = 20  # rows that a person reads first
 CHECKED, REJECTED = "a checked row", "a rejected row"
-FEWEST_REJECTED = 2 * MIN_ANCHORS
 NAMES = {
     "score": "with a low score",
     "person": "by a person",

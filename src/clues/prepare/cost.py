@@ -60,6 +60,11 @@ class Size:
             len(rows),
         )
 
+    def __add__(self, other: "Size") -> "Size":
+        return Size(
+            self.tokens + other.tokens, self.answers + other.answers, self.rows + other.rows
+        )
+
     def times(self, factor: float) -> "Size":
         """So many times as much."""
         return Size(self.tokens * factor, self.answers * factor, round(self.rows * factor))
@@ -202,11 +207,7 @@ class _Public:
             if source.role is Role.VALIDATION and source.name == domain
         ]
         return cls(
-            Size(
-                sum(size.tokens for size in sets),
-                sum(size.answers for size in sets),
-                sum(size.rows for size in sets),
-            ),
+            sum(sets, Size()),
             sizes.get(Source(Role.ANCHORS, domain), Size()),
             sizes.get(Source(Role.REJECTED, domain), Size()),
         )

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from clues.atomic import atomic_write_bytes, make_private_folder
-from clues.config import BUILT_IN, Columns, RunConfig, load_config
+from clues.config import BUILT_IN, Columns, LowTurn, RunConfig, load_config
 from clues.data.formats import RowFile, fitting, read_rows
 from clues.data.roundtrip import characters_lost
 from clues.errors import UsageError
@@ -24,7 +24,6 @@ from clues.prepare.scaffold import (
 )
 
 # What a turn of the assistant below the threshold costs, as `threshold.low_turn`.
-LowTurn = Literal["keep", "mask", "drop"]
 LOSSY = 0.01  # share of the characters from which a tokenizer is worth a word
 
 

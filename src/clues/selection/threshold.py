@@ -236,13 +236,11 @@ def by_aim(
     partings = _partings(scores, threshold.units, copies)
     least = _voted([[scores[g] for g in sorted(scores)]], [], settings)
     assert least is not None
-    cuts = {"keep": least, "model": cut_for_model(partings, least=least)}
+    cuts: dict[Aim, float] = {"keep": least, "model": cut_for_model(partings, least=least)}
     shares = kept_shares(partings, np.array(list(cuts.values()))).T.tolist()
     return {
-        "keep": AimResult(value=cuts["keep"], anchors_kept=shares[0][0], copies_kept=shares[0][1]),
-        "model": AimResult(
-            value=cuts["model"], anchors_kept=shares[1][0], copies_kept=shares[1][1]
-        ),
+        aim: AimResult(value=cut, anchors_kept=anchors, copies_kept=copies)
+        for (aim, cut), (anchors, copies) in zip(cuts.items(), shares, strict=True)
     }
 
 

@@ -8,9 +8,8 @@ many clean turns has a turn below the threshold more often than a row of one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-LowTurn = Literal["keep", "mask", "drop"]
+from clues.config import LowTurn
 
 
 @dataclass(frozen=True, order=True)

@@ -17,6 +17,8 @@ from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
 GRID = (0.0, 0.25, 0.5, 1.0)
 # A part must earn its place: a smaller total weight wins unless it loses more than this in AUC.
 MARGIN = 0.005
+# Rejected rows that give a direction, and as many that show how much it should count.
+FEWEST_REJECTED = 2 * MIN_ANCHORS
 
 
 def check_rejected(n_rows: int, recipe: Recipe, *, where: str) -> None:
@@ -25,7 +27,7 @@ def check_rejected(n_rows: int, recipe: Recipe, *, where: str) -> None:
     Raises:
         DataError: they are too few.
     """
-    needed = 2 * MIN_ANCHORS if recipe.weighs else MIN_ANCHORS
+    needed = FEWEST_REJECTED if recipe.weighs else MIN_ANCHORS
     if n_rows < needed:
         half = ": half of them show how much the others should count" if recipe.weighs else ""
         raise DataError(
