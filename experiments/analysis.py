@@ -284,8 +284,7 @@ def _alone(run: Finished, view: SiloView) -> dict[str, Any]:
 
 
 def _anchors(run: Finished) -> dict[str, dict[str, np.ndarray]]:
-    scored = run.scored.anchors
-    return {g: {k: np.array(v) for k, v in sets.items()} for g, sets in scored.items()}
+    return run.scored.raw
 
 
 def _group_weights(run: Finished) -> dict[str, dict[str, float]]:

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from federation_helpers import run_micro, tiny_model, write_micro
+import yaml
+from federation_helpers import merged, run_micro, tiny_model, write_micro
 
 from clues.data.damage import ALL_KINDS
 from clues.selection.weighing import Controls
-from experiments import standalone
+from experiments import draws, standalone
 from experiments.kinds.run import FAMILIES, Scene, left_out
 from experiments.rejected import run as rejected
 from experiments.robustft import run as robustft
@@ -132,3 +133,30 @@ def test_each_has_a_section_with_its_figures_or_says_that_it_has_not_run(tmp_pat
     arms = "\n".join(standalone.section(standalone.ALL[1]))
     right = run["arms"]["oracle"]["knowledge_accuracy"]
     assert f"| the rows with right labels | {run['arms']['oracle']['kept']} | {right:.3f} |" in arms
+
+
+@pytest.mark.slow
+def test_draws_are_stored_once_and_their_variants_share_what_they_can(tmp_path):
+    model = tiny_model(tmp_path / "tiny")
+    args = draws.parser(None, model=str(model), seeds=[3], work="micro").parse_args(
+        ["--work", str(tmp_path / "work")]
+    )
+    asked = []
+
+    def run(draw):
+        asked.append(draw.seed)
+        config = write_micro(draw.folder / "input", model, changes={"evaluate": {"arms": []}})
+        rule = {"recipe": {"threshold": {"rule": "anchor_tolerance", "bootstrap": 20}}}
+        settings = merged(yaml.safe_load(config.read_text()), rule)
+        variants = draws.by_aim("micro")
+        return draws.run_variants(draw, settings, variants, look=lambda run, _: asked.append(run))
+
+    for _ in range(2):
+        draws.run_draws(args, tmp_path / "results", run, part="part")
+    stored = json.loads((tmp_path / "results" / "tiny-part-3.json").read_text())
+    assert [*stored] == ["keep", "model"]
+    assert [stored[aim]["threshold"]["aim"] for aim in stored] == ["keep", "model"]
+    assert {stored[aim]["base_model"] for aim in stored} == {"tiny"}
+    seed, first, second = asked
+    assert seed == 3
+    assert first.run_dir.root == second.run_dir.root, "the scores were made twice"

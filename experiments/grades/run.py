@@ -8,25 +8,25 @@ anchors are answers of grade 4 to questions that no silo has. Every draw resumes
 kept as experiments/grades/results/MODEL-SEED.json, with one entry for each aim of the threshold.
 """
 
-import argparse
 import gzip
 import json
 import random
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from clues.config import derived_seed
+from experiments.draws import (
+    PUBLISHED,
+    Draw,
+    Row,
+    adapter,
+    by_aim,
+    parser,
+    run_draws,
+    run_variants,
+)
+from experiments.rows import LABELS, labelled_silo, write_jsonl
 
-from clues.collect import collect_results
-from clues.config import derived_seed, load_config
-from clues.pipeline import open_run, run_until
-from clues.progress import Terminal
-from clues.rundir import write_json
-from experiments.rows import LABELS, labelled_silo, write_config, write_jsonl
-from experiments.run import name_of
-from experiments.spec import merged
-
-MODEL = "runs/base/smollm2-135m-instruct"
 BEST, WORST = 4, 1
 # Rows of the best and of the worst grade, by silo.
 SILOS = {"clinic-a": (30, 70), "clinic-b": (70, 30)}
@@ -99,12 +99,7 @@ def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> dict[str
         "recipe": {
             "seed": seed,
             "model": {"name": model, "dtype": "float32"},
-            "lora": {
-                "rank": 16,
-                "alpha": 16,
-                "dropout": 0.0,
-                "target_modules": ["q_proj", "v_proj"],
-            },
+            "lora": adapter(["q_proj", "v_proj"]),
             "tokens": {"max_length": 384, "overlong": "truncate", "template": "chat"},
             # 0.6 epochs.
             "train": {
@@ -124,40 +119,21 @@ def write_inputs(folder: Path, data: Path, *, model: str, seed: int) -> dict[str
     }
 
 
-def run_draw(settings: dict[str, Any], folder: Path, *, label: str) -> dict[str, Any]:
-    """Results by aim of the threshold; both decide about the same scores."""
-    found: dict[str, Any] = {}
-    for aim in ("keep", "model"):
-        changed = merged(settings, {"recipe": {"threshold": {"aim": aim}}})
-        config = load_config(write_config(changed, folder / "input" / f"{aim}.yaml"))
-        progress = Terminal(Console(stderr=True))
-        run = open_run(config, folder / "run", progress=progress, allow_degenerate=True)
-        results = collect_results(run.config, run.coordinator, run_until(run, "select"))
-        found[aim] = {**results.to_json(), "base_model": label}
-    return found
-
-
 def _without_grade(row: dict[str, Any]) -> dict[str, Any]:
     return {"instruction": row["instruction"], "output": row["output"]}
 
 
 def main() -> None:
     """Run every draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/grades"))
-    args = parser.parse_args()
-    label = name_of(args.model)
-    for seed in args.seeds:
-        stored = RESULTS / f"{label}-{seed}.json"
-        if stored.exists():
-            continue
-        folder = args.work / f"{label}-{seed}"
-        model = args.model if args.model == "built-in" else str(Path(args.model).resolve())
-        settings = write_inputs(folder / "input", args.data, model=model, seed=seed)
-        write_json(stored, run_draw(settings, folder, label=label))
+    options = parser(__doc__, model=PUBLISHED, seeds=[0, 1, 2], work="grades")
+    options.add_argument("--data", type=Path, required=True)
+    args = options.parse_args()
+
+    def run(draw: Draw) -> Row:
+        settings = write_inputs(draw.folder / "input", args.data, model=draw.model, seed=draw.seed)
+        return run_variants(draw, settings, by_aim(f"grades-{draw.seed}"))
+
+    run_draws(args, RESULTS, run)
 
 
 if __name__ == "__main__":

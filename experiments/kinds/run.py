@@ -7,35 +7,28 @@ damaged copies of public anchors: of all kinds, of all but one, of all but a fam
 is kept as experiments/kinds/results/MODEL-SEED.json.
 """
 
-import argparse
 import gzip
 import json
 import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from clues.collect import collect_results
-from clues.config import derived_seed, load_config
+from clues.config import BUILT_IN, derived_seed
 from clues.coordinator.outcomes import Outcome
 from clues.data.damage import ALL_KINDS, damage_rows
 from clues.evaluation.detection import read_labels
-from clues.pipeline import Run, open_run, run_until
-from clues.progress import Progress, Terminal
-from clues.rundir import write_json
+from clues.pipeline import Run
 from clues.scoring.trajectory import set_weights
 from clues.selection.units import Units, anchor_units
 from clues.selection.weighing import Controls, auc, replaced, weigh_parts
+from experiments.draws import Draw, Row, adapter, by_aim, parser, run_draws, run_variants
 from experiments.medquad.run import unread_rows
-from experiments.rows import LABELS, labelled_silo, write_config, write_jsonl
+from experiments.rows import LABELS, labelled_silo, write_jsonl
 from experiments.run import name_of
-from experiments.spec import merged
 
-MODEL = "built-in"
 # Kinds that spoil a row in a like manner.
 FAMILIES = {
     "text spoilt": (
@@ -48,7 +41,6 @@ FAMILIES = {
 SHORTEST, LONGEST = 80, 400  # characters of an answer
 DOMAIN, GROUP = "medicine", "domain medicine"
 RESULTS = Path(__file__).parent / "results"
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ class Sizes:
     anchors: int
 
 
-SIZES = {"built-in": Sizes(320, 48, 96)}
+SIZES = {BUILT_IN: Sizes(320, 48, 96)}
 LARGE = Sizes(160, 32, 64)
 
 
@@ -87,17 +79,12 @@ def write_inputs(folder: Path, medquad: Path, spanish: Path, *, model: str, seed
     )
     private = [{**r, LABELS: label or ""} for r, label in zip(damaged, labels, strict=True)]
     write_jsonl(folder / "clinic.jsonl", private)
-    built_in = model == MODEL
+    built_in = model == BUILT_IN
     return {
         "recipe": {
             "seed": seed,
             "model": {"name": model, "dtype": "float32"},
-            "lora": {
-                "rank": 16,
-                "alpha": 16,
-                "dropout": 0.0,
-                "target_modules": "all-linear" if built_in else ["q_proj", "v_proj"],
-            },
+            "lora": adapter("all-linear" if built_in else ["q_proj", "v_proj"]),
             "tokens": {"max_length": 384, "overlong": "truncate"},
             "train": {"learning_rate": 2e-3 if built_in else 2e-4, "batch_size": 8},
             "score": {"copies": list(ALL_KINDS), "compare": ["base_perplexity"]},
@@ -146,8 +133,8 @@ class Scene:
         labels = read_labels(silo.space.rows(), silo.settings.labels)
         assert labels is not None
         return cls(
-            {n: np.array(v) for n, v in outcome.scored.anchors[GROUP].items()},
-            Controls.from_json(outcome.scored.copies[GROUP]),
+            outcome.scored.raw[GROUP],
+            outcome.scored.damaged[GROUP],
             table.raw,
             np.array([labels[row] or "" for row in table.row]),
             set_weights(recipe.score, recipe.public[DOMAIN]),
@@ -204,40 +191,27 @@ def left_out(scene: Scene) -> Row:
     return found
 
 
-def run_seed(settings: Row, folder: Path, *, model: str, to: Progress) -> Row:
-    """Results by aim, and what leaving kinds out costs."""
-    found: Row = {}
-    for aim in ("keep", "model"):
-        changes = {"name": f"kinds-{aim}", "recipe": {"threshold": {"aim": aim}}}
-        path = write_config(merged(settings, changes), folder / "input" / f"{aim}.yaml")
-        run = open_run(load_config(path), folder / "run", progress=to, allow_degenerate=True)
-        outcome = run_until(run, "select")
-        results = collect_results(run.config, run.coordinator, outcome)
-        found[aim] = {**results.to_json(), "base_model": name_of(model)}
-        found["left out"] = left_out(Scene.of(run, outcome))
-    return found
-
-
 def main() -> None:
     """Run every seed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--medquad", type=Path, required=True)
-    parser.add_argument("--spanish", type=Path, required=True, help="rows with language es")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/kinds"))
-    args = parser.parse_args()
-    for seed in args.seeds:
-        stored = RESULTS / f"{name_of(args.model)}-{seed}.json"
-        if stored.exists():
-            continue
-        folder = args.work / f"{name_of(args.model)}-{seed}"
-        model = args.model if args.model == MODEL else str(Path(args.model).resolve())
-        settings = write_inputs(
-            folder / "input", args.medquad, args.spanish, model=model, seed=seed
-        )
-        to = Terminal(Console(stderr=True))
-        write_json(stored, run_seed(settings, folder, model=model, to=to))
+    options = parser(__doc__, model=BUILT_IN, seeds=[0, 1, 2], work="kinds")
+    options.add_argument("--medquad", type=Path, required=True)
+    options.add_argument("--spanish", type=Path, required=True, help="rows with language es")
+    args = options.parse_args()
+
+    def run(draw: Draw) -> Row:
+        where = (draw.folder / "input", args.medquad, args.spanish)
+        settings = write_inputs(*where, model=draw.model, seed=draw.seed)
+        without: Row = {}
+
+        def look(finished: Run, outcome: Outcome) -> None:
+            # The aims have their scores in common: the first run says it all.
+            if not without:
+                without.update(left_out(Scene.of(finished, outcome)))
+
+        found = run_variants(draw, settings, by_aim("kinds"), look=look)
+        return {**found, "left out": without}
+
+    run_draws(args, RESULTS, run)
 
 
 if __name__ == "__main__":

@@ -8,25 +8,25 @@ Every draw resumes; finished ones are kept as experiments/robustft/results/MODEL
 entry for each aim of the threshold.
 """
 
-import argparse
 import gzip
 import json
 import random
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from clues.config import derived_seed, load_config, short
+from clues.config import derived_seed
 from clues.errors import DataError
-from clues.pipeline import open_run, run_until
-from clues.progress import Progress, Terminal
-from clues.rundir import write_json
-from experiments.rows import LABELS, labelled_silo, write_config, write_jsonl
-from experiments.run import name_of
-from experiments.spec import merged
+from experiments.draws import (
+    PUBLISHED,
+    Draw,
+    Row,
+    adapter,
+    by_aim,
+    parser,
+    run_draws,
+    run_variants,
+)
+from experiments.rows import LABELS, labelled_silo, write_jsonl
 
-MODEL = "runs/base/smollm2-135m-instruct"
 # Percent of wrong answers, by silo: the files of the source.
 SILOS = {"bank-a": 30, "bank-b": 50, "bank-c": 70, "bank-d": 0}
 ROWS, VALIDATION, ANCHORS, HELD_OUT = 60, 48, 60, 100
@@ -35,7 +35,6 @@ WRONG = "wrong answer"
 # The rows that no silo has are public or left over; what is asked afterwards is another file.
 ARMS = ["mixed", "random", "clues", "oracle"]
 RESULTS = Path(__file__).parent / "results"
-Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -97,12 +96,7 @@ def write_inputs(folder: Path, data: Path, name: str, *, model: str, seed: int) 
         "recipe": {
             "seed": seed,
             "model": {"name": model, "dtype": "float32"},
-            "lora": {
-                "rank": 16,
-                "alpha": 16,
-                "dropout": 0.0,
-                "target_modules": ["q_proj", "v_proj"],
-            },
+            "lora": adapter(["q_proj", "v_proj"]),
             "tokens": {"max_length": 384, "overlong": "drop"},
             # 1.1 epochs: an answer is a word or two, and the base model has to learn which.
             "train": {
@@ -129,48 +123,27 @@ def write_inputs(folder: Path, data: Path, name: str, *, model: str, seed: int) 
     }
 
 
-def run_draw(data: Path, name: str, folder: Path, *, model: str, seed: int, to: Progress) -> Row:
-    """Results by aim; what both share is trained and scored once."""
-    settings = write_inputs(folder / "input", data, name, model=model, seed=seed)
-    found: Row = {}
-    for aim, arms in (("keep", ARMS), ("model", ["clues"])):
-        changes = {
-            "name": f"robustft-{name}-{aim}",
-            "recipe": {"threshold": {"aim": aim}},
-            "evaluate": {"arms": arms},
-        }
-        path = write_config(merged(settings, changes), folder / "input" / f"{aim}.yaml")
-        config = load_config(path)
-        root = folder / f"run-{short(config.recipe.scoring_hash)}"
-        run = open_run(config, root, progress=to, allow_degenerate=True)
-        results = run_until(run).results
-        assert results is not None
-        found[aim] = {**results.to_json(), "base_model": name_of(model)}
-    return found
-
-
 def _plain(row: Row) -> Row:
     return {"instruction": row["instruction"], "output": row["output"]}
 
 
 def main() -> None:
     """Run every draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with SET.noisy50.jsonl.gz")
-    parser.add_argument("--set", default="fpb", choices=("fpb", "arc", "pubmedqa"))
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("runs/robustft"))
-    args = parser.parse_args()
-    label = name_of(args.model)
-    for seed in args.seeds:
-        stored = RESULTS / f"{label}-{args.set}-{seed}.json"
-        if stored.exists():
-            continue
-        folder = args.work / f"{label}-{args.set}-{seed}"
-        model = args.model if args.model == "built-in" else str(Path(args.model).resolve())
-        draw = {"model": model, "seed": seed, "to": Terminal(Console(stderr=True))}
-        write_json(stored, run_draw(args.data, args.set, folder, **draw))
+    options = parser(__doc__, model=PUBLISHED, seeds=[0, 1, 2], work="robustft")
+    options.add_argument(
+        "--data", type=Path, required=True, help="folder with SET.noisy50.jsonl.gz"
+    )
+    options.add_argument("--set", default="fpb", choices=("fpb", "arc", "pubmedqa"))
+    args = options.parse_args()
+
+    def run(draw: Draw) -> Row:
+        where = (draw.folder / "input", args.data, args.set)
+        settings = write_inputs(*where, model=draw.model, seed=draw.seed)
+        # What does not depend on the cut was trained under the first aim.
+        variants = by_aim(f"robustft-{args.set}", model={"evaluate": {"arms": ["clues"]}})
+        return run_variants(draw, settings, variants, until="report")
+
+    run_draws(args, RESULTS, run, part=args.set)
 
 
 if __name__ == "__main__":
