@@ -43,7 +43,7 @@ class Sizes:
         memory: numbers of rows for the growth of memory.
         shards: shards that two processes share.
         short: whether these are of short rows.
-        rounds: rounds of training a call.
+        rounds: rounds of training per call.
         owner: rows of a silo larger than the demo's.
     """
 

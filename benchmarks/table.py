@@ -15,7 +15,7 @@ the largest in brackets. A target that is missed stays in the table.
 
 Scoring here is by the side branch (form `sgd`), but for the line that says what the default form `less` costs instead:
 it goes through the gradients of single rows. The coordinator scores the anchors and, where parts are weighed, two damaged copies
-of each beside them, once a domain, so 150 anchors cost it about what 450 rows cost a silo. Rows, adapter and directions come from
+of each beside them, once per domain, so 150 anchors cost it about what 450 rows cost a silo. Rows, adapter and directions come from
 seed 0. The picture is of 24 November 2026, of the first machine below, and older than its table. Tables up to 26 November 2026 are
 of the code that made all logits at once and took batches of 2,048 padded tokens, not 1,024; on a model with 49,152 words scoring
 takes 0.73 to 0.87 of that time without the logits (27 November, docs/log.md).

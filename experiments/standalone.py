@@ -209,7 +209,7 @@ def section(one: Standalone) -> list[str]:
             "",
             f"Seeds {seeds}; {dates}; {own[0].results.machine}; torch "
             f"{own[0].results.versions['torch']}. Weights of the parts beside the influence, by "
-            f"seed: {weights}.",
+            f"run and seed: {weights}.",
             "",
             *one.table(found),
         ]

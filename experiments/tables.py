@@ -33,12 +33,14 @@ ASKS = {
 INTRO = (
     "Made by `make results` from the files in `experiments/*/results`. "
     "Mean over seeds with the half-width of a 95 % interval (Student's t); AUC and recall "
-    "need labels, which exist because the damage was injected. The line above a table says what "
+    "need labels: of damage that was injected, or of people who have graded rows or made labels "
+    "wrong. The line above a table says what "
     "the selection score was made of; [Scores](scores.md) explains it. Tables dated 24 November 2026 "
     "are of the score before form `less` and weighed parts became the default. `mmedbench` and "
     "`natural` are of the score before 26 November 2026, along three checkpoints and with the "
     "loss along them; their recipes say so. The other recipes ran with seeds 3, 4 and 5, on "
-    "which nothing was chosen; the demo and MedQuAD (400 rows a silo) are no recipes."
+    "which nothing was chosen. The demo, MedQuAD (400 rows per silo), people's grades, wrong labels, "
+    "rejected rows and kinds left out are no recipes, and say their seeds themselves."
 )
 
 

@@ -49,7 +49,7 @@ def aggregate(
 
     Args:
         adapters: K states of the same names and shapes.
-        weights: one a silo, not negative; normalised here.
+        weights: one per silo, not negative; normalised here.
         method: see above.
 
     Raises:
@@ -150,7 +150,7 @@ def adaptive_shares(
 
     Args:
         adapters: K states.
-        weights: one a silo, the starting point; normalised here. A silo of weight 0 stays out.
+        weights: one per silo, the starting point; normalised here. A silo of weight 0 stays out.
         loss_and_gradient: mean validation loss in nats at a stacked adapter of rank K R, and its
             gradient for every weight.
 

@@ -99,7 +99,7 @@ def train(
     trainer.first_step = first_step
     trainer.in_order, trainer.observer = order is not None, observer
     trainer.proximal, trainer.origin = proximal, start if proximal else {}
-    # The Trainer collects garbage when it starts; over all that torch has imported, 0.2 s a call.
+    # The Trainer collects garbage when it starts; over all that torch has imported, 0.2 s per call.
     gc.freeze()
     try:
         with recomputing(model.peft.get_base_model(), on=gradient_checkpointing):

@@ -133,7 +133,7 @@ class Check:
     """Everything that was looked at.
 
     Attributes:
-        files: one a file.
+        files: one per file.
         overlaps: pairs of sets that share rows, and how many.
         errors: what makes the run's figures worthless, or stops it.
         notes: what may be meant, and deserves a second look.
@@ -145,7 +145,7 @@ class Check:
         minutes: estimated time of every stage on this machine, by its name.
         passes: forward passes that a selection costs per private token, public rows included.
         memory_gb: estimated peak of one process.
-        tasks: one a multiple-choice task.
+        tasks: one per multiple-choice task.
         shown: rows to look at, as ids and masks; not part of `to_json`.
         bad: of every bad row what it is of, where it lies and why it is bad; likewise.
     """

@@ -93,7 +93,7 @@ class InRunScorer(TrainerCallback):
         self._batch: _Batch | None = None
 
     def scores(self) -> np.ndarray:
-        """One number a row of the Trainer's `train_dataset`; NaN for rows never trained on.
+        """One number per row of the Trainer's `train_dataset`; NaN for rows never trained on.
 
         Raises:
             NumericsError: a score is not finite.

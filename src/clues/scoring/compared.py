@@ -258,7 +258,7 @@ def form_parts(
 def one_number(
     rows: Mapping[str, np.ndarray], anchors: Mapping[str, np.ndarray], weights: Mapping[str, float]
 ) -> Compared:
-    """One number a row: sets are made comparable by the spread of their anchor scores."""
+    """One number per row: sets are made comparable by the spread of their anchor scores."""
     scales = {name: float(np.std(anchors[name])) or 1.0 for name in weights}
     return Compared(combine(rows, weights, scales), combine(anchors, weights, scales))
 

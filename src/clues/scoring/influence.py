@@ -7,7 +7,7 @@ y = W x + s B A x, the layer's output is given a side branch
 
     y_n + alpha_n * s * (B vA x_n + vB A x_n),    alpha = 0
 
-Then d loss_n / d alpha_n = < gradient of loss_n, v >, one number a row, from one backward pass
+Then d loss_n / d alpha_n = < gradient of loss_n, v >, one number per row, from one backward pass
 through activations. alpha is zero, so the branch itself, as wide as the output, is never made: with
 g the gradient by the output of B,
 
@@ -74,7 +74,7 @@ def influence_scores(
         model: its adapter is set to `adapter`.
         rows: rows to score; batch size, padding and order change nothing.
         adapter: the checkpoint's weights.
-        directions: one a validation set, by weight name; absent weights count as zero.
+        directions: one per validation set, by weight name; absent weights count as zero.
         token_budget: padded tokens per batch to begin with; by the device if None.
         on_rows: called with the number of rows finished, for a progress bar.
         skip_nonfinite: return NaN instead of raising.

@@ -100,7 +100,7 @@ class Units:
         return (self.combined(raw) - self.location) / self.spread
 
     def combined(self, raw: Mapping[str, Array]) -> Array:
-        """One number a row, before location and spread."""
+        """One number per row, before location and spread."""
         if not self.parts:
             return combine(raw, self.signed_weights, self.scales)
         return np.sum(list(self.shortfalls(raw).values()), axis=0)
