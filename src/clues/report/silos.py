@@ -23,8 +23,13 @@ from clues.results.run import Results
 KINDS = ("hello", "sketch", "leave", "train", "score", "select", "fit", "evaluate")
 
 
-def silos_table(results: Results) -> Table:
-    """One line per silo: rounded counts, a band for the keep rate, detection where labels exist."""
+def silos_table(results: Results, *, cuts: bool = True) -> Table:
+    """One line per silo: rounded counts, a band for the keep rate, detection where labels exist.
+
+    Args:
+        results: of a run.
+        cuts: whether there is room for the threshold in every silo's own numbers.
+    """
     silos = results.silos
     shown = [k for k in RATES if any(getattr(silo, k) is not None for silo in silos.values())]
     looked = any(silo.left_out is not None for silo in silos.values())
@@ -36,7 +41,7 @@ def silos_table(results: Results) -> Table:
         *([Column("left", "In another silo", "elsewhere")] if looked else []),
         Column("band", "Keep rate", "rate"),
         *rate_columns(shown),
-        Column("threshold", "Cut, unscaled", "cut"),
+        *([Column("threshold", "Cut, unscaled", "cut")] if cuts else []),
     )
     rows: list[tuple[str, ...]] = []
     for name, silo in silos.items():
@@ -50,11 +55,12 @@ def silos_table(results: Results) -> Table:
                 *([DASH if silo.left_out is None else count(silo.left_out)] if looked else []),
                 band(silo.rows, silo.kept),
                 *(FEW_ROWS if few else number(getattr(silo, key)) for key in shown),
-                number(silo.threshold),
+                *([number(silo.threshold)] if cuts else []),
             )
         )
     note = "Counts are rounded to tens; the keep rate is a band of ten per cent."
-    if any(silo.threshold not in (None, results.threshold.value) for silo in silos.values()):
+    own = (silo.threshold not in (None, results.threshold.value) for silo in silos.values())
+    if cuts and any(own):
         note += (
             " Cut, unscaled: the one threshold in the numbers of each silo's own scores, before they "
             "are put into units of its domain's anchors."

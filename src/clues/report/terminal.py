@@ -18,7 +18,8 @@ from clues.results.run import Results
 
 def print_table(results: Results, console: Console) -> None:
     """Print arms, silos, tasks, judge and the threshold, with the roundings of the shared page."""
-    tables = {"Silos": silos_table(results)}
+    # The silos' own cuts would leave no room for names at 80 columns.
+    tables = {"Silos": silos_table(results, cuts=False)}
     if results.arms:
         tables = {"Arms": arms_table(results), **tables}
     if tasks := tasks_table(results):
@@ -29,8 +30,9 @@ def print_table(results: Results, console: Console) -> None:
         console.print(_grid(title, table))
         console.print(Text(table.note, style="dim"))
         console.print()
-    pairs = threshold_pairs(results.threshold)
-    console.print(Text("Threshold  " + ", ".join(f"{key.lower()} {text}" for key, text in pairs)))
+    console.print(Text("Threshold", style="bold"))
+    for key, text in threshold_pairs(results.threshold):
+        console.print(Text(f"{key}: {text}"))
     if warned := weak_promise(results.threshold):
         console.print(Text(f"warning: {warned}", style="bold magenta"))
 
@@ -72,9 +74,7 @@ def _grid(title: str, table: Table) -> Grid:
         pad_edge=False,
         show_edge=False,
     )
-    # The silos' own cuts would leave no room for names at 80 columns.
-    shown = [n for n, column in enumerate(table.columns) if column.key != "threshold"]
-    for column in (table.columns[n] for n in shown):
+    for column in table.columns:
         # Only names may wrap: half a number is a wrong number.
         grid.add_column(
             Text(column.short),
@@ -85,5 +85,5 @@ def _grid(title: str, table: Table) -> Grid:
     for row in table.rows:
         # Text, not str: a name such as "[red]" is a name and not a style.
         style = "bold" if title == "Arms" and row[0] == "clues" else ""
-        grid.add_row(*(Text(row[n]) for n in shown), style=style)
+        grid.add_row(*map(Text, row), style=style)
     return grid
