@@ -190,8 +190,9 @@ def row_of(name: str, cells: dict[str, Cell]) -> list[str]:
     shown = [name, ", ".join(f"`{layer}`" for layer in full.layers)]
     for cell in (full, half):
         shown += [rounded(max(cell.distances.values())), rounded(cell.reopened)]
-    refused = full.difference is None or full.correlation is None
-    return [*shown, "refused" if refused else f"{math.floor(1e3 * full.correlation) / 1e3:.3f}"]
+    if full.difference is None or full.correlation is None:
+        return [*shown, "refused"]
+    return [*shown, f"{math.floor(1e3 * full.correlation) / 1e3:.3f}"]
 
 
 HEADS = (

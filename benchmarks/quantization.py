@@ -128,7 +128,7 @@ def main() -> None:
     print("| base weights | MB | peak MB | processor seconds | " + " | ".join([*SCORES, "loss"]))
     for form, answer in answers.items():
         ranks = [
-            float(spearmanr(first["scores"][name], answer["scores"][name]).statistic)
+            float(spearmanr(first["scores"][name], answer["scores"][name])[0])
             for name in (*SCORES, "loss")
         ]
         print(

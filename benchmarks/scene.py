@@ -206,7 +206,7 @@ def _encoder(model: ModelSettings) -> RowEncoder:
 
 
 def _encoded(path: Path, encoder: RowEncoder) -> tuple[EncodedRow, ...]:
-    return encode_rows(read_rows(path).samples, encoder, where=path.name).rows
+    return tuple(encode_rows(read_rows(path).samples, encoder, where=path.name).rows)
 
 
 def _in_turn(parts: Sequence[Sequence[EncodedRow]]) -> tuple[EncodedRow, ...]:

@@ -46,15 +46,18 @@ def compare(scene: Scene, *, n_turns: int) -> list[Measured]:
         if way not in able:
             measured.append(Measured(way.name, None))
             continue
-        scores = found.get(way.name)
-        same = way is not OURS and scores is not None
+        difference = correlation = None
+        if way is not OURS and way.name in found:
+            scores = found[way.name]
+            difference = relative_difference(scores, ours)
+            correlation = float(np.corrcoef(scores, ours)[0, 1])
         measured.append(
             Measured(
                 way.name,
                 ratio(seconds[way.name], seconds[OURS.name]),
                 resident_growth_of(calls[way.name]),
-                relative_difference(scores, ours) if same else None,
-                float(np.corrcoef(scores, ours)[0, 1]) if same else None,
+                difference,
+                correlation,
             )
         )
     return measured

@@ -21,9 +21,9 @@ TOKENS_PER_BATCH = 2048  # its default
 
 def score(scene: Scene, rows: Sequence[EncodedRow], direction: AdapterState) -> np.ndarray:
     """Its batches, its loss (mean over a row's response), its collector of gradients."""
-    from bergson import GradientProcessor, IndexConfig, Scorer, collect_gradients
-    from bergson.data import allocate_batches
-    from bergson.score.score_writer import InMemorySequenceScoreWriter
+    from bergson import GradientProcessor, IndexConfig, Scorer, collect_gradients  # pyright: ignore
+    from bergson.data import allocate_batches  # pyright: ignore
+    from bergson.score.score_writer import InMemorySequenceScoreWriter  # pyright: ignore
     from datasets import Dataset
 
     model = scene.model

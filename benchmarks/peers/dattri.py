@@ -87,10 +87,10 @@ def _scores(
     batches: Sequence[Sequence[int]],
     loss: Loss,
 ) -> np.ndarray:
-    from dattri_llm import AttributionArguments, AttributionTask, TracInAttributor
-    from dattri_llm.gradient.gradient import Gradient
-    from dattri_llm.gradient.hooks import HookManagerConfig
-    from dattri_llm.gradient.streaming import GradientStreamer
+    from dattri_llm import AttributionArguments, AttributionTask, TracInAttributor  # pyright: ignore
+    from dattri_llm.gradient.gradient import Gradient  # pyright: ignore
+    from dattri_llm.gradient.hooks import HookManagerConfig  # pyright: ignore
+    from dattri_llm.gradient.streaming import GradientStreamer  # pyright: ignore
 
     model = scene.model
     model.set_state(scene.checkpoint.adapter)
