@@ -42,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tuned(model):
-    settings = masks.Tuning(epochs=2, batch_size=4, learning_rate=0.05)
+    settings = masks.Tuning(epochs=2, batch_size=4, path=0.1)
     return masks.tune(model, rows_of(8), masks.mean_loss, settings, seed=1)
 
 
@@ -104,7 +104,7 @@ def test_influences_of_kept_gradients_are_those_of_the_project(model, tuned):
 
 def test_training_lowers_the_loss_that_it_is_given(model):
     rows = rows_of(8)
-    settings = masks.Tuning(epochs=8, batch_size=4, learning_rate=0.05)
+    settings = masks.Tuning(epochs=8, batch_size=4, path=0.4)
     for loss in (masks.mean_loss, masks.padded_loss(end=END, width=WIDTH)):
         model.set_state(model.initial)
         before = loss(model, rows).item()
@@ -209,7 +209,8 @@ def test_a_set_is_run_once_and_holds_figures_and_no_text(folder, tmp_path, monke
     stored = path.read_text()
     assert "number" not in stored
     found = json.loads(stored)
-    assert found["classes"] == [6, 6] and found["chance"] == 0.5
+    assert found["classes"] == [6, 6]
+    assert found["chance"] == 0.5
     assert sum(found["positions"].values()) == pytest.approx(1, abs=1e-3)
     cells = found["cells"]
     assert [*cells] == ["response, response", "padded, padded", "padded, text", "padded, response"]

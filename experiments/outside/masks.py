@@ -44,13 +44,18 @@ Loss = Callable[[LoraModel, Sequence[EncodedRow]], Tensor]
 class Tuning:
     """How an adapter is trained.
 
-    They take 375 steps with a rate that falls from 5e-5. There are fewer rows here, so fewer steps: the
-    rate is such that rates of all steps add up to about as much.
+    They take 375 steps with a rate that falls from 5e-5 to 0. There are fewer rows here, so fewer
+    steps: the rates of all steps add up to as much.
+
+    Attributes:
+        epochs: passes over the rows.
+        batch_size: rows of a step.
+        path: sum of the rates of all steps.
     """
 
     epochs: int = 2
     batch_size: int = 5
-    learning_rate: float = 1e-3
+    path: float = 375 * 5e-5 / 2
 
 
 def whole(row: EncodedRow) -> EncodedRow:
@@ -121,7 +126,8 @@ def tune(
     model.set_state(model.initial)
     parameters = model.parameters()
     n_steps = settings.epochs * math.ceil(len(rows) / settings.batch_size)
-    schedule = Schedule(settings.learning_rate, 0.0, n_steps)
+    schedule = Schedule(1.0, 0.0, n_steps)
+    peak = settings.path / sum(schedule.factor(step) for step in range(n_steps))
     optimizer = torch.optim.AdamW(parameters.values(), weight_decay=0.0)
     order = torch.Generator().manual_seed(derived_seed(seed, "order"))
     step, rate = 0, 0.0
@@ -133,7 +139,7 @@ def tune(
                 places = torch.randperm(len(rows), generator=order).tolist()
                 for start in range(0, len(rows), settings.batch_size):
                     chosen = [rows[i] for i in places[start : start + settings.batch_size]]
-                    rate = schedule.peak * schedule.factor(step)
+                    rate = peak * schedule.factor(step)
                     _step(model, optimizer, loss, chosen, rate)
                     step += 1
         finally:
