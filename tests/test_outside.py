@@ -17,7 +17,7 @@ from clues.scoring.datainf import datainf_direction
 from clues.scoring.direction import precondition
 from clues.scoring.forms import explicit_scores, linear_scores
 from clues.scoring.influence import influence_scores
-from experiments.outside import forms, masks, run, sets, theirs
+from experiments.outside import forms, masks, page, run, sets, theirs
 
 END, WIDTH = 1, 20
 
@@ -267,3 +267,39 @@ def test_their_stored_scores_give_the_figures_that_they_published():
     for (name, model, form), (acc, cover) in published.items():
         figures = found[name][model][form]
         assert (figures["acc"], figures["cover"]) == pytest.approx((acc, cover), abs=6e-4)
+
+
+def test_the_page_has_every_set_and_says_which_is_missing(tmp_path, monkeypatch):
+    figures = {"acc": 0.25, "cover": 0.5, "auc": 0.75, "class_auc": 0.8}
+    names = ["sgd", "cosine", "adam", "less", "datainf", "selection score", "repsim, prompt"]
+    stored = {
+        "set": "math",
+        "base_model": "tiny",
+        "dtype": "float32",
+        "seed": 0,
+        "date": "2026-11-27",
+        "machine": "CPU",
+        "torch": "2",
+        "rows": 30,
+        "queries": 12,
+        "classes": [3] * 10,
+        "chance": 0.1,
+        "positions": {"padding": 0.5, "prompt": 0.3, "response": 0.2},
+        "seconds": {"response": 1, "padded": 2},
+        "cells": {cell: dict.fromkeys(names, figures) for cell in page.CELLS},
+    }
+    (tmp_path / "tiny-math-0.json").write_text(json.dumps(stored))
+    (tmp_path / "theirs.json").write_text(theirs.STORED.read_text())
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    text = page.page()
+    assert "Not measured yet: grammars, mixedS," in text
+    assert "| math | 30 | 10 | 12 | 0.10 | 50% | 30% | 20% |" in text
+    row = "| rows with padding: math | gradient dot product | 0.750 | 0.750 | 0.750 | 0.750 |"
+    assert row in text
+    assert text.count("| math | 0.750 | 0.750 | 0.750 | 0.750 |") == len(page.FORMS)
+    assert "| math | Llama-2-7b-chat | gradient dot product | 0.10 | 1.00 | 0.845 | 0.943 |" in text
+
+
+def test_no_set_is_stored_that_the_experiment_does_not_have():
+    known = {wanted.name for wanted in sets.SETS}
+    assert {one["set"] for ones in page.stored().values() for one in ones} <= known
