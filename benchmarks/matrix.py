@@ -53,6 +53,7 @@ class Cell:
         distances: by way, distance of the scores from the loop's, as a share of the loop's norm.
         difference: the same of the finite difference; None where it is refused.
         correlation: of the finite difference with the loop; likewise.
+        rounding: distance of the loop itself from the loop in float32 on the same weights; 0 there.
         reopened: largest distance of the logits of the saved adapter, opened by PEFT, from ours,
             as a share of the largest logit.
     """
@@ -61,6 +62,7 @@ class Cell:
     distances: dict[str, float]
     difference: float | None
     correlation: float | None
+    rounding: float
     reopened: float
 
 
@@ -75,11 +77,19 @@ def rows_of_tokens() -> list[EncodedRow]:
     return rows
 
 
-def adapted(architecture: Architecture, dtype: torch.dtype) -> LoraModel:
-    """A tiny model with an adapter whose A and B are random."""
+def adapted(
+    architecture: Architecture, dtype: torch.dtype, *, computed_in: torch.dtype | None = None
+) -> LoraModel:
+    """A tiny model with an adapter whose A and B are random.
+
+    Args:
+        architecture: of the base model.
+        dtype: its weights are numbers of this type.
+        computed_in: the type that they are computed in, where it is another.
+    """
     targets = architecture.targets
     settings = LoraSettings(rank=4, alpha=8.0, dropout=0.0, target_modules=targets)
-    base = tiny_model(architecture, dtype=dtype)
+    base = tiny_model(architecture, dtype=dtype).to(computed_in or dtype)
     model = LoraModel(base, settings, seed=0, device="cpu")
     try_out(model, ScoreSettings())
     generator = torch.Generator().manual_seed(1)
@@ -117,6 +127,7 @@ def measure(architecture: Architecture, dtype: torch.dtype) -> Cell:
         {way: distance(values, expected) for way, values in found.items()},
         difference,
         correlation,
+        rounding_of(architecture, dtype, rows, direction, expected),
         reopened(model, architecture, dtype, rows),
     )
 
@@ -135,6 +146,20 @@ def loop(model: LoraModel, rows: Sequence[EncodedRow], direction: AdapterState) 
                 sum(float((g.double() * direction[n].double()).sum()) for n, g in pairs)
             )
     return np.array(products)
+
+
+def rounding_of(
+    architecture: Architecture,
+    dtype: torch.dtype,
+    rows: Sequence[EncodedRow],
+    direction: AdapterState,
+    found: np.ndarray,
+) -> float:
+    """How far the loop is from what it gives where the same weights are computed in float32."""
+    if dtype == torch.float32:
+        return 0.0
+    exact = loop(adapted(architecture, dtype, computed_in=torch.float32), rows, direction)
+    return distance(found, exact)
 
 
 def in_run(model: LoraModel, rows: Sequence[EncodedRow], direction: AdapterState) -> np.ndarray:
@@ -179,19 +204,27 @@ def distance(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def rounded(value: float) -> str:
-    """The power of ten that a distance is below; the last digits differ between machines."""
-    return "0" if value == 0 else f"1e{max(-6, math.floor(math.log10(value)) + 1)}"
+def rounded(value: float, finest: int) -> str:
+    """The next of 1, 2, 5, 10 and so on that a distance is below; digits beyond differ by machine."""
+    if value == 0:
+        return "0"
+    if value < 10**finest:
+        return f"1e{finest}"
+    power = math.floor(math.log10(value))
+    first = next(step for step in (2, 5, 10) if value < step * 10**power)
+    return f"{1 if first == 10 else first}e{power + (first == 10)}"
 
 
 def row_of(name: str, cells: dict[str, Cell]) -> list[str]:
     """A line of the table."""
     full, half = cells["float32"], cells["bfloat16"]
     shown = [name, ", ".join(f"`{layer}`" for layer in full.layers)]
-    for cell in (full, half):
-        shown += [rounded(max(cell.distances.values())), rounded(cell.reopened)]
-    refused = full.difference is None or full.correlation is None
-    return [*shown, "refused" if refused else f"{math.floor(1e3 * full.correlation) / 1e3:.3f}"]
+    shown += [rounded(max(full.distances.values()), -6), rounded(full.reopened, -6)]
+    shown += [rounded(max(half.distances.values()), -2), rounded(half.rounding, -2)]
+    shown.append(rounded(half.reopened, -6))
+    if full.difference is None or full.correlation is None:
+        return [*shown, "refused"]
+    return [*shown, f"{math.floor(1e3 * full.correlation) / 1e3:.3f}"]
 
 
 HEADS = (
@@ -200,6 +233,7 @@ HEADS = (
     "float32: scores",
     "adapter opened again",
     "bfloat16: scores",
+    "the loop's own rounding",
     "adapter opened again",
     "finite difference",
 )
@@ -211,6 +245,8 @@ def failures(cells: dict[str, Cell]) -> list[str]:
     for kind, cell in cells.items():
         far = {way: d for way, d in cell.distances.items() if not d <= LIMITS[kind]}
         found += [f"{kind}, {way}: {d:.1e} from the loop" for way, d in far.items()]
+        if not cell.rounding <= LIMITS[kind]:
+            found.append(f"{kind}: the loop itself is off by {cell.rounding:.1e}")
         if not cell.reopened <= REOPENED_LIMIT[kind]:
             found.append(f"{kind}: logits of the opened adapter are off by {cell.reopened:.1e}")
         if cell.difference is not None and not cell.difference <= DIFFERENCE_LIMIT:

@@ -73,7 +73,7 @@ SHAPES = {
             "title": "T",
         },
         (user(f"{CAME}\n\n{WHO}"), assistant(ANN)),
-        {"title": 1},
+        {"title": 1, "answers.answer_start": 1},
     ),
     "several answers": (
         {"question": WHO, "answers": [ANN, "Ann did."]},

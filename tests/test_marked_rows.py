@@ -240,6 +240,33 @@ def test_a_template_that_knows_no_tools_is_remarked(make_encoder, tmp_path):
     assert plain.encode(offered).remarks == (Remark.TOOLS,)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "written", "whole"),
+    [
+        ({"city": "Kyiv", "days": 3}, "{{ a | tojson }}", True),
+        ({"city": "Kyiv", "days": 3}, "{{ a.city }}", False),
+        ({"note": 'a "b"\n\u00e9', "at": [{"n": 1.5}], "on": True}, "{{ a | tojson }}", True),
+        ({"note": "a b"}, "{% for k, v in a.items() %}{{ k }}={{ v }}{% endfor %}", True),
+        ({"note": "a b"}, "{% for v in a.values() %}{{ v }}{% endfor %}", False),
+        ({}, "", True),
+    ],
+)
+def test_arguments_that_a_template_leaves_out_are_remarked(
+    make_encoder, arguments, written, whole, tmp_path
+):
+    template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{% set a = c.function.arguments %}{{ c.function.name }}:"
+        f"{written}{{% endfor %}}</s>{{% endfor %}}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    call = {"name": "weather", "arguments": arguments}
+    row = talk({"content": "How warm?"}, {"content": "", "tool_calls": [call]})
+    remarks = make_encoder(template).encode(sample_of(tmp_path, row)).remarks
+    assert (Remark.ARGUMENTS not in remarks) == whole
+    assert Remark.CALLS not in remarks
+
+
 def test_a_template_that_mixes_calls_and_results_is_refused(make_encoder, tmp_path):
     # The result stands inside of the assistant's mark.
     mixed = (

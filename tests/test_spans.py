@@ -244,6 +244,20 @@ def test_thoughts_of_earlier_turns_are_dropped_and_counted(make_encoder):
     assert encoder.encode(sample).remarks == (Remark.THOUGHT,)
 
 
+# Writes no answer but the last, and a row whose first answer is one to read and not to train.
+SKIPS_FIRST = (
+    "{% for m in messages %}{% if m.role != 'assistant' or loop.last %}<{{ m.content }}></s>"
+    "{% endif %}{% endfor %}"
+)
+UNTRAINED_FIRST = Sample(
+    0,
+    (
+        *(Message("user", "Who?"), Message("assistant", "Bob.", trained=False)),
+        *(Message("user", "No."), Message("assistant", "Ann.")),
+    ),
+)
+
+
 @pytest.mark.parametrize(
     ("template", "sample", "remark"),
     [
@@ -252,6 +266,8 @@ def test_thoughts_of_earlier_turns_are_dropped_and_counted(make_encoder):
         ("{% for m in messages[-2:] %}<{{ m.content }}></s>{% endfor %}", None, Remark.MISSING),
         ("{% for m in messages[1:] %}<{{ m.content }}></s>{% endfor %}", None, Remark.PROMPT),
         (NO_END, None, Remark.NO_END),
+        (SKIPS_FIRST, conversation("Hello!", "Who?", "Ann.", first="assistant"), Remark.PROMPT),
+        (SKIPS_FIRST, UNTRAINED_FIRST, Remark.PROMPT),
     ],
 )
 def test_what_a_template_does_to_a_row_is_remarked(make_encoder, template, sample, remark):

@@ -64,7 +64,14 @@ class Found:
     def __repr__(self) -> str:
         cut = self.threshold.value
         rule = f"the best {self.threshold.ratio:.0%}" if cut is None else f"threshold {cut:.4g}"
-        return f"Found({len(self.positions)} of {len(self.decisions)} rows kept, {rule})"
+        kept = f"{len(self.positions)} of {len(self.decisions)} rows kept"
+        unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
+        return f"Found({kept}, {rule}{unread})"
+
+    @property
+    def unread(self) -> Mapping[str, int]:
+        """Columns and keys of the rows that were not read, and in how many rows they say something."""
+        return self.given.rows.unused
 
     @property
     def positions(self) -> tuple[int, ...]:

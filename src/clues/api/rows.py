@@ -9,8 +9,9 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ from clues.atomic import atomic_write_bytes
 from clues.data.arrowvalues import with_values
 from clues.data.formats import RowFile, read_rows, write_rows
 from clues.data.jsonfiles import Changes
-from clues.data.layouts import KNOWN_COLUMNS, layouts_of
+from clues.data.layouts import READ_COLUMNS, layouts_of
 from clues.data.untrained import mark_untrained
 from clues.errors import CluesError, DataError, UsageError
 
 TYPES = "a list of dicts, a datasets.Dataset, a pandas DataFrame, or a path"
 CONFIG = "_clues.yaml"  # a name that no silo's file has
-_TEXT_COLUMNS = KNOWN_COLUMNS | {"answer"}
 Record = dict[str, Any]
 
 
@@ -119,7 +119,8 @@ def take_rows(
     records = _records(source, name)
     _check_one_schema(records, name, schema)
     path = folder / f"{name}.jsonl"
-    lines = [json.dumps(_plain_row(row, name, n)) + "\n" for n, row in enumerate(records)]
+    plain = [_plain_row(row, f"{name}[{n}]", columns or {}) for n, row in enumerate(records)]
+    lines = [json.dumps(row) + "\n" for row in plain]
     atomic_write_bytes(path, "".join(lines).encode())
     return Given(name, source, str(path), read_rows(path, schema=schema, columns=columns))
 
@@ -183,32 +184,32 @@ def _check_one_schema(records: Sequence[Mapping[Any, Any]], name: str, schema: s
         raise DataError(f"{name}: rows of several schemas: {found}. Give rows of one schema.")
 
 
-def _plain_row(row: Mapping[Any, Any], name: str, position: int) -> Record:
-    """Values that JSON holds. What it cannot hold is left out where it is no part of a sample.
+def _plain_row(row: Mapping[Any, Any], where: str, mapped: Mapping[str, str | None]) -> Record:
+    """Values that JSON holds. Of a column that is no part of a sample, that there is one is enough.
 
     Raises:
-        DataError: a prompt or an answer is of a type that is no text.
+        DataError: a part of the sample holds what JSON cannot hold.
     """
     plain: Record = {}
+    read = (READ_COLUMNS - mapped.keys()) | set(mapped.values())
     for key, value in row.items():
         column = str(key)
         try:
             plain[column] = plain_value(value)
-        except TypeError:
-            plain[column] = None
-            if column in _TEXT_COLUMNS:
-                problem = (
-                    f"{name}[{position}]: {column} is of type {type(value).__name__}, not text."
-                )
+        except TypeError as odd:
+            plain[column] = True
+            if column in read or (column.lower() in read and column.lower() not in row):
+                what = "is" if type(value).__name__ == str(odd) else "holds something"
+                problem = f"{where}: {column} {what} of type {odd}, which is neither text nor JSON."
                 raise DataError(problem) from None
     return plain
 
 
 def plain_value(value: Any) -> Any:
-    """The value as JSON has it; NaN and its kin are null, as in a file.
+    """The value as JSON has it; NaN and its kin are null, days are text, bytes the UTF-8 they are.
 
     Raises:
-        TypeError: JSON has no such value.
+        TypeError: JSON has no such value; the type that it does not have.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -222,7 +223,12 @@ def plain_value(value: Any) -> Any:
         return [plain_value(v) for v in value]
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    raise TypeError
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    raise TypeError(type(value).__name__)
 
 
 def _is_a(value: Any, module: str, name: str) -> bool:

@@ -80,6 +80,7 @@ def clean(
         if given and checked is None:
             raise UsageError(f"{name} goes with --checked: without it no row is scored.")
     calm_libraries()
+    from clues.data.formats import not_read
     from clues.prepare.cleaning import clean_by_text, clean_file
     from clues.progress import Silent, Terminal
 
@@ -101,6 +102,8 @@ def clean(
         )
     for warning in found.warnings:
         err.print(Text(f"warning: {warning}", style="bold magenta"), soft_wrap=True)
+    if found.unread:
+        err.print(Text(f"note: {not_read(found.unread, option='--map')}"), soft_wrap=True)
     if as_json:
         out.print_json(json.dumps(found.to_json()))
         return

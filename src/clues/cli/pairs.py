@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from clues.atomic import atomic_write_bytes
 from clues.cli.calm import calm_libraries
-from clues.cli.options import Json, Map, Quiet, mapping_of, out
+from clues.cli.options import Json, Map, Quiet, err, mapping_of, out
 from clues.config import BUILT_IN
 
 
@@ -40,7 +41,7 @@ def pairs(
     mapped = mapping_of(columns)
     calm_libraries()
     from clues.api.pairs import compare_pairs
-    from clues.data.formats import read_rows
+    from clues.data.formats import not_read, read_rows
 
     read = read_rows(rows, columns=mapped)
     found = compare_pairs(
@@ -59,8 +60,11 @@ def pairs(
         )
         atomic_write_bytes(table, text.getvalue().encode(), private=True)
     listed = [places[row] for row in found.flipped]
+    if read.unused:
+        err.print(Text(f"note: {not_read(read.unused, option='--map')}"), soft_wrap=True)
     if as_json:
-        out.print_json(json.dumps({"pairs": found.n_pairs, "flipped": listed}))
+        figures = {"pairs": found.n_pairs, "flipped": listed, "not_read": dict(read.unused)}
+        out.print_json(json.dumps(figures))
         return
     out.print(
         f"{found.n_pairs:,} pairs; of {len(listed):,} the rejected answer scores higher.",

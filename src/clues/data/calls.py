@@ -4,17 +4,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clues.data.values import BadRow, is_empty, json_of, list_of, text_of
+from clues.data.values import BadRow, is_empty, json_of, list_of, text_of, unread_keys
 
 _ARGUMENTS = ("arguments", "parameters", "input", "args")
 
 
-def read_call(value: Any, what: str) -> dict[str, Any]:
+def read_call(value: Any, what: str, *, at: str, unread: set[str]) -> dict[str, Any]:
     """One call as `{"name": ..., "arguments": ...}`, with an `id` where it has one.
 
     Args:
         value: of OpenAI's form, older or newer, or an object with name and arguments.
         what: the turn, for messages.
+        at: where the call stands, for the names of keys.
+        unread: gets keys of the call that say something and are not read.
 
     Raises:
         BadRow: it is no call.
@@ -23,7 +25,12 @@ def read_call(value: Any, what: str) -> dict[str, Any]:
     call = inner if isinstance(inner, dict) else value
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         raise BadRow(f"{what} has a call of a tool that names none: give name and arguments")
-    arguments = next((call[key] for key in _ARGUMENTS if call.get(key) is not None), {})
+    given = next((key for key in _ARGUMENTS if call.get(key) is not None), "")
+    arguments = call.get(given, {})
+    kept = {"id"} | ({"type"} if isinstance(value.get("type"), str) else set())
+    unread |= unread_keys(value, kept | ({"name", given} if call is value else {"function"}), at)
+    if call is not value:
+        unread |= unread_keys(call, {"name", given}, f"{at}.function")
     if isinstance(arguments, str):
         # Templates write objects as they like, and texts as they are: an object is meant.
         arguments = json_of(arguments, f"a call's arguments in {what}") if arguments.strip() else {}
@@ -31,6 +38,8 @@ def read_call(value: Any, what: str) -> dict[str, Any]:
         raise BadRow(f"{what} has a call of a tool whose arguments are no object")
     found = {"name": call["name"], "arguments": arguments}
     own = value.get("id")
+    if own and not isinstance(own, str):
+        unread.add(f"{at}.id")
     return found | ({"id": own} if isinstance(own, str) and own else {})
 
 
@@ -64,6 +73,8 @@ def read_tools(value: Any, name: str) -> str:
         function = inner if isinstance(inner, dict) else tool
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow(f"{name} holds something that is no tool: each needs a name")
-        kind = tool.get("type") if inner is not None else None
-        found.append({"type": kind or "function", "function": function})
+        around = tool if isinstance(inner, dict) else {}
+        kind = around.get("type") or "function"
+        # All that stands beside a function is a template's to write or to leave out.
+        found.append({**around, "type": kind, "function": function})
     return text_of(json.dumps(found, ensure_ascii=False), name)

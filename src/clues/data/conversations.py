@@ -1,15 +1,15 @@
 """Turns of a conversation, in the spellings of the tools that write them."""
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from clues.data.calls import call_json, read_call
+from clues.data.parts import read_parts
 from clues.data.samples import Message
 from clues.data.tables import kind_of
-from clues.data.values import BadRow, is_empty, json_of, list_of, text_of
+from clues.data.values import BadRow, is_empty, json_of, list_of, text_of, unread_keys
 
 _ROLES = {
     "system": ("system", "developer"),
@@ -30,27 +30,23 @@ _CALLS = ("tool_calls", "function_call")
 _RESULT = ("name", "tool_call_id")
 _PARTIAL = ("train_detail", "train_details")
 _KNOWN = frozenset((*_SPEAKER, *_WORDS, *_THOUGHT, *TRAINED, *_CALLS, *_RESULT, *_PARTIAL))
-_TEXT_PARTS = ("text", "input_text", "output_text")
-_THOUGHT_PARTS = ("reasoning", "thinking")
-_CALL_PARTS = ("tool_call", "tool_use", "function_call")
-_MEDIA_PARTS = ("image", "audio", "video", "file", "document")
 
 
-def read_turns(value: Any, name: str, unused: Counter[str]) -> list[Message]:
+def read_turns(value: Any, name: str, unread: set[str]) -> list[Message]:
     """Read a list of turns.
 
     Args:
         value: a list of objects; or an object of lists, as some libraries store the same.
         name: of the column, for messages.
-        unused: keys that say something and are not read are counted here.
+        unread: gets keys that say something and are not read.
 
     Raises:
         BadRow: with the number of the turn.
     """
     if isinstance(value, dict):
-        value = _unfolded(value, name)
+        value = _unfolded(value, name, unread)
     turns: list[Message] = []
-    missing: set[str] = set()
+    missing: set[str] = set()  # without the column's name
     given_turns = list_of(value, name)
     # Texts alone are question and answer by turns.
     if given_turns and all(isinstance(given, str) for given in given_turns):
@@ -63,11 +59,10 @@ def read_turns(value: Any, name: str, unused: Counter[str]) -> list[Message]:
         turn = dict(given) if _is_pairs(given) else given
         if not isinstance(turn, dict):
             raise BadRow(f"turn {number} is not an object but {kind_of(turn)}")
-        missing |= {key for key in turn.keys() - _KNOWN if not is_empty(turn[key])}
         if _first(turn, _SPEAKER) is None and "output" in turn:
-            missing -= {"input", "output", "system"}
-            turns += _exchange(turn, number)
+            turns += _exchange(turn, number, missing)
             continue
+        missing |= {key for key in turn.keys() - _KNOWN if not is_empty(turn[key])}
         message, is_call = _read_turn(turn, number, missing)
         before = turns[-1] if turns else None
         # A call that is a turn of its own belongs to what the assistant has just said.
@@ -76,7 +71,7 @@ def read_turns(value: Any, name: str, unused: Counter[str]) -> list[Message]:
             turns[-1] = replace(before, calls=calls)
         else:
             turns.append(message)
-    unused.update(f"{name}[].{key}" for key in missing)
+    unread |= {f"{name}[].{key}" for key in missing}
     return turns
 
 
@@ -102,20 +97,21 @@ def check_turns(turns: Sequence[Message], name: str) -> None:
 def _read_turn(turn: dict[str, Any], number: int, missing: set[str]) -> tuple[Message, bool]:
     """One turn, and whether it is a call that stands by itself."""
     what = f"turn {number}"
-    role = _role(_first(turn, _SPEAKER), number)
+    role = _speaker(turn, number, missing)
     if role == "system" and number > 1:
         raise BadRow(f"{what} has role system, which only the first turn may have")
-    for key in _PARTIAL:
-        if not is_empty(turn.get(key)):
-            raise BadRow(
-                f"{what} has {key}: parts of a turn that are not trained are not supported"
-            )
-    words, calls = _first(turn, _WORDS), _calls(turn, what)
+    _refuse_partial(turn, what)
+    words, calls = _first(turn, _WORDS), _calls(turn, what, missing)
+    key = next((key for key in _WORDS if turn.get(key) is not None), "")
+    missing |= _others(turn, _WORDS, words)
     if role == "call":
         given = json_of(text_of(words, what), what) if isinstance(words, str) else words
-        calls += [read_call(call, what) for call in (given if isinstance(given, list) else [given])]
+        given = given if isinstance(given, list) else [given]
+        calls += [read_call(call, what, at=key, unread=missing) for call in given]
         words = None
-    text, thought, more = _parts(words, what) if isinstance(words, list) else (words, "", [])
+    text, thought, more = words, "", []
+    if isinstance(words, list):
+        text, thought, more = read_parts(words, what, at=f"{key}[]", unread=missing)
     calls += more
     if calls and role not in ("assistant", "call"):
         raise BadRow(f"{what} calls a tool and is not the assistant's")
@@ -124,10 +120,12 @@ def _read_turn(turn: dict[str, Any], number: int, missing: set[str]) -> tuple[Me
         missing |= {key for key in _RESULT if not is_empty(turn.get(key))}
         own = next((turn[key] for key in _THOUGHT if not is_empty(turn.get(key))), None)
         thought = thought or ("" if own is None else text_of(own, f"{what}'s thought"))
+        missing |= _others(turn, _THOUGHT, thought)
         content = text if calls and text is None else text_of(text, what, empty=bool(calls))
         message = Message("assistant", content or "", thought, call_json(calls), trained=trained)
         return message, role == "call"
-    missing |= {f"{key} of other turns" for key in TRAINED if turn.get(key) and role != "tool"}
+    missing |= {f"{key} of other turns" for key in TRAINED if turn.get(key)}
+    missing |= {f"{key}[].text of a thought"} if thought else set()
     missing |= {key for key in _THOUGHT if not is_empty(turn.get(key))}
     if role != "tool":
         missing |= {key for key in _RESULT if not is_empty(turn.get(key))}
@@ -137,6 +135,38 @@ def _read_turn(turn: dict[str, Any], number: int, missing: set[str]) -> tuple[Me
         text = "" if text is None else json.dumps(text, ensure_ascii=False)
     name, call_id = (_optional(turn.get(key), what, key) for key in _RESULT)
     return Message("tool", text_of(text, what, empty=True), name=name, call_id=call_id), False
+
+
+def _speaker(turn: dict[str, Any], number: int, missing: set[str]) -> str:
+    """The role of a turn.
+
+    Raises:
+        BadRow: it has none that is known, or two.
+    """
+    role = _role(_first(turn, _SPEAKER), number)
+    for key in _SPEAKER:
+        other = turn.get(key)
+        known = _ROLE_OF.get(other.strip().lower()) if isinstance(other, str) else None
+        if known not in (None, role):
+            raise BadRow(
+                f"turn {number} has two roles: {', '.join(k for k in _SPEAKER if k in turn)}"
+            )
+        if known is None and not is_empty(other):
+            missing.add(key)
+    return role
+
+
+def _others(turn: dict[str, Any], names: Sequence[str], read: Any) -> set[str]:
+    """Keys of a group of which the first counts, where they say something else."""
+    return {name for name in names if not is_empty(turn.get(name)) and turn[name] != read}
+
+
+def _refuse_partial(turn: dict[str, Any], what: str) -> None:
+    for key in _PARTIAL:
+        if not is_empty(turn.get(key)):
+            raise BadRow(
+                f"{what} has {key}: parts of a turn that are not trained are not supported"
+            )
 
 
 def _optional(value: Any, what: str, key: str) -> str:
@@ -178,7 +208,7 @@ def _is_trained(turn: dict[str, Any], what: str) -> bool:
     return trained
 
 
-def _calls(turn: dict[str, Any], what: str) -> list[dict[str, Any]]:
+def _calls(turn: dict[str, Any], what: str, missing: set[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for key in _CALLS:
         value = turn.get(key)
@@ -186,46 +216,26 @@ def _calls(turn: dict[str, Any], what: str) -> list[dict[str, Any]]:
             value = json_of(value, f"{key} of {what}")
         if is_empty(value):
             continue
-        found += [read_call(call, what) for call in (value if isinstance(value, list) else [value])]
+        at = f"{key}[]" if isinstance(value, list) else key
+        value = value if isinstance(value, list) else [value]
+        found += [read_call(call, what, at=at, unread=missing) for call in value]
     return found
 
 
-def _parts(parts: list[Any], what: str) -> tuple[str, str, list[dict[str, Any]]]:
-    """Text, thought and calls of a content that is a list of parts."""
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        if not isinstance(part, dict):
-            raise BadRow(f"{what} has a part that is {kind_of(part)}")
-        kind = str(part.get("type") or "text").lower()
-        inner = _first(part, ("text", "value", "content", kind))
-        if media := next((m for m in _MEDIA_PARTS if m in kind or part.get(m) is not None), None):
-            raise BadRow(f"{what} has a part of type {media}, and text alone is read")
-        if kind in _TEXT_PARTS:
-            texts.append(text_of(inner, what, empty=True))
-        elif kind in _THOUGHT_PARTS:
-            thoughts.append(text_of(inner, f"{what}'s thought", empty=True))
-        elif kind in _CALL_PARTS:
-            call = part if inner is None else inner
-            calls.append(read_call(json_of(call, what) if isinstance(call, str) else call, what))
-        else:
-            raise BadRow(f"{what} has a part of a type that is not known; text alone is read")
-    return "".join(texts), "".join(thoughts), calls
-
-
-def _exchange(turn: dict[str, Any], number: int) -> list[Message]:
+def _exchange(turn: dict[str, Any], number: int, missing: set[str]) -> list[Message]:
     """Question and answer that are one object."""
-    system = text_of(turn.get("system") or "", f"turn {number}", empty=True)
-    asked = text_of(turn.get("input") or "", f"turn {number}", empty=True)
-    turns = [Message("system", system)] if system.strip() and number == 1 else []
+    what = f"turn {number}"
+    system = text_of(turn.get("system") or "", what, empty=True)
+    asked = text_of(turn.get("input") or "", what, empty=True)
+    if system.strip() and number > 1:
+        raise BadRow(f"{what} has a system, which only the first turn may have")
+    _refuse_partial(turn, what)
+    read = ("system", "input", "output", *_SPEAKER, *TRAINED)
+    missing |= {key for key in turn.keys() - set(read) if not is_empty(turn[key])}
+    turns = [Message("system", system)] if system.strip() else []
     turns += [Message("user", asked)] if asked.strip() else []
-    trained = _is_trained(turn, f"turn {number}")
-    answer = text_of(turn["output"], f"turn {number}")
-    return [*turns, Message("assistant", answer, trained=trained)]
+    trained = _is_trained(turn, what)
+    return [*turns, Message("assistant", text_of(turn["output"], what), trained=trained)]
 
 
 def _first(values: dict[str, Any], names: Sequence[str]) -> Any:
@@ -242,10 +252,11 @@ def _is_pairs(value: Any) -> bool:
     )
 
 
-def _unfolded(value: dict[str, Any], name: str) -> list[Any]:
+def _unfolded(value: dict[str, Any], name: str, unread: set[str]) -> list[Any]:
     """Objects from an object of lists."""
     columns = {key: part for key, part in value.items() if isinstance(part, list)}
     lengths = {len(part) for part in columns.values()}
     if len(lengths) != 1 or not columns.keys() & {*_SPEAKER, *_WORDS}:
         raise BadRow(f"{name} is an object, not a list")
+    unread |= unread_keys(value, columns, name)
     return [{key: part[i] for key, part in columns.items()} for i in range(lengths.pop())]

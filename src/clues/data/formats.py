@@ -32,7 +32,8 @@ from clues.data.values import BadRow, is_empty
 from clues.errors import ConfigError, DataError, UsageError
 
 _PLAIN_KEY = re.compile(
-    rf"{PLAIN_NAME.pattern}(\[\]\.{PLAIN_NAME.pattern})?( of other turns| after the first)?",
+    rf"{PLAIN_NAME.pattern}((\[\])?\.{PLAIN_NAME.pattern}){{0,6}}"
+    r"( of other turns| of a thought| after the first)?",
     re.ASCII,
 )
 
@@ -293,6 +294,17 @@ def _in_own_words(reason: str, used: Mapping[str, str]) -> str:
     part = reason.partition(" ")[0]
     column = used.get(part, part)
     return reason if column == part else f"{part} (column {column}){reason.removeprefix(part)}"
+
+
+def not_read(unused: Mapping[str, int], *, option: str) -> str:
+    """Say which columns and keys are not read, and in how many rows.
+
+    Args:
+        unused: as `RowFile.unused`.
+        option: what says what a column holds.
+    """
+    listed = ", ".join(f"{name} ({n:,} rows)" for name, n in unused.items())
+    return f"not read: {listed}. {option} says what a column holds."
 
 
 def _unused(table: Table, columns: Sequence[str], keys: Mapping[str, int]) -> dict[str, int]:

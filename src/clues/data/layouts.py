@@ -3,8 +3,9 @@
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
-from clues.config.columns import CONVERSATIONS, MEDIA, PAIRED, PROMPTS, RESPONSES
+from clues.config.columns import CONVERSATIONS, MEDIA, PAIRED, PARTS, PROMPTS, RESPONSES
 
 SCHEMAS = {
     "alpaca": "instruction, output; optional input, context, system, history, tools",
@@ -37,6 +38,13 @@ _LABELS = ("label", "kto_tag")
 _ANSWERS = ("answer_idx", "answer_index", "answerKey", "answer", "cop")
 _CHOICES = ("choices", "options")
 _LETTERED = (tuple(string.ascii_uppercase), tuple(f"op{letter}" for letter in "abcdefgh"))
+# Every column that some layout reads.
+READ_COLUMNS = frozenset(
+    (
+        *(*PARTS, *_CONVERSATIONS, *chain(*_PAIRED), *_REJECTED, *_SYSTEM, *_TOOLS, *_THOUGHTS),
+        *(*_LABELS, *_ANSWERS, *_CHOICES, *chain(*_LETTERED)),
+    )
+)
 
 
 @dataclass(frozen=True)

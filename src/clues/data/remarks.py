@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from clues.data.samples import Message
 
@@ -20,10 +21,11 @@ class Remark(StrEnum):
     CHANGED = "the chat template changes the words of an answer; what it writes is trained"
     MISSING = "the chat template leaves out an answer, so it is not trained"
     CALLS = "the chat template does not write a call of a tool, so it is not trained"
+    ARGUMENTS = "the chat template leaves out arguments of a call, so they are not trained"
     TOOLS = "the template does not write the tools that the row offers"
     PROMPT = "the chat template changes or leaves out a turn of the prompt"
     NO_END = "nothing that ends a turn comes after an answer, so the end is not trained"
-    LED = "the row begins with the assistant's turn, which is read and not trained"
+    LED = "the row begins with the assistant's turn, which is not trained"
     FOLDED = "the chat template refuses the turns as they are; they are folded (tokens.odd_turns)"
 
 
@@ -72,6 +74,8 @@ def remarks_on(
                 yield Remark.CHANGED
             if any(name not in shown for name in call_names(turn)):
                 yield Remark.CALLS
+            elif not _writes_arguments(turn, squeezed(shown)):
+                yield Remark.ARGUMENTS
         elif not text.endswith(answer, 0, end):
             kept = text.endswith(answer.strip(), 0, end)
             yield Remark.SPACE if kept else _change(answer, shown)
@@ -94,6 +98,29 @@ def _change(answer: str, shown: str) -> Remark:
 def call_names(turn: Message) -> list[str]:
     """The tools that a turn calls."""
     return [call["name"] for call in json.loads(turn.calls or "[]")]
+
+
+def _writes_arguments(turn: Message, shown: str) -> bool:
+    """Whether names and values of all arguments stand in a text without white space."""
+    spelled = (
+        {squeezed(json.dumps(value, ensure_ascii=ascii)).strip('"') for ascii in (True, False)}
+        | {squeezed(str(value))}
+        for call in json.loads(turn.calls)
+        for value in _values(call["arguments"])
+    )
+    return all(any(spelling in shown for spelling in spellings) for spellings in spelled)
+
+
+def _values(value: Any) -> Iterator[str | float]:
+    """Keys, texts and numbers of a value of JSON."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _values(part)
+    elif isinstance(value, str | int | float):
+        yield value
 
 
 def squeezed(text: str) -> str:

@@ -19,6 +19,7 @@ from clues.data.values import (
     optional_list,
     optional_text,
     text_of,
+    unread_keys,
 )
 
 # Of one row, all its turns together: half a million tokens, more than any model reads at once. The
@@ -43,15 +44,15 @@ def parse_row(
         layout: how to read it.
         record: its values by column.
         row: its zero-based position.
-        unused: keys of its turns that are not read are counted here.
+        unused: what of it is not read, beside whole columns, is counted here.
 
     Raises:
         BadRow: a value is missing, empty or of the wrong type.
     """
-    unused = Counter() if unused is None else unused
+    unread: set[str] = set()
     _check_media(layout, record)
-    choices, answer = read_choices(layout, record)
-    turns, rejected = _read_both(layout, record, unused)
+    choices, answer = read_choices(layout, record, unread)
+    turns, rejected = _read_both(layout, record, unread)
     if layout.schema == "multiple_choice":
         if answer is None:
             raise BadRow(f"choices and {layout.answers[0]} are empty")
@@ -71,6 +72,8 @@ def parse_row(
     tools = read_tools(record.get(layout.tools), layout.tools) if layout.tools else ""
     _check_size([*turns, *rejected], (*choices, tools), len(turns))
     unwanted = truth_of(record.get(layout.label)) is False if layout.label else False
+    if unused is not None:
+        unused.update(unread)
     return Sample(row, tuple(turns), choices, answer, tools, tuple(rejected), unwanted)
 
 
@@ -84,15 +87,13 @@ def _check_media(layout: Layout, record: dict[str, Any]) -> None:
 
 
 def _read_both(
-    layout: Layout, record: dict[str, Any], unused: Counter[str]
+    layout: Layout, record: dict[str, Any], unread: set[str]
 ) -> tuple[list[Message], list[Message]]:
     """The conversation, and the one with the other answer where there is one."""
     if layout.schema == "preference":
-        return _read_pair(layout, record, unused)
-    turns = _PARSERS[layout.schema](layout, record, unused)
-    if not layout.rejected or is_empty(record.get(layout.rejected)):
-        return turns, []
-    return turns, _with_side(turns[:-1], record, layout.rejected, Counter())
+        return _read_pair(layout, record, unread)
+    turns = _PARSERS[layout.schema](layout, record, unread)
+    return turns, _other_side(layout, turns[:-1], record, unread)
 
 
 def truth_of(value: Any) -> bool | None:
@@ -114,62 +115,82 @@ def _check_size(turns: Sequence[Message], more: Sequence[str], n_turns: int) -> 
         raise BadRow(f"it has {n_turns:,} turns, and at most {MAX_TURNS:,} are read")
 
 
-def _parse_alpaca(layout: Layout, record: dict[str, Any], unused: Counter[str]) -> list[Message]:
+def _parse_alpaca(layout: Layout, record: dict[str, Any], unread: set[str]) -> list[Message]:
     turns = []
     for number, pair in enumerate(optional_list(record, layout.history), start=1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise BadRow(f"history {number} is not a pair of question and answer")
         for role, text in zip(("user", "assistant"), pair, strict=True):
             turns.append(Message(role, text_of(text, f"history {number}")))
-    return [*turns, *_parse_pair(layout, record, unused)]
+    return [*turns, *_parse_pair(layout, record, unread)]
 
 
-def _parse_pair(layout: Layout, record: dict[str, Any], unused: Counter[str]) -> list[Message]:
+def _parse_pair(layout: Layout, record: dict[str, Any], unread: set[str]) -> list[Message]:
     prompt = record.get(layout.prompt)
     if isinstance(prompt, list):
-        asked = read_turns(prompt, layout.prompt, unused)
+        asked = read_turns(prompt, layout.prompt, unread)
+        # Nobody can tell before which of the turns it belongs.
+        unread |= _unread_inputs(layout, record)
     else:
-        asked = [Message("user", _prompt(layout, record))]
-    answer = _answer(record, layout.response, unused)
+        asked = [Message("user", _prompt(layout, record, unread))]
+    answer = _answer(record, layout.response, unread)
     if layout.thought and (thought := optional_text(record, layout.thought)):
-        answer[-1] = replace(answer[-1], thought=answer[-1].thought or thought)
+        own = answer[-1].thought or thought
+        unread |= {layout.thought} if own != thought else set()
+        answer[-1] = replace(answer[-1], thought=own)
     return [*asked, *answer]
 
 
-def _parse_question(layout: Layout, record: dict[str, Any], unused: Counter[str]) -> list[Message]:
-    return [Message("user", _prompt(layout, record))]
+def _parse_question(layout: Layout, record: dict[str, Any], unread: set[str]) -> list[Message]:
+    return [Message("user", _prompt(layout, record, unread))]
 
 
-def _parse_turns(layout: Layout, record: dict[str, Any], unused: Counter[str]) -> list[Message]:
-    return read_turns(record.get(layout.prompt), layout.prompt, unused)
+def _parse_turns(layout: Layout, record: dict[str, Any], unread: set[str]) -> list[Message]:
+    return read_turns(record.get(layout.prompt), layout.prompt, unread)
 
 
 def _read_pair(
-    layout: Layout, record: dict[str, Any], unused: Counter[str]
+    layout: Layout, record: dict[str, Any], unread: set[str]
 ) -> tuple[list[Message], list[Message]]:
     """The conversation with either answer."""
     prompt = record.get(layout.prompt) if layout.prompt else None
     if is_empty(prompt):
         asked = []
     elif isinstance(prompt, list | dict) or layout.prompt in CONVERSATIONS:
-        asked = read_turns(prompt, layout.prompt, unused)
+        asked = read_turns(prompt, layout.prompt, unread)
+        unread |= _unread_inputs(layout, record)
     else:
-        asked = [Message("user", _prompt(layout, record))]
+        asked = [Message("user", _prompt(layout, record, unread))]
+    chosen = _with_side(asked, record, layout.response, unread)
+    return chosen, _other_side(layout, asked, record, unread)
+
+
+def _unread_inputs(layout: Layout, record: dict[str, Any]) -> set[str]:
+    return {name for name in layout.inputs if not is_empty(record.get(name))}
+
+
+def _other_side(
+    layout: Layout, asked: Sequence[Message], record: dict[str, Any], unread: set[str]
+) -> list[Message]:
+    """The conversation with the answer that was rejected; empty where there is none."""
+    name = layout.rejected
+    if not name or is_empty(record.get(name)):
+        return []
+    found: set[str] = set()
+    turns = _with_side(asked, record, name, found)
     # A key that is not read counts once for a row, and not for either side.
-    chosen = _with_side(asked, record, layout.response, unused)
-    if is_empty(record.get(layout.rejected)):
-        return chosen, []
-    return chosen, _with_side(asked, record, layout.rejected, Counter())
+    unread |= {k for k in found if layout.response + k.removeprefix(name) not in unread}
+    return turns
 
 
 def _with_side(
-    asked: Sequence[Message], record: dict[str, Any], name: str, unused: Counter[str]
+    asked: Sequence[Message], record: dict[str, Any], name: str, unread: set[str]
 ) -> list[Message]:
     """What was asked and one side's answer; a side may repeat what was asked, or alone hold it."""
     value = record.get(name)
     if isinstance(value, str) and not asked:
         return _spoken(value, name)
-    turns = _answer(record, name, unused)
+    turns = _answer(record, name, unread)
     if not asked or turns[0].role in ("assistant", "tool"):
         return [*asked, *turns]
     said = [turn.content.strip() for turn in turns]
@@ -191,43 +212,44 @@ def _spoken(text: str, name: str) -> list[Message]:
     ]
 
 
-def _answer(record: dict[str, Any], name: str, unused: Counter[str]) -> list[Message]:
+def _answer(record: dict[str, Any], name: str, unread: set[str]) -> list[Message]:
     """An answer: text, turns, or the first of several texts."""
     if name not in record:
         raise BadRow(f"{name} is missing")
     value = record[name]
     if name in _SEVERAL:
-        value = _first_text(value, name, unused)
+        value = _first_text(value, name, unread)
     parts = [value] if isinstance(value, dict) else value
     if isinstance(parts, list) and parts and all(isinstance(part, dict) for part in parts):
         if any(speaks(part) for part in parts):
-            return read_turns(parts, name, unused)
+            return read_turns(parts, name, unread)
         if all("name" in part for part in parts):
-            calls = [read_call(part, name) for part in parts]
+            calls = [read_call(p, name, at=f"{name}[]", unread=unread) for p in parts]
             return [Message("assistant", "", calls=call_json(calls))]
     return [Message("assistant", text_of(value, name))]
 
 
-def _first_text(value: Any, name: str, unused: Counter[str]) -> Any:
-    """The first of several answers; that there are others is counted."""
+def _first_text(value: Any, name: str, unread: set[str]) -> Any:
+    """The first of several answers; that there are others is said."""
     if isinstance(value, str) and name == "answers" and value.lstrip().startswith(("[", "{")):
         value = json_of(value, name)
     if isinstance(value, dict) and isinstance(value.get("text"), list):
+        unread |= unread_keys(value, {"text"}, name)
         value = value["text"]
     if not isinstance(value, list):
         return value
     if not value:
         raise BadRow(f"{name} is empty")
     if any(other != value[0] for other in value) and isinstance(value[0], str):
-        unused[f"{name} after the first"] += 1
+        unread.add(f"{name} after the first")
     return value[0] if isinstance(value[0], str) else value
 
 
-def _prompt(layout: Layout, record: dict[str, Any]) -> str:
+def _prompt(layout: Layout, record: dict[str, Any], unread: set[str]) -> str:
     asked = layout.prompt
     if asked not in record:
         raise BadRow(f"{asked} is missing")
-    given = [text for name in layout.inputs if (text := _given(record, name))]
+    given = [text for name in layout.inputs if (text := _given(record, name, unread))]
     if not given and not layout.inputs:
         return text_of(record[asked], asked)
     question = text_of(record[asked], asked, empty=True)
@@ -242,19 +264,22 @@ def _prompt(layout: Layout, record: dict[str, Any]) -> str:
     return prompt
 
 
-def _given(record: dict[str, Any], name: str) -> str:
+def _given(record: dict[str, Any], name: str, unread: set[str]) -> str:
     """A passage or an input: text, texts, or an object that holds texts."""
     value = record.get(name)
     if isinstance(value, str):
         return optional_text(record, name)
     if isinstance(value, dict):
-        value = value.get("contexts", value.get("text", value))
+        key = next((key for key in ("contexts", "text") if key in value), None)
+        if key is not None:
+            unread |= unread_keys(value, {key}, name)
+            value = value[key]
     if isinstance(value, list) and name == "context":
         return "\n".join(text_of(part, name, empty=True) for part in value)
     return optional_text({name: value}, name)
 
 
-_PARSERS: dict[str, Callable[[Layout, dict[str, Any], Counter[str]], list[Message]]] = {
+_PARSERS: dict[str, Callable[[Layout, dict[str, Any], set[str]], list[Message]]] = {
     "alpaca": _parse_alpaca,
     "sharegpt": _parse_turns,
     "messages": _parse_turns,

@@ -82,6 +82,9 @@ def find_answers(render: Render, turns: Sequence[Message], *, last: bool) -> Fou
     remarks = set(remarks_on(turns, spans, whole.text, pieces))
     missing = [turns[i] for i in counted if i not in words]
     remarks |= {Remark.CALLS if turn.calls else Remark.MISSING for turn in missing}
+    context = [turns[i].content.rpartition(THOUGHT_END)[2] for i in answers if i not in counted]
+    if any(said.strip() not in whole.text for said in context):
+        remarks.add(Remark.PROMPT)
     if turns[0].role == "assistant" and not last:
         remarks.add(Remark.LED)
     owners = tuple(_owner(start, end, words) for start, end, _ in pieces)

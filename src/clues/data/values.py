@@ -1,5 +1,6 @@
 """Single values of a row: text, lists and objects, or the reason why they cannot be used."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from clues.data.tables import kind_of, parse_json
@@ -94,6 +95,11 @@ def is_empty(value: Any) -> bool:
         or value != value
         or (isinstance(value, str | list | dict | tuple) and not value)
     )
+
+
+def unread_keys(value: Mapping[str, Any], read: Collection[str], at: str) -> set[str]:
+    """Keys of an object that say something and are not read, with the place of the object."""
+    return {f"{at}.{key}" for key in value if key not in read and not is_empty(value[key])}
 
 
 def _decoded(value: bytes, name: str) -> str:

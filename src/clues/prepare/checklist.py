@@ -14,6 +14,7 @@ from rich.text import Text
 
 from clues.atomic import atomic_write_bytes
 from clues.config import BUILT_IN, RunConfig
+from clues.data.formats import not_read
 from clues.selection.threshold import fewest_anchors, tolerance_rank
 
 FEW_VALIDATION = 20
@@ -229,8 +230,7 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
             "one is not."
         )
     if file.unused:
-        listed = ", ".join(f"{name} ({n:,} rows)" for name, n in file.unused.items())
-        notes.append(f"not read: {listed}. The setting columns says what a column holds.")
+        notes.append(not_read(file.unused, option="The setting columns"))
     if file.n_duplicates:
         notes.append(f"{file.n_duplicates} rows repeat an earlier row.")
     if file.role in (Role.SILO, Role.HELD_OUT):

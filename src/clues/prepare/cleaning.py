@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from clues.atomic import atomic_write_bytes, make_private_folder, read_bytes
@@ -61,6 +62,8 @@ class Cleaned:
         warnings: what makes the outcome worth less than it says.
         page: the report, where rows were scored.
         n_masked: kept rows in which a low turn is marked as not to be trained.
+        unread: columns and keys that were not read, and in how many rows they say something; of
+            the rows, and those of checked and rejected rows that no row has.
     """
 
     n_rows: int
@@ -71,6 +74,7 @@ class Cleaned:
     warnings: tuple[str, ...] = field(default=())
     page: Path | None = None
     n_masked: int = 0
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
@@ -96,6 +100,7 @@ class Cleaned:
             "set_aside": self.why,
             "unscored": self.n_unscored,
             "masked": self.n_masked,
+            "not_read": dict(self.unread),
             "warnings": list(self.warnings),
             "files": [str(path) for path in self.files],
             "report": str(self.page) if self.page else None,
@@ -108,6 +113,7 @@ class _Known(NamedTuple):
 
     good: frozenset[str]
     bad: frozenset[str]
+    unread: Mapping[str, int] = MappingProxyType({})
 
     @classmethod
     def read(cls, checked: Path, rejected: Path | None, columns: Columns | None) -> "_Known":
@@ -117,11 +123,10 @@ class _Known(NamedTuple):
             DataError: a file cannot be read, or a row stands in both.
         """
         files = [checked, rejected] if rejected else [checked]
-        ids = [
-            frozenset(s.id for s in read_rows(file, columns=fitting(file, columns)).samples)
-            for file in files
-        ]
-        found = cls(ids[0], ids[1] if rejected else frozenset())
+        read = [read_rows(file, columns=fitting(file, columns)) for file in files]
+        ids = [frozenset(sample.id for sample in rows.samples) for rows in read]
+        unread = {name: n for rows in read for name, n in rows.unused.items()}
+        found = cls(ids[0], ids[1] if rejected else frozenset(), unread)
         if both := len(found.good & found.bad):
             raise DataError(
                 f"{both} rows are checked rows and also rejected ones. Take them out of one of "
@@ -198,9 +203,14 @@ def clean_file(
     private = silo.private
     decided = list(csv.DictReader(io.StringIO(read_bytes(private / "decisions.csv").decode())))
     files = _copied(private, out, silo.space.rows())
+    unread = {**known.unread, **silo.space.rows().unused}
     warned += [said] if (said := weak_promise(found.as_result(config.recipe.threshold))) else []
     return Cleaned(
-        **_counts(decided), files=files, warnings=tuple(warned), page=out / "report.html"
+        **_counts(decided),
+        files=files,
+        warnings=tuple(warned),
+        page=out / "report.html",
+        unread=unread,
     )
 
 
@@ -242,7 +252,12 @@ def clean_by_text(
         "no checked rows were given, so nothing was scored: wrong, cut and odd answers that read "
         "well are all kept. clues sample makes a page to check 150 rows, in a quarter of an hour."
     )
-    return Cleaned(**_counts(decided), files=(*files, out / "decisions.csv"), warnings=(warned,))
+    return Cleaned(
+        **_counts(decided),
+        files=(*files, out / "decisions.csv"),
+        warnings=(warned,),
+        unread=file.unused,
+    )
 
 
 def _by_hand(

@@ -123,7 +123,7 @@ def _page(file: RowFile, drawn: Sequence[Sample]) -> str:
     rows = [
         {
             "row": sample.row + 1,
-            "turns": [[t.role, t.content[:MAX_SHOWN]] for t in sample.messages],
+            "turns": [[t.role, t.shown[:MAX_SHOWN]] for t in sample.messages],
             "record": records[sample.row],
         }
         for sample in drawn
