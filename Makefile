@@ -14,6 +14,7 @@
 # make picture     docs/images/private-report.png, of a new run of the demo (needs chromium)
 # make oracle-trl  masks of rows against the training templates that come with TRL, in an environment of its own
 # make benchmark   what scoring costs, into docs/benchmarks.md (ten minutes, quiet machine)
+# make peers       scores of rows beside those of other programs, in an environment with them (half an hour, quiet)
 # make models      every way to score on every kind of model, into docs/models.md (one minute)
 # make federation  three hospitals on one machine: real processes, TLS, keys (needs nginx; three minutes)
 # make fuzz N=10000 SEED=0   odd files and messages of every kind; what went wrong is in fuzz.log
@@ -24,7 +25,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: oracle-trl demo test fast walks check benchmark models experiment base results reference leaves architecture docs picture \
+.PHONY: oracle-trl peers demo test fast walks check benchmark models experiment base results reference leaves architecture docs picture \
 	federation federation-tests long-tests fuzz clean
 
 demo: $(READY)
@@ -66,6 +67,15 @@ fuzz: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.scoring --large --write
+
+# Beside the project's own libraries, the peers without those that they would bring, and what they import.
+PEERS := build/peers
+peers: $(READY)
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dattri-llm==0.1.0 bergson==2.5.1 \
+		simple-parsing docstring-parser jaxtyping wadler-lindig ml_dtypes natsort petname torchopt optree
+	PYTHONPATH=src:. $(PEERS)/bin/python -m benchmarks.peers --write
 
 models: $(READY)
 	$(BIN)/python -m benchmarks.matrix --write

@@ -222,8 +222,9 @@ def row_of(name: str, cells: dict[str, Cell]) -> list[str]:
     shown += [rounded(max(full.distances.values()), -6), rounded(full.reopened, -6)]
     shown += [rounded(max(half.distances.values()), -2), rounded(half.rounding, -2)]
     shown.append(rounded(half.reopened, -6))
-    refused = full.difference is None or full.correlation is None
-    return [*shown, "refused" if refused else f"{math.floor(1e3 * full.correlation) / 1e3:.3f}"]
+    if full.difference is None or full.correlation is None:
+        return [*shown, "refused"]
+    return [*shown, f"{math.floor(1e3 * full.correlation) / 1e3:.3f}"]
 
 
 HEADS = (

@@ -5,6 +5,7 @@ most while it scored each number of rows. It is a program of its own so that not
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -65,6 +66,33 @@ def resident_peak(call: Callable[[], object]) -> int:
     reset.write_text("5")
     call()
     found = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    return int(found[0].split()[1]) * 1024
+
+
+def resident_growth_of(call: Callable[[], object]) -> int | None:
+    """Most resident bytes during a call above those before it; what was free is given back first.
+
+    Returns:
+        None where the system has no such count.
+    """
+    _trim()
+    before = _resident()
+    peak = resident_peak(call)
+    return peak - before if before and peak else None
+
+
+def _trim() -> None:
+    """What the C library keeps for later goes back to the system, where that can be asked for."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _resident() -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    found = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
     return int(found[0].split()[1]) * 1024
 
 

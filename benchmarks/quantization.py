@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from clues.config import LoraSettings, ModelSettings, TokenSettings, TrainSettings
@@ -128,7 +129,7 @@ def main() -> None:
     print("| base weights | MB | peak MB | processor seconds | " + " | ".join([*SCORES, "loss"]))
     for form, answer in answers.items():
         ranks = [
-            float(spearmanr(first["scores"][name], answer["scores"][name]).statistic)
+            float(np.asarray(spearmanr(first["scores"][name], answer["scores"][name]))[0])
             for name in (*SCORES, "loss")
         ]
         print(

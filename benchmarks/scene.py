@@ -183,6 +183,13 @@ def random_scene(shape: Shape, *, device: str) -> Scene:
     return _trained(model, rows, validation)
 
 
+def demo_rows(model: ModelSettings) -> tuple[EncodedRow, ...]:
+    """Private rows of all silos of the demo, silo after silo in turn, for a model's tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_demo(Path(folder), seed=SEED)
+        return _demo_rows(Path(folder), model)[0]
+
+
 def _demo_rows(
     folder: Path, model: ModelSettings
 ) -> tuple[tuple[EncodedRow, ...], tuple[EncodedRow, ...]]:
@@ -199,7 +206,7 @@ def _encoder(model: ModelSettings) -> RowEncoder:
 
 
 def _encoded(path: Path, encoder: RowEncoder) -> tuple[EncodedRow, ...]:
-    return encode_rows(read_rows(path).samples, encoder, where=path.name).rows
+    return tuple(encode_rows(read_rows(path).samples, encoder, where=path.name).rows)
 
 
 def _in_turn(parts: Sequence[Sequence[EncodedRow]]) -> tuple[EncodedRow, ...]:

@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None, *, page: Path = PAGE) -> None:
     )
     parser.add_argument("--write", action="store_true", help=f"into docs/{PAGE.name}")
     options = parser.parse_args(arguments)
-    _silence_libraries()
+    silence_libraries()
     folder = Path(options.model)
     # Programs that this one starts work in another folder.
     model = options.model if options.model == BUILT_IN else str(folder.resolve())
@@ -163,7 +163,8 @@ def main(arguments: Sequence[str] | None = None, *, page: Path = PAGE) -> None:
         _say(f"written into {page.name}")
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
+    """No bars and no warnings of the libraries between the lines of a table."""
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()

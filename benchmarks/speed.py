@@ -36,7 +36,7 @@ def speed_rows(scene: Scene, rows: Sequence[EncodedRow], n_turns: int) -> list[R
         **{f"{k}": partial(products, scene, rows, d) for k, d in directions.items()},
         "published": lambda: _published(scene, rows, directions[1][0]),
         "vmap": lambda: vmap_scores(scene, rows, directions[1][0]),
-        "less": partial(_less, scene, rows, directions[1]),
+        "less": partial(default_products, scene, rows, directions[1]),
     }
     calls["limit"]()
     _check_ways(scene, rows, directions[1][0])
@@ -107,9 +107,10 @@ def products(
     return influence_scores(scene.model, rows, adapter=adapter, directions=directions).products
 
 
-def _less(
+def default_products(
     scene: Scene, rows: Sequence[EncodedRow], directions: Sequence[AdapterState]
 ) -> np.ndarray:
+    """Scores by the default form `less`, (rows, K)."""
     point = scene.checkpoint
     found = form_scores(scene.model, rows, point, directions, form="less", way="gradients")
     return found.products

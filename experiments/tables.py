@@ -13,6 +13,7 @@ from clues.config import BUILT_IN
 from experiments import standalone
 from experiments.figure import write_figure
 from experiments.goals import goals
+from experiments.outside import page as outside
 from experiments.paper import experiment_tables, score_in_words
 from experiments.spec import known_experiments, load_experiment
 from experiments.statistics import losses_of, over_seeds, share_of_gain, shown, silo_means
@@ -132,7 +133,8 @@ def scores(runs: Sequence[StoredRun]) -> list[str]:
 def pages() -> dict[str, str]:
     """The overview and every experiment's page, by place in the folder of the documentation."""
     found = sections()
-    return {"results.md": overview(found)} | {one.place: page(one) for one in found}
+    made = {"results.md": overview(found)} | {one.place: page(one) for one in found}
+    return made | {outside.PLACE: outside.page()}
 
 
 def overview(found: Sequence[Section]) -> str:
@@ -152,6 +154,7 @@ def overview(found: Sequence[Section]) -> str:
     ]
     for one in found:
         lines += ["", f"## {one.title}", "", f"{one.asks} [Tables]({one.place})".strip()]
+    lines += ["", f"## {outside.TITLE}", "", f"{outside.ASKS} [Tables]({outside.PLACE})"]
     return "\n".join(lines) + "\n"
 
 

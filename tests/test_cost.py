@@ -12,16 +12,9 @@ from clues.model import loss
 from clues.pipeline import run_until
 from clues.prepare.check import check_run
 from clues.prepare.checklist import Role, Source
-from clues.prepare.cost import (
-    BASELINES,
-    GRADIENT,
-    Size,
-    Stage,
-    Work,
-    per_private_token,
-    work_of,
-)
+from clues.prepare.cost import Stage, per_private_token, work_of
 from clues.prepare.pace import Pace, measured_pace
+from clues.scoring.cost import BASELINES, GRADIENT, Size, Work
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +107,21 @@ def test_a_selection_of_many_rows_costs_little_more_than_six_passes(tmp_path, mo
     sizes[Source(Role.ANCHORS, "geography")] = Size(20_000, 13_000, 100)
     sizes[Source(Role.VALIDATION, "geography", "validation")] = Size(10_000, 6_500, 50)
     assert per_private_token(work_of(config, sizes), sizes) < 6
+
+
+@pytest.mark.slow
+def test_results_say_how_many_passes_a_row_cost(model, tmp_path):
+    config = write_micro(tmp_path / "input", model, changes={"evaluate": {"arms": []}})
+    run = open_micro(config, tmp_path / "run")
+    results = run_until(run).results
+    assert results is not None
+    n_rows = sum(len(silo.space.encoded().rows) for silo in run.silos.values())
+    as_rows = {source: Size(s.rows, s.rows, s.rows) for source, s in sizes_of(run).items()}
+    work = work_of(load_config(config), as_rows)
+    assert results.passes is not None
+    assert results.passes.train == pytest.approx(work[Stage.TRAIN].equivalents / n_rows, abs=0.01)
+    assert results.passes.score == pytest.approx(work[Stage.SCORE].equivalents / n_rows, abs=0.01)
+    assert results.passes.score > 2
 
 
 def test_every_baseline_has_a_cost():

@@ -210,6 +210,37 @@ def test_without_checked_rows_the_rows_themselves_say_what_is_usual():
     assert [f.kind for f in look(rows).of(40) if f.sure] == ["language"]
 
 
+SPANISH = DAMAGED["language"][0]
+LONG_QUESTION = (
+    f"{QUESTION} Say what the parents should watch for during the first two days at home."
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "set_aside"),
+    [
+        (LONG_QUESTION, True),
+        # Spanish soldiers speak no Spanish to us; a translation into another tongue is no reason.
+        (f"{LONG_QUESTION} Two Spanish doctors and a French nurse disagree.", True),
+        (f"Translate into French: {LONG_QUESTION}", True),
+        # Named, or in one line of a question that is mostly in English.
+        (f"{LONG_QUESTION} Answer in Spanish.", False),
+        (f"{LONG_QUESTION} You are given a Spanish sentence.", False),
+        (f"{LONG_QUESTION}\nEl paciente tiene fiebre alta desde ayer por la noche.", False),
+        # Of a language whose texts are taken for Spanish, and of too short a question.
+        (f"Translate into Galician: {LONG_QUESTION}", False),
+        ("Fever?", False),
+    ],
+)
+def test_rows_of_many_languages_need_a_reason_for_each(question, set_aside):
+    """Checked rows have English and Spanish answers, each to a question of its own language."""
+    spanish = "\u00bfQu\u00e9 debe hacer en casa un paciente que tiene fiebre alta desde hace dos d\u00edas?"
+    checked = [*CHECKED_ROWS, *(sample(50 + n, spanish, f"{SPANISH} {n}") for n in range(20))]
+    row = sample(0, question, SPANISH)
+    kinds = {f.kind for f in look([row], checked).of(0) if f.sure}
+    assert kinds == ({"language"} if set_aside else set())
+
+
 def test_no_finding_holds_text_of_its_row():
     text = f"<p>MARKER {ANSWER}</p> mail MARKER@example.org, and the"
     said = [f"{f!r} {f.says} {f.place}" for f in found(text, f"MARKER {QUESTION}")]

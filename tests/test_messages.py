@@ -96,6 +96,7 @@ MESSAGES: tuple[Envelope, ...] = (
         anchor_scores={"validation": [1.0, -2.5]},
         compared_forms={"adam": {"validation": [0.5, -1.0]}},
         compared_baselines={"length": [3.0, 4.0]},
+        cut=-1.0,
         weights={"loss": 0.25},
         checkpoints=[ADAPTER, {name: tensor + 1 for name, tensor in ADAPTER.items()}],
         directions=[{"validation": {n: 2 * t for n, t in ADAPTER.items()}}, {}],

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from clues.config import LoraSettings, ModelSettings, Recipe, TrainSettings
 from clues.errors import DataError, ExtraError
 from clues.model.adapters import LoraModel
+from clues.model.base import load_base
 from clues.model.training import Schedule, train
 from clues.scoring.gradients import transformed_products
 from clues.scoring.influence import influence_scores
@@ -28,6 +29,35 @@ def packed(request, tiny_model_folder) -> LoraModel:
     settings = ModelSettings(name=str(tiny_model_folder), quantization=request.param)
     lora = LoraSettings(rank=4, dropout=0.0, target_modules="all-linear")
     return LoraModel.load(settings, lora, seed=1, device="cpu")
+
+
+@pytest.fixture
+def any_cpu(monkeypatch) -> None:
+    """The library takes this CPU for one with AVX-512 for bfloat16."""
+    for module in ("bitsandbytes.nn.modules", "bitsandbytes.functional"):
+        monkeypatch.setattr(f"{module}.has_avx512bf16", lambda: True)
+
+
+def test_weights_stay_as_they_were_packed_on_every_cpu(
+    any_cpu, tiny_model_folder, encoded_rows
+) -> None:
+    """Turned into a form for answers, they would pass no gradient on."""
+    settings = ModelSettings(name=str(tiny_model_folder), quantization="nf4")
+    model = LoraModel.load(settings, LoraSettings(rank=4, dropout=0.0), seed=1, device="cpu")
+    losses = mean_losses(model, encoded_rows, adapter=model.initial)
+    states = [getattr(p, "quant_state", None) for p in model.peft.parameters()]
+    packed = [state for state in states if state is not None]
+    assert packed
+    assert not any(getattr(state, "packing_format_for_cpu", False) for state in packed)
+    assert np.isfinite(losses).all()
+
+
+def test_a_model_that_was_turned_into_one_for_answers_is_refused(tiny_model_folder) -> None:
+    settings = ModelSettings(name=str(tiny_model_folder), quantization="nf4")
+    base = load_base(tiny_model_folder, settings)
+    base.model.layers[0].self_attn.q_proj.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(DataError, match="Load the model anew"):
+        LoraModel(base, LoraSettings(rank=4), seed=1)
 
 
 def moved(model: LoraModel, *, seed: int, by: float = 0.1) -> dict[str, torch.Tensor]:

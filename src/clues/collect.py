@@ -18,8 +18,9 @@ from clues.evaluation.paired import arms_on_heldout
 from clues.evaluation.tasks import arms_on_tasks
 from clues.model.devices import device_of
 from clues.results.arms import ArmResult
-from clues.results.run import VERSION, Absence, Curve, Method, Results, Seconds
+from clues.results.run import VERSION, Absence, Curve, Method, Passes, Results, Seconds
 from clues.results.silos import SiloResult
+from clues.scoring.cost import PublicRows, SiloRows, Size, score_work, warm_up_work
 from clues.selection.threshold import Threshold, by_aim
 
 PACKAGES = ("clues", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -73,7 +74,36 @@ def collect_results(config: SharedConfig, coordinator: Coordinator, outcome: Out
             score=scored.seconds,
             select=selected.seconds,
         ),
+        passes=_passes(recipe, coordinator, silos),
     )
+
+
+def _passes(
+    recipe: Recipe, coordinator: Coordinator, silos: Mapping[str, SiloResult]
+) -> Passes | None:
+    """Forward passes per private row; the coordinator does not know how long a silo's rows are."""
+    n_rows = sum(silo.rows for silo in silos.values())
+    if not n_rows:
+        return None
+    desk = coordinator.desk
+    private = [SiloRows(silo.domain, _as_if_alike(silo.rows)) for silo in silos.values()]
+    public = {
+        domain: PublicRows(
+            _as_if_alike(sum(len(rows) for rows in desk.validation(domain).values())),
+            _as_if_alike(len(desk.anchors(domain))),
+            _as_if_alike(sum(len(rows) for rows in desk.rejected(domain))),
+        )
+        for domain in desk.domains
+    }
+    return Passes(
+        train=round(warm_up_work(recipe, private).equivalents / n_rows, 2),
+        score=round(score_work(recipe, private, public).equivalents / n_rows, 2),
+    )
+
+
+def _as_if_alike(n_rows: int) -> Size:
+    """So many rows of one length, most of it answer."""
+    return Size(n_rows, n_rows, n_rows)
 
 
 def kept_copies(threshold: Threshold, scored: Scored) -> dict[str, dict[str, float]]:

@@ -43,7 +43,8 @@ class Found:
 
     Attributes:
         scores: one per row, in the units of the threshold; higher is better. NaN where a row could
-            not be scored; its decision says why.
+            not be scored, or was dropped before its gradients (`score.cascade`); its decision says
+            why.
         threshold: the number that scores are compared with, and how it came about.
         decisions: one per row, in order: `row` (its position, from 0 on), `id`, `score`, `kept` and
             `reason`. With `score.turns`, `turns` are the scores of the turns of a row that has several

@@ -27,6 +27,7 @@ from clues.model.borrowed import BorrowedModel
 from clues.pipeline import Run, open_run, run_until
 from clues.prepare.scaffold import ONE_DOMAIN, check_name
 from clues.progress import Progress
+from clues.scoring.table import ScoreTable
 from clues.scoring.turns import turns_in_units
 from clues.selection.threshold import Apart, Decision, Threshold, fit_threshold
 from clues.selection.threshold import select as decide
@@ -156,10 +157,13 @@ def select(
     Raises:
         UsageError: none or several of the three, or the recipe's rule has no quantile.
         RecipeMismatchError: a threshold of another recipe.
+
+    With `score.cascade` a threshold can be raised and not lowered: rows below it have no gradients.
     """
     if sum(value is not None for value in (threshold, quantile, ratio)) != 1:
         raise UsageError("give one of threshold, quantile and ratio.")
     recipe, rule = found.recipe, found.recipe.threshold
+    table = found.evidence.table
     new = threshold
     if threshold is not None and not isinstance(threshold, Threshold):
         if not isinstance(threshold, Real) or not math.isfinite(threshold):
@@ -183,7 +187,8 @@ def select(
             recipe_hash=recipe.hash,
             seed=derived_seed(recipe.seed, "bootstrap"),
         )
-    table = found.evidence.table
+    _refuse_lower(table, new, found.threshold)
+    table = table.of(~table.is_early)
     selection = decide(
         list(zip(table.row.tolist(), table.id, strict=True)),
         table.in_units(new, found.evidence.groups, where="rows"),
@@ -196,6 +201,18 @@ def select(
     )
     changed = {"scores": _scores(selection.decisions), "decisions": selection.decisions}
     return _warned(replace(found, threshold=new, recipe=recipe, page=None, **changed))
+
+
+def _refuse_lower(table: ScoreTable, new: Threshold, old: Threshold) -> None:
+    """With a cascade, rows below the old threshold may have no score to compare with a new one."""
+    if table.cut is None or not table.is_early.any():
+        return
+    if new.units != old.units or new.value is None or new.value < table.cut:
+        raise UsageError(
+            f"{table.is_early.sum()} rows were below the threshold {table.cut:.4g} without gradients "
+            "(score.cascade), and nobody knows what they score. Give a threshold that is not lower, or "
+            "score without cascade."
+        )
 
 
 def _turns(found: Found, settings: ThresholdSettings) -> Turns | None:

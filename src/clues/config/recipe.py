@@ -24,7 +24,7 @@ from clues.config.base import (
 from clues.config.hashes import content_hash
 from clues.config.modelfiles import MAX_FILES, MAX_NAME
 from clues.config.rowsfile import RowsFile
-from clues.config.score import ScoreSettings, ThresholdSettings
+from clues.config.score import ANCHOR_RULES, ScoreSettings, ThresholdSettings
 
 # Of one public file, and of all: they travel to every silo, which takes no more. Some hundred rows
 # are meant, of a few kB each.
@@ -359,6 +359,20 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _cascade_has_a_cut(self) -> "Recipe":
+        rule = self.threshold
+        if self.score.cascade and (
+            rule.rule not in (*ANCHOR_RULES, "preset")
+            or (rule.units, rule.combine) != ("anchor", "shortfall")
+        ):
+            raise ValueError(
+                "score.cascade needs a threshold that is known before any row is scored, and parts "
+                "that cannot make up for each other: set threshold.rule to preset or one that reads "
+                "the anchors, units: anchor and combine: shortfall; or leave cascade out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _turns_are_scored(self) -> "Recipe":
         if self.threshold.low_turn != "keep" and not self.score.turns:
             raise ValueError(
@@ -397,9 +411,13 @@ class Recipe(Settings):
 
     @property
     def scoring_hash(self) -> str:
-        """The hash without the threshold: scores under an equal one are the same scores."""
+        """The hash without the threshold: scores under an equal one are the same scores.
+
+        With a cascade the threshold decides which rows have an influence at all.
+        """
         content = self._content()
-        del content["threshold"]
+        if not self.score.cascade:
+            del content["threshold"]
         return content_hash(content)
 
     def _content(self) -> dict[str, Any]:

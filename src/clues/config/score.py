@@ -131,6 +131,11 @@ class ScoreSettings(Settings):
         turns: also score every turn of the assistant in rows where several are trained. It takes
             influence or perplexity, and no in-run scores. `threshold.low_turn` says what a turn below
             the threshold costs.
+        cascade: score in two stages: what takes forward passes alone (loss, alignment) for all rows,
+            and gradients for those rows that it leaves open. `exact`: a row that its loss and
+            alignment alone put below the threshold is dropped without gradients; no influence
+            could bring it back, so the selection is the same to rounding. Null computes all of
+            every row.
     """
 
     method: Method = "influence"
@@ -156,6 +161,7 @@ class ScoreSettings(Settings):
     )
     compare: tuple[Compared, ...] = ()
     turns: bool = Field(default=False, exclude_if=lambda value: not value)
+    cascade: Literal["exact"] | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="before")
     @classmethod
@@ -200,6 +206,25 @@ class ScoreSettings(Settings):
             raise ValueError(
                 "a step of training sees a whole row, so in-run scores have no turns; set "
                 "score.turns: false, or trajectory: global"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cascade_needs_parts(self) -> "ScoreSettings":
+        if not self.cascade:
+            return self
+        if not self.sends_directions or not self.weighed:
+            raise ValueError(
+                "cascade decides by loss and alignment before the influence, against anchors that "
+                "the coordinator scores: it needs method influence, trajectory global, and a loss or "
+                "alignment weight that is not 0; leave cascade out"
+            )
+        whole = [n for n in self.compare if n in (*FORMS, ALIGNMENT, "inrun")]
+        if whole or self.turns or self.per_block:
+            what = f"compare {whole[0]}" if whole else "turns" if self.turns else "per_block"
+            raise ValueError(
+                f"{what} needs gradients or alignments of all rows, and cascade leaves them out; set "
+                "one of the two"
             )
         return self
 

@@ -362,7 +362,9 @@ class Coordinator:
         # Public rows and base models count by their hash, not by where they lie: a run may move.
         content = counted_recipe(self.recipe)
         # Another rule for the threshold does not make anyone train or score again.
-        later = ("threshold",) if stage in ("train", "score", "fit", "measure") else ()
+        # With a cascade it decides which rows get gradients.
+        scored = () if self.recipe.score.cascade else ("score",)
+        later = ("threshold",) if stage in ("train", *scored, "fit", "measure") else ()
         kept = {k: v for k, v in content.items() if k not in later}
         if stage == "score":
             kept["mixture"] = self.recipe.threshold.rule == "mixture"

@@ -64,8 +64,14 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
             anchors = {f"domain {d}": request.anchor_scores for d, (request, _) in found.items()}
             copies = {f"domain {d}": c for d, (_, c) in found.items() if c is not None}
             weighing = _weigh(desk, anchors, copies)
+        cut = None
+        if desk.recipe.score.cascade:
+            # From the same numbers as `one_threshold` makes it of, so it is the same.
+            raw = {g: {k: np.array(v) for k, v in sets.items()} for g, sets in anchors.items()}
+            names = {f"domain {domain}": domain for domain in desk.domains}
+            cut = _fitted(desk, raw, weighing.weights, names, copies).value
         for domain, (request, _) in found.items():
-            request = replace(request, weights=weighing.weights)
+            request = replace(request, weights=weighing.weights, cut=cut)
             requests |= dict.fromkeys(desk.members(domain), request)
     else:
         requests = dict.fromkeys(desk.silos, _request(desk, [], [], [], {}, AnchorScores({}, {})))
@@ -110,21 +116,38 @@ def one_threshold(desk: Desk, scored: Scored) -> Threshold:
     }
     # Who scored the anchors of a group; at the coordinator nobody else can bend them.
     owners = {g: n for n, s in asked.items() for g in group_names(desk.recipe, n, s["domain"])}
-    return fit_threshold(
+    return _fitted(
+        desk,
         scored.raw,
+        scored.weights,
+        domains,
+        scored.damaged,
+        proposals={k: v for k, v in scored.proposals.items() if v is not None},
+        owners=None if anchors_at_coordinator(desk.recipe) else owners,
+    )
+
+
+def _fitted(
+    desk: Desk,
+    anchors: Mapping[str, Mapping[str, np.ndarray]],
+    weights: Mapping[str, float],
+    domains: Mapping[str, str],
+    copies: Mapping[str, Controls],
+    **more: Any,
+) -> Threshold:
+    """The recipe's threshold from the anchors' scores; `domains` by group, `more` as `fit_threshold`."""
+    settings = desk.recipe.score
+    return fit_threshold(
+        anchors,
         {
-            g: replaced(
-                set_weights(desk.recipe.score, desk.recipe.public[domains[g]]),
-                scored.weights,
-            )
-            for g in scored.anchors
+            g: replaced(set_weights(settings, desk.recipe.public[domains[g]]), weights)
+            for g in anchors
         },
         desk.recipe.threshold,
         recipe_hash=desk.recipe.hash,
         seed=derived_seed(desk.recipe.seed, "bootstrap"),
-        proposals={k: v for k, v in scored.proposals.items() if v is not None},
-        owners=None if anchors_at_coordinator(desk.recipe) else owners,
-        copies=scored.damaged,
+        copies=copies,
+        **more,
     )
 
 
@@ -209,6 +232,7 @@ def _request(
         },
         compared_baselines={name: list(v) for name, v in compared.baselines.items()},
         weights={},
+        cut=None,
         checkpoints=[c.adapter for c in checkpoints],
         directions=[dict(sets) for sets in directions],
         first_moments=[c.first_moment if needs_first else {} for c in checkpoints],

@@ -7,50 +7,14 @@ from typing import Any
 
 from clues.data.samples import Sample
 from clues.findings.base import Finding, in_answer, question, whole
+from clues.findings.tonguenames import NAMES, named_in, names_one_untold
 from clues.findings.words import asks_for_another_language
 
-KNOWN = (
-    *(
-        "en",
-        "es",
-        "fr",
-        "de",
-        "it",
-        "pt",
-        "nl",
-        "sv",
-        "da",
-        "nb",
-        "fi",
-        "pl",
-        "cs",
-        "sk",
-        "ro",
-        "hu",
-    ),
-    *(
-        "tr",
-        "ru",
-        "uk",
-        "bg",
-        "el",
-        "ar",
-        "fa",
-        "he",
-        "hi",
-        "bn",
-        "ta",
-        "ur",
-        "zh",
-        "ja",
-        "ko",
-        "vi",
-    ),
-    *("th", "id", "ca", "hr", "lt", "et"),
-)
 MIN_LETTERS = 40  # of a shorter text nobody can say
 MIN_SIGNS = 12  # of scripts whose signs are words or syllables
 SURE = 0.99
+MIN_PIECE = 12  # letters of a line or sentence that may be in a language of its own
+_PIECES = re.compile(r"[\n.!?:;\"\u3002\uff1f]+")
 _SIGNS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 
@@ -67,7 +31,11 @@ def language_of(text: str) -> str:
 def other_language(
     sample: Sample, usual: frozenset[str], common: frozenset[str]
 ) -> Iterator[Finding]:
-    """At most one finding: an answer in a language that neither checked rows nor its question have.
+    """At most one finding: an answer in a language that its row gives no reason for.
+
+    A reason is a question that is written in it, even in one of its lines, or that names it. Where
+    the question is of the same language as the answer, or of none that is clear, a language of the
+    checked rows needs none.
 
     Args:
         sample: the row.
@@ -75,17 +43,28 @@ def other_language(
         common: languages of many of the rows.
     """
     answer, asked = sample.response, question(sample)
-    if not usual or asks_for_another_language(asked):
+    if not usual or not (found := language_of(answer)):
         return
-    found = language_of(answer)
-    if not found or found in usual:
+    named = named_in(asked)
+    if names_one_untold(asked, found) or (not named and asks_for_another_language(asked)):
         return
     of_question = language_of(asked)
-    detail = f"{found}, checked rows {', '.join(sorted(usual))}"
-    # A question in the same language is answered as it was asked, and a language of many rows is
-    # one of theirs: other rows than the checked ones, and no damage.
-    sure = of_question != found and found not in common
+    if found in usual and of_question in ("", found):
+        return
+    if found in named or _speaks(asked, found):
+        return
+    if found in usual:
+        detail, sure = f"{found}, question {of_question}", True
+    else:
+        # A language of many rows is one of theirs: other rows than the checked ones, and no damage.
+        detail, sure = f"{found}, checked rows {', '.join(sorted(usual))}", found not in common
     yield in_answer(sample, "language", whole(answer), sure=sure, detail=detail)
+
+
+def _speaks(text: str, language: str) -> bool:
+    """Whether a line or a sentence of a text may be in a language."""
+    pieces = [piece for piece in _PIECES.split(text) if sum(map(str.isalpha, piece)) >= MIN_PIECE]
+    return any(_identifier().classify(piece)[0] == language for piece in pieces)
 
 
 @cache
@@ -93,5 +72,5 @@ def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # reads its model, half a second
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages([name for name in KNOWN if name in identifier.nb_classes])
+    identifier.set_languages([name for name in NAMES if name in identifier.nb_classes])
     return identifier

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from clues.atomic import atomic_write_bytes, make_folder, read_bytes, write_atomically
 from clues.config import LoraSettings, ModelSettings
 from clues.errors import ConfigError, DataError, NumericsError
-from clues.model.base import load_base
+from clues.model.base import keep_packing, load_base
 from clues.model.devices import device_of
 from clues.model.fitness import check_base
 from clues.model.head import find_head
@@ -93,6 +93,7 @@ class LoraModel:
         # Quantised weights lie where they were loaded.
         if getattr(base, "hf_quantizer", None) is None:
             base.to(self.device)
+        keep_packing(base)
         with Opening(type(base).__name__, "short text", done="read", advice=UNREADABLE):
             reading = read_short_text(base)
         check_base(base, reading)

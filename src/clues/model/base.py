@@ -84,6 +84,28 @@ def _loaded(folder: Path, config: Any, settings: ModelSettings) -> tuple[Any, di
     )
 
 
+def keep_packing(base: Any) -> None:
+    """Have 4-bit weights stay in the form they were packed in.
+
+    On CPUs with AVX-512 for bfloat16, bitsandbytes would turn them, at the first pass without
+    gradients, into a form that multiplies in bfloat16 and passes no gradient on: scores would depend
+    on the machine, and those that need the way back would lose what lies beyond a layer.
+
+    Raises:
+        DataError: it has happened already.
+    """
+    for module in base.modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise DataError(
+                f"{type(base).__name__}: bitsandbytes has turned its 4-bit weights into a form for "
+                "answers alone, which it does when such a model answers on this CPU. Load the model "
+                "anew, and score before you ask it anything."
+            )
+
+
 def _attention(settings: ModelSettings) -> dict[str, Any]:
     """How attention is computed; nothing where transformers is to choose."""
     wanted = settings.attn_implementation

@@ -39,8 +39,9 @@ from clues.prepare.checklist import (
     notes_on,
     warnings_on,
 )
-from clues.prepare.cost import Size, per_private_token, work_of
+from clues.prepare.cost import per_private_token, work_of
 from clues.prepare.pace import Pace, measured_pace
+from clues.scoring.cost import Size
 from clues.scoring.direction import scored_weights
 from clues.scoring.installed import refuse_missing
 from clues.scoring.trajectory import n_train_steps

@@ -12,7 +12,7 @@ from clues.data.batching import token_budget_of
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import LoraModel
 from clues.model.devices import wait_for
-from clues.prepare.cost import Work
+from clues.scoring.cost import Work
 from clues.scoring.influence import influence_scores
 from clues.scoring.perplexity import mean_losses
 

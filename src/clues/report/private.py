@@ -7,7 +7,7 @@ network: rows lie in it as packed data, and the page's own script puts them on t
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -77,7 +77,8 @@ class Review:
         losses: the row's loss in nats, before training and after.
         n_tokens: length, with the prompt.
         n_response_tokens: length of what carries loss.
-        unscored: by row, why it could not be scored.
+        unscored: by row, why it has no score.
+        usable: rows among these that a person may keep all the same.
         labels: kind of damage, None for a clean row; None where nobody knows.
         groupings: columns to look at keep rates by.
         texts: turns as (role, content).
@@ -126,6 +127,7 @@ class Review:
     decides: NDArray[np.float64] | None = field(default=None, repr=False)
     why: Sequence[str] = field(default=(), repr=False)
     first: Sequence[int] = field(default=(), repr=False)
+    usable: Collection[int] = field(default=(), repr=False)
 
 
 def with_defaults(review: Review) -> Review:
@@ -242,6 +244,9 @@ def _arrays(review: Review) -> dict[str, np.ndarray]:
     }
     if review.decides is not None:
         arrays["decides"] = review.decides
+    if review.usable:
+        arrays["usable"] = np.zeros(n, np.uint8)
+        arrays["usable"][sorted(review.usable)] = 1
     arrays |= {f"term{k}": v.astype(np.float32) for k, v in enumerate(review.terms.values())}
     arrays |= {f"trace{k}": v.astype(np.float32) for k, v in enumerate(review.traces.values())}
     arrays |= {f"loss{k}": v.astype(np.float32) for k, v in enumerate(review.losses.values())}

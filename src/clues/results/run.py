@@ -132,6 +132,22 @@ class Seconds(Figures):
     select: float
 
 
+class Passes(Figures):
+    """What the selection computed, whatever the machine: forward passes that cost as much.
+
+    Counted from numbers of rows, as if all were equally long; looking at an answer alone counts as
+    looking at its row. A pass with gradients counts as two. Per row of all silos that took part;
+    public rows' passes are shared out among them.
+
+    Attributes:
+        train: of the warm-up, per private row.
+        score: of all scores, per private row.
+    """
+
+    train: float
+    score: float
+
+
 class Results(Figures):
     """What a run found.
 
@@ -163,6 +179,8 @@ class Results(Figures):
         tasks: by name, multiple-choice tasks; empty without tasks.
         judge: what a judge says; null before `clues judge`.
         seconds: how long the selection took.
+        passes: forward passes that the selection cost per private row; null in results of versions
+            that did not count them.
     """
 
     results_version: Literal[1]
@@ -188,6 +206,7 @@ class Results(Figures):
     tasks: Mapping[str, TaskResult]
     judge: JudgeResult | None
     seconds: Seconds
+    passes: Passes | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -112,6 +112,7 @@ def alignments(
     skip_nonfinite: bool = False,
     on_rows: Callable[[int], None] | None = None,
     losses_of: Callable[[Sequence[EncodedRow]], np.ndarray] | None = None,
+    alone: np.ndarray | None = None,
 ) -> np.ndarray:
     """How much its question lowers the loss of every row's response, in nats a token.
 
@@ -127,22 +128,50 @@ def alignments(
         skip_nonfinite: give NaN instead of raising.
         on_rows: called with the number of rows finished.
         losses_of: gives rows' mean losses under the adapter, in place of this model.
+        alone: loss(answer) of each, where it is known.
 
     Raises:
         NumericsError: a loss is NaN or infinite.
 
     Source: FedDQC, Du et al. 2024, arXiv 2410.11540.
     """
-    # Where the first token is trained, there is no question to leave out.
-    asked = [n for n, row in enumerate(rows) if not row.mask[0]]
-    found = np.zeros(len(rows))
-    # As a view: a silo may have more rows than fit into memory.
-    answers = View(rows, asked, answer_alone)
-    if losses_of is None:
-        given = mean_losses(
+    if alone is not None:
+        return aligned(np.array([not row.mask[0] for row in rows], bool), alone, losses)
+
+    def compute(answers: Sequence[EncodedRow]) -> np.ndarray:
+        return mean_losses(
             model, answers, adapter=adapter, skip_nonfinite=skip_nonfinite, on_rows=on_rows
         )
-    else:
-        given = losses_of(answers)
-    found[asked] = given - losses[asked]
+
+    asked, alone = answer_losses(rows, np.arange(len(rows)), losses_of or compute)
+    return aligned(asked, alone, losses)
+
+
+def answer_losses(
+    rows: Sequence[EncodedRow],
+    places: np.ndarray,
+    losses_of: Callable[[Sequence[EncodedRow]], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of these rows have a question, and the loss of their responses without it.
+
+    Args:
+        rows: all rows.
+        places: positions of those to look at.
+        losses_of: gives rows' mean losses.
+
+    Returns:
+        (has a question, loss), an entry for each of `rows`; False and 0 where neither was looked at.
+    """
+    asked, alone = np.zeros(len(rows), bool), np.zeros(len(rows))
+    # Where the first token is trained, there is no question to leave out.
+    asked[[n for n in places.tolist() if not rows[n].mask[0]]] = True
+    # As a view: a silo may have more rows than fit into memory.
+    alone[asked] = losses_of(View(rows, np.flatnonzero(asked).tolist(), answer_alone))
+    return asked, alone
+
+
+def aligned(asked: np.ndarray, alone: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """The alignment, from the losses without the question and with it; 0 where there is none."""
+    found = np.zeros(len(losses))
+    found[asked] = alone[asked] - losses[asked]
     return found

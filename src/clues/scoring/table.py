@@ -3,14 +3,16 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clues.atomic import atomic_write_bytes
+from clues.config import ALIGNMENT, LOSS
 from clues.errors import DataError, RecipeMismatchError
 from clues.scoring.parts import Parts, part_from_json, part_to_json
 from clues.selection.threshold import Threshold
@@ -32,6 +34,9 @@ class ScoreTable:
         n_response_tokens: length of what carries loss.
         raw: by validation set, the sum over checkpoints of learning rate times inner product.
         parts: the terms of that sum, losses, and scores beside it.
+        early: rows that a cascade dropped before their gradients; what was not computed of them is
+            NaN. Empty without a cascade.
+        cut: the threshold that dropped them; None without a cascade.
     """
 
     recipe_hash: str
@@ -42,9 +47,31 @@ class ScoreTable:
     n_response_tokens: np.ndarray
     raw: dict[str, np.ndarray]
     parts: Parts
+    early: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    cut: float | None = None
+
+    @property
+    def is_early(self) -> np.ndarray:
+        """By row, whether it was decided before its gradients."""
+        return self.early if self.cut is not None else np.zeros(len(self.row), bool)
+
+    def of(self, chosen: np.ndarray) -> "ScoreTable":
+        """The table of some of its rows."""
+        columns = {name: getattr(self, name)[chosen] for name in FIXED if name != "id"}
+        return ScoreTable(
+            recipe_hash=self.recipe_hash,
+            id=tuple(np.array(self.id, object)[chosen]),
+            **columns,
+            raw={name: values[chosen] for name, values in self.raw.items()},
+            parts={part: values[chosen] for part, values in self.parts.items()},
+            early=self.is_early[chosen],
+            cut=self.cut,
+        )
 
     def in_units(self, threshold: Threshold, groups: Sequence[str], *, where: str) -> np.ndarray:
         """Scores in the units that make the threshold's one number mean the same everywhere.
+
+        A row that was decided early has the most that it could have scored.
 
         Args:
             threshold: with the units of every group.
@@ -60,7 +87,11 @@ class ScoreTable:
                 raise RecipeMismatchError(f"{where}: the threshold has no units for group {group}.")
             members = self.fold == number
             raw = {k: v[members] for k, v in self.raw.items()}
-            scores[members] = threshold.units[group].apply(raw)
+            units, early = threshold.units[group], self.is_early[members]
+            scores[members] = units.apply(raw)
+            if early.any():
+                cheap = {k: raw[k] for k in (LOSS, ALIGNMENT) if k in units.parts}
+                scores[members] = np.where(early, units.ceiling(cheap), scores[members])
         return scores
 
     def write(self, path: Path) -> None:
@@ -72,15 +103,19 @@ class ScoreTable:
         parts = {f"part {number}": part for number, part in enumerate(self.parts)}
         columns |= {column: self.raw[name] for column, name in raw.items()}
         columns |= {column: self.parts[part] for column, part in parts.items()}
-        table = pa.table(columns)
-        meta = json.dumps(
-            {
-                "recipe_hash": self.recipe_hash,
-                "version": VERSION,
-                "raw": raw,
-                "parts": {column: part_to_json(part) for column, part in parts.items()},
+        said: dict[str, Any] = {
+            "recipe_hash": self.recipe_hash,
+            "version": VERSION,
+            "raw": raw,
+            "parts": {column: part_to_json(part) for column, part in parts.items()},
+        }
+        if self.cut is not None:
+            columns["early"], said["cut"] = self.early, self.cut
+            # What was not computed is missing for other programs, too.
+            columns = {
+                k: v if k == "id" else pa.array(v, from_pandas=True) for k, v in columns.items()
             }
-        )
+        table, meta = pa.table(columns), json.dumps(said)
         buffer = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({"clues": meta}), buffer)
         atomic_write_bytes(path, buffer.getvalue())
@@ -102,6 +137,7 @@ class ScoreTable:
                 **{n: columns[n] for n in FIXED if n != "id"},
                 raw={name: columns[column] for column, name in meta["raw"].items()},
                 parts={part_from_json(p): columns[column] for column, p in meta["parts"].items()},
+                **({"early": columns["early"], "cut": meta["cut"]} if "cut" in meta else {}),
             )
         except FileNotFoundError:
             raise DataError(

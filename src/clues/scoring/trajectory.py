@@ -48,10 +48,12 @@ class TrajectoryScores:
         raw: by validation set, sum over checkpoints of learning rate times inner product; and
             `loss` and `alignment` where they count.
         parts: the terms of that sum (by block where asked for), and the losses at checkpoints.
+        early: rows that were decided before all of this was computed, with a cascade; None without.
     """
 
     raw: dict[str, np.ndarray]
     parts: Parts
+    early: np.ndarray | None = None
 
 
 def score_rows(
@@ -65,6 +67,7 @@ def score_rows(
     shards: Sharing | None = None,
     skip_nonfinite: bool = False,
     before: np.ndarray | None = None,
+    alone: np.ndarray | None = None,
 ) -> TrajectoryScores:
     """Score rows along a trajectory.
 
@@ -88,6 +91,7 @@ def score_rows(
             all is computed here if None.
         skip_nonfinite: give NaN instead of raising.
         before: the rows' losses before the training, where they are known.
+        alone: the losses of their responses without the question at the last checkpoint, likewise.
 
     Raises:
         NumericsError: a score is not finite.
@@ -153,6 +157,7 @@ def score_rows(
             adapter=adapter,
             skip_nonfinite=skip_nonfinite,
             on_rows=on_rows,
+            alone=alone,
             losses_of=shards
             and partial(
                 shards.losses,

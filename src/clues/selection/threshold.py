@@ -405,6 +405,8 @@ class Ruling:
 # Why a row is kept or not, in a word; a finding about its text is one more.
 SCORE, PERSON, UNSCORED, UNUSABLE = "score", "person", "not scored", "not usable"
 TURN = "turn"
+# Below the threshold by loss and alignment alone, with a cascade.
+EARLY = "early"
 
 
 class Apart(NamedTuple):
@@ -426,8 +428,8 @@ class Decision:
         kept: whether it is kept.
         reason: a sentence.
         by_hand: whether a person has decided it.
-        why: in a word: `score`, `turn`, `person`, `not scored`, `not usable`, or the kind of a
-            finding.
+        why: in a word: `score`, `early` (with a cascade: by its loss and alignment alone), `turn`,
+            `person`, `not scored`, `not usable`, or the kind of a finding.
         turns: scores of the turns of a row that has several, with `score.turns`.
         untrained: positions of turns that are below the threshold, in a kept row of which they are
             read and not trained.
@@ -544,13 +546,14 @@ def select(
     decisions = [_set_aside(d, (aside or {}).get(d.row)) for d in decisions]
     decisions = [_ruled(d, rulings or {}, where) for d in decisions]
     selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
-    n_kept, n_rows = len(selection.kept), len(rows)
+    n_kept = len(selection.kept)
+    n_rows = len(rows) + sum(apart.why == EARLY for apart in dropped.values())
     # Where turns are left out, keeping every row is a choice.
     if not allow_degenerate and n_kept in (0, n_rows) and not selection.untrained:
         what = "every row" if n_kept else "no row"
+        span = f" (scores run from {scores.min():.4g} to {scores.max():.4g})" if len(scores) else ""
         raise DegenerateSelectionError(
-            f"{where}: the threshold {cut:.4g} keeps {what} of {n_rows} (scores run from "
-            f"{scores.min():.4g} to {scores.max():.4g}). Check that the anchors are of this "
+            f"{where}: the threshold {cut:.4g} keeps {what} of {n_rows}{span}. Check that the anchors are of this "
             "silo's domain, or choose another rule; --allow-degenerate accepts it."
         )
     if 0 < n_kept < min_kept:
@@ -603,7 +606,7 @@ def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Dec
     ruling = rulings.get(decision.id)
     if ruling is None:
         return decision
-    if ruling.keep and decision.score is None:
+    if ruling.keep and decision.score is None and decision.why != EARLY:
         raise DataError(
             f"{where}: row {decision.row + 1} (id {decision.id}) cannot be kept by hand, because "
             f"nothing can be trained on it: {decision.reason}. Mend the row, or take it out of "

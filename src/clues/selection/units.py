@@ -39,7 +39,9 @@ class Part:
         anchors in one part does not make up for being worse in another.
         """
         z = (values - self.centre) / self.width
-        return -self.weight * np.logaddexp(0.0, -2.0 * z) / 2.0
+        # What was not computed (NaN) has no shortfall either, and that is no accident.
+        with np.errstate(invalid="ignore"):
+            return -self.weight * np.logaddexp(0.0, -2.0 * z) / 2.0
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,31 @@ class Units:
         if not self.parts:
             return combine(raw, self.signed_weights, self.scales)
         return np.sum(list(self.shortfalls(raw).values()), axis=0)
+
+    def ceiling(self, raw: Mapping[str, Array]) -> Array:
+        """The highest score that rows can have of which only these numbers are known.
+
+        A shortfall is at most 0, so a part without a number takes nothing away. The order of the
+        sum is that of `combined`, and rounding keeps order: a row's score is never above its ceiling,
+        not by the last digit either. Without parts nothing bounds the influence.
+
+        Args:
+            raw: raw scores of the parts that need no gradient; NaN or infinite where not known.
+        """
+        n = len(next(iter(raw.values())))
+        if not self.parts:
+            return np.full(n, np.inf)
+        known = {name: weight for name, weight in self.weights.items() if name in raw}
+        assert all(part_of(name) in (LOSS, ALIGNMENT) for name in known), "it needs gradients"
+        values = by_part(raw, known, self.scales)
+        takes = [np.zeros(n)] * len(self.parts)
+        for place, (name, part) in enumerate(self.parts.items()):
+            if name in values:
+                finite = np.isfinite(values[name])
+                takes[place] = np.where(
+                    finite, part.shortfall(np.where(finite, values[name], part.centre)), 0.0
+                )
+        return (np.sum(takes, axis=0) - self.location) / self.spread
 
     def shortfalls(self, raw: Mapping[str, Array]) -> dict[str, Array]:
         """What every part takes from a row; the sum is `combined`. Empty without parts."""

@@ -9,7 +9,16 @@ from clues.config import ALIGNMENT, LOSS, REJECT
 from clues.findings.base import NAMES
 from clues.report.outcome import LOW, UNSCORED
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import PERSON, SCORE, TURN, UNUSABLE, Decision, Selection, Threshold
+from clues.selection.threshold import (
+    EARLY,
+    PERSON,
+    SCORE,
+    TURN,
+    UNUSABLE,
+    Decision,
+    Selection,
+    Threshold,
+)
 from clues.selection.units import INFLUENCE
 from clues.silo.workspace import Workspace
 
@@ -20,14 +29,14 @@ MEANS = {
 }
 
 IN_WORDS = {**NAMES, SCORE: LOW, TURN: "a low turn", PERSON: "decided by a person"}
-IN_WORDS |= {UNUSABLE: "null or empty"}
+IN_WORDS |= {UNUSABLE: "null or empty", EARLY: "low by loss and alignment alone"}
 
 
 def with_reasons(
     selection: Selection, space: Workspace, table: ScoreTable, threshold: Threshold
 ) -> Selection:
     """The selection, where what was dropped for its score has a reason in words before the number."""
-    low = {d.row for d in selection.decisions if d.why == SCORE and not d.kept}
+    low = {d.row for d in selection.decisions if d.why in (SCORE, EARLY) and not d.kept}
     said = sentences(space, table, threshold, low)
 
     def told(decision: Decision) -> Decision:
@@ -59,7 +68,8 @@ def sentences(
         if not parts:
             continue
         names = list(parts)
-        weakest = np.argmin([parts[name] for name in names], axis=0)
+        # A part that was not computed says nothing.
+        weakest = np.argmin(np.nan_to_num([parts[name] for name in names], nan=0.0), axis=0)
         for place, member in enumerate(members.tolist()):
             row = int(table.row[member])
             if row in wanted:

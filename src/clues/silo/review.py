@@ -22,7 +22,7 @@ from clues.report.pairs import rule_in_words, threshold_pairs
 from clues.report.private import Mark, Review, TurnMark, render_private
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import PERSON, SCORE, TURN, Threshold, cut_of
+from clues.selection.threshold import EARLY, PERSON, SCORE, TURN, Threshold, cut_of
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
 from clues.silo.reasons import IN_WORDS, reason_in_words
@@ -74,6 +74,7 @@ def _others(space: Workspace) -> dict[str, int]:
     why = Counter(d["why"] for d in read_decisions(space) if d["kept"] == "0")
     named = {
         SCORE: "score below the threshold",
+        EARLY: "below the threshold by loss and alignment alone",
         TURN: "a turn below the threshold",
         PERSON: "decided by a person",
     }
@@ -86,7 +87,9 @@ def review(space: Workspace) -> Review:
     table, recipe, rows = space.scores(), space.recipe(), space.rows()
     samples = rows.samples
     n, at = len(samples), table.row
-    scored = in_units(space, table, threshold)
+    scored = np.where(table.is_early, np.nan, in_units(space, table, threshold))
+    # No score, and yet no row that nothing can be trained on: a person may keep it.
+    early = dict.fromkeys(table.row[table.is_early].tolist(), IN_WORDS[EARLY])
     labels = read_labels(rows, space.settings.labels)
     rulings, others = (f(space, recipe.hash) for f in (in_force, waiting))
     cut = cut_of(threshold, scored, where=f"silo {space.name}")
@@ -109,7 +112,8 @@ def review(space: Workspace) -> Review:
         losses={k: _spread(v, at, n) for k, v in _losses(table).items()},
         n_tokens=_spread(table.n_tokens, at, n, fill=0).astype(np.int64),
         n_response_tokens=_spread(table.n_response_tokens, at, n, fill=0).astype(np.int64),
-        unscored=space.unscored(),
+        unscored={**space.unscored(), **early},
+        usable=frozenset(early),
         labels=labels,
         groupings=_groupings(space, table, labels, n),
         texts=[[(m.role, m.shown) for m in sample.messages] for sample in samples],
@@ -194,6 +198,8 @@ def _score(recipe: Recipe, threshold: Threshold) -> str:
         weights = next(iter(threshold.units.values())).weights
         others = [f"{n} {weights[n]:g}" for n in (LOSS, ALIGNMENT, REJECT) if n in weights]
         score += f", with {' and '.join(others)}" if others else ""
+    if recipe.score.cascade:
+        score += f", gradients where loss and alignment leave a row open (cascade: {recipe.score.cascade})"
     if recipe.score.turns:
         score += f", turns of chats too (low_turn: {recipe.threshold.low_turn})"
     return f"{score}, trajectory {recipe.score.trajectory}"

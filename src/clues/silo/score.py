@@ -1,7 +1,7 @@
 """A silo's answer to a score request: its rows, on the checkpoints or as training saw them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from clues.data.views import View
 from clues.errors import DataError
 from clues.model.adapters import AdapterState
 from clues.scoring.batches import SHOWN_IDS, refuse_nonfinite
+from clues.scoring.cascade import score_in_stages
 from clues.scoring.compared import (
     Compared,
     Standpoint,
@@ -44,6 +45,7 @@ from clues.scoring.trajectory import (
 from clues.selection.threshold import mixture_cut
 from clues.selection.units import anchor_units, combine
 from clues.selection.weighing import GRID, replaced
+from clues.silo.cascade import gate_of
 from clues.silo.sent import check_sent, sent_anchors, sent_scores, sent_trajectory
 from clues.silo.turns import ScoredTurns, score_turns, write_turns
 from clues.silo.whole import SCORES, TURNS, note
@@ -92,6 +94,7 @@ def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> Sco
     fold = np.array([fold_of(r, recipe) for r in rows]) if several else np.zeros(len(rows), int)
     raw: dict[str, np.ndarray] = {}
     parts: Parts = {BEFORE: before}
+    early = np.zeros(len(rows), bool)
     found: dict[str, _Scored] = {}
     for number, group in enumerate(groups):
         members = np.flatnonzero(fold == number)
@@ -103,9 +106,14 @@ def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> Sco
             raw.setdefault(name, np.zeros(len(rows)))[members] = values
         for part, values in scored.scores.parts.items():
             parts.setdefault(part, np.zeros(len(rows)))[members] = values
+        if scored.scores.early is not None:
+            early[members] = scored.scores.early
         found[group] = scored
-    # Every number of a row must be one, the last loss and the compared scores too.
+    # Every number of a row must be one, the last loss and the compared scores too. A row that was
+    # decided early lacks some by intent.
     finite = _finite([*raw.values(), *parts.values()])
+    beside = [values for part, values in parts.items() if isinstance(part, ComparedScore)]
+    finite |= early & _finite([before, *beside])
     names = next(iter(found.values())).compared
     space.write_side_files(
         anchors={group: scored.anchors for group, scored in found.items()},
@@ -114,6 +122,8 @@ def _score_all(space: Workspace, request: ScoreRequest, sharing: Sharing) -> Sco
         weights=request.weights,
     )
     table = _table(recipe, rows, fold, raw, parts, finite)
+    if request.cut is not None:
+        table = replace(table, early=early[finite], cut=request.cut)
     table.write(space.private / "scores.parquet")
     turns = [scored.turns for scored in found.values() if scored.turns]
     if turns:
@@ -190,6 +200,7 @@ def _score_group(
     scene = _scene(space, request, number)
     scored, anchors = _deciding_scores(space, rows, before, scene, request, sharing)
     finite = _finite([*scored.raw.values(), before])
+    finite |= scored.early if scored.early is not None else False
     compared = compare(
         scene.place,
         View(rows, np.flatnonzero(finite).tolist()),
@@ -205,7 +216,7 @@ def _score_group(
     turns = None
     if recipe.score.turns:
         turns = score_turns(space, scene.place, scene.directions, rows, sharing)
-    scores = TrajectoryScores(scored.raw, {**scored.parts, **beside})
+    scores = TrajectoryScores(scored.raw, {**scored.parts, **beside}, scored.early)
     return _Scored(scores, anchors, compared, turns)
 
 
@@ -285,18 +296,11 @@ def _deciding_scores(
     else:
         anchor_scores = score_rows(model, anchors, checkpoints, scene.directions, **how).raw
     passes = n_passes(recipe.score, len(checkpoints), knows_before=True)
+    gate = gate_of(space, request, anchor_scores)
     with space.progress.task(f"{space.name}: score", len(rows) * passes) as advance:
-        scored = score_rows(
-            model,
-            rows,
-            checkpoints,
-            scene.directions,
-            on_rows=advance,
-            shards=sharing,
-            skip_nonfinite=True,
-            before=before,
-            **how,
-        )
+        how |= {"on_rows": advance, "shards": sharing, "skip_nonfinite": True, "before": before}
+        place = (model, rows, checkpoints, scene.directions)
+        scored = score_in_stages(*place, gate=gate, **how) if gate else score_rows(*place, **how)
     return scored, anchor_scores
 
 

@@ -17,6 +17,7 @@ from clues.scoring.trajectory import set_weights
 from clues.selection.threshold import Decision, Ruling, Selection, Threshold, group_units, select
 from clues.selection.units import Units
 from clues.selection.weighing import replaced
+from clues.silo.cascade import early_rows
 from clues.silo.counts import draw_of_ten
 from clues.silo.overrides import in_force, overrides_token
 from clues.silo.reasons import with_reasons
@@ -50,14 +51,16 @@ def decide(
     """
     table = space.scores()
     recipe = space.recipe()
+    early = early_rows(space, table, threshold) if table.recipe_hash == recipe.scoring_hash else {}
     # Another rule for the threshold leaves the scores what they are.
     current = table.recipe_hash == recipe.scoring_hash
+    whole = table.of(~table.is_early)
     selection = select(
-        list(zip(table.row.tolist(), table.id, strict=True)),
-        in_units(space, table, threshold),
+        list(zip(whole.row.tolist(), whole.id, strict=True)),
+        in_units(space, whole, threshold),
         threshold,
         recipe_hash=recipe.hash if current else table.recipe_hash,
-        dropped=space.apart(),
+        dropped={**space.apart(), **early},
         where=f"silo {space.name}",
         min_kept=fewest_told(space),
         allow_degenerate=allow_degenerate,

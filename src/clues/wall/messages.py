@@ -192,7 +192,8 @@ class ScoreRequest(Envelope):
     The lists have one entry per checkpoint: an adapter, its directions by validation set, and the
     optimiser's means (empty where no form needs them at the rows). `probe_losses` are mean losses
     of a few public rows at the checkpoints: a silo with another base model refuses to score.
-    `weights` are those of the parts of a score that the coordinator has weighed. `compared_forms`
+    `weights` are those of the parts of a score that the coordinator has weighed. `cut` is the
+    threshold where the recipe has a cascade, and null elsewhere. `compared_forms`
     (by form and validation set) and `compared_baselines` are the anchors' scores beside the one
     that decides.
     """
@@ -208,6 +209,7 @@ class ScoreRequest(Envelope):
     compared_forms: dict[str, dict[str, list[float]]]
     compared_baselines: dict[str, list[float]]
     weights: dict[str, float]
+    cut: float | None
     checkpoints: list[Tensors] = field(repr=False)
     directions: list[dict[str, Tensors]] = field(repr=False)
     first_moments: list[Tensors] = field(repr=False)
@@ -220,7 +222,8 @@ class ScoreReply(Reply):
 
     kind: ClassVar[str] = "score-reply"
     reveals: ClassVar[str] = (
-        "by default only that the silo has scored. On trajectories `local`, `crossfit` and "
+        "by default only that the silo has scored; with `score.cascade`, the time it took says "
+        "roughly how many rows needed gradients. On trajectories `local`, `crossfit` and "
         "`inrun`: what the public anchor rows score on the silo's own training, which can tell "
         "whether it trained on one of them. With rule `mixture`: one proposed threshold, made "
         "of private scores"

@@ -115,7 +115,7 @@ class Several {
       this.box.replaceChildren();
       return;
     }
-    const able = [...this.ticked].filter((row) => !Number.isNaN(this.rows.score[row]));
+    const able = [...this.ticked].filter((row) => this.rows.canBeKept(row));
     this.box.replaceChildren(decisionForm({
       many: n,
       cannotKeep: !able.length,

@@ -174,7 +174,7 @@ class Detail {
     const id = this.rows.id(row);
     return decisionForm({
       own: this.choice.decided.get(id),
-      cannotKeep: Number.isNaN(this.rows.score[row]),
+      cannotKeep: !this.rows.canBeKept(row),
       decide: (way, why) => this.onDecide(id, decisionOf(way, why)),
     });
   }

@@ -93,6 +93,11 @@ class Rows {
     return found;
   }
 
+  // A person may keep it: it has a score, or was set aside before it got one.
+  canBeKept(row) {
+    return !Number.isNaN(this.score[row]) || Boolean(this.arrays.usable?.[row]);
+  }
+
   whyUnscored(row) {
     return this.header.reasons[this.arrays.why[row] - 1] ?? "";
   }
