@@ -44,12 +44,14 @@ STEPS, BATCH, VALIDATION = 6, 8, 16
 SCORES = ("sgd", "less")
 
 
-def rows_of(path: Path, model: LoraModel, settings: ModelSettings, *, n: int) -> list[EncodedRow]:
+def rows_of(
+    path: Path, model: LoraModel, settings: ModelSettings, *, n: int, max_length: int
+) -> list[EncodedRow]:
     """Rows of a file, in an order of their own."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     random.Random(0).shuffle(rows)
-    tokens = TokenSettings(max_length=256, overlong="truncate")
+    tokens = TokenSettings(max_length=max_length, overlong="truncate")
     encoder = encoder_for(model, load_tokenizer(settings), tokens)
     return [
         encoder.encode(
@@ -64,7 +66,8 @@ def one_form(args: argparse.Namespace) -> None:
     settings = ModelSettings.model_validate({"name": args.model, **FORMS[args.form]})
     lora = LoraSettings(rank=16, dropout=0.0, target_modules=("q_proj", "v_proj"))
     model = LoraModel.load(settings, lora, seed=0)
-    rows = rows_of(args.data, model, settings, n=args.rows + VALIDATION)
+    n = args.rows + VALIDATION
+    rows = rows_of(args.data, model, settings, n=n, max_length=args.max_length)
     validation, rows = rows[:VALIDATION], rows[VALIDATION:]
     folder = args.work / "checkpoint"
     if not folder.exists():
@@ -109,6 +112,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument("--form", choices=list(FORMS), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
@@ -121,7 +125,7 @@ def main() -> None:
         for form in args.forms:
             command = [sys.executable, "-m", "benchmarks.quantization", "--model", args.model]
             command += ["--data", str(args.data), "--rows", str(args.rows)]
-            command += ["--form", form, "--work", work]
+            command += ["--max-length", str(args.max_length), "--form", form, "--work", work]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             answers[form] = json.loads(done.stdout.splitlines()[-1])
             print(form, f"{answers[form]['seconds']:.0f} s", file=sys.stderr, flush=True)

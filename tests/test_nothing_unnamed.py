@@ -248,6 +248,16 @@ def test_what_says_two_things_is_refused_by_name(row, said, tmp_path):
         read_rows(write_jsonl(tmp_path / "rows.jsonl", row))
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_key_that_stands_twice_counts_by_its_last_place_and_is_listed(name, tmp_path):
+    doubled = '{"instruction": "a", "output": "b", "output": "c", "input": {}}'.replace("{}", '""')
+    text = f"{doubled}\n" if name.endswith("l") else f"[{doubled}]"
+    (tmp_path / name).write_text(text)
+    rows = read_rows(tmp_path / name)
+    assert rows.samples[0].response == "c"
+    assert rows.unused == {"output before its last place": 1}
+
+
 def test_values_that_are_no_json_are_read_listed_or_refused(tmp_path):
     day = datetime.date(2026, 11, 27)
     row = {"instruction": b"ask", "output": "answer", "context": "given"}

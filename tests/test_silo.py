@@ -29,6 +29,7 @@ from clues.pipeline import ModelCache, run_until
 from clues.progress import Silent
 from clues.scoring.table import ScoreTable
 from clues.selection.threshold import Threshold
+from clues.silo.select import each_decision
 from clues.silo.silo import Silo
 from clues.wall.messages import (
     REPLIES,
@@ -316,6 +317,25 @@ def test_lines_of_a_jsonl_file_keep_their_bytes(world):
     ]
     assert sorted(lines) == sorted(line for part in parts for line in part)
     assert len(parts[2]) == N_LONG, "a row that nothing speaks against is among the dropped"
+
+
+def test_decisions_that_are_not_a_line_for_each_row_are_refused_by_name(world):
+    space = world.run.silos["north"].space
+    path = space.private / "decisions.csv"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    other = whole.replace(b"reason", b"motive", 1)
+    try:
+        for odd in (b"", b"".join(lines[:-1]), whole + lines[-1], other):
+            path.write_bytes(odd)
+            with pytest.raises(DataError, match=r"decisions\.csv: damaged \(not a line for each"):
+                list(each_decision(space))
+        path.unlink()
+        with pytest.raises(DataError, match=r"decisions\.csv: cannot be read \(No such file"):
+            list(each_decision(space))
+    finally:
+        path.write_bytes(whole)
+    assert len(list(each_decision(space))) == space.rows().n_rows
 
 
 def test_decisions_name_every_row_with_a_decision_and_a_reason(world):

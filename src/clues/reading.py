@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -225,13 +225,20 @@ def read_json(
     raise error(f"{shown(path)}: {reason}. {advice}")
 
 
-def parse_json(text: str | bytes, *, max_items: int = MAX_ITEMS, max_depth: int = MAX_DEPTH) -> Any:
+def parse_json(
+    text: str | bytes,
+    *,
+    max_items: int = MAX_ITEMS,
+    max_depth: int = MAX_DEPTH,
+    parse: Callable[[Any], Any] = json.loads,
+) -> Any:
     """Parse JSON whose memory and depth are bounded before it is built.
 
     Args:
         text: of the value.
         max_items: the most values in it.
         max_depth: the most brackets in brackets.
+        parse: what parses it once it is known to be small enough.
 
     Raises:
         Unreadable: it is no JSON, or too large or deep; the reason holds none of the text.
@@ -242,7 +249,7 @@ def parse_json(text: str | bytes, *, max_items: int = MAX_ITEMS, max_depth: int 
     if text.count(comma) + brackets > max_items:  # pyright: ignore
         raise Unreadable(f"not readable JSON (more than {max_items:,} values)")
     try:
-        value = json.loads(text)
+        value = parse(text)
     except json.JSONDecodeError as problem:
         at = f"character {problem.colno}"
         where = at if problem.lineno == 1 else f"line {problem.lineno}, {at}"

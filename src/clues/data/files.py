@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,7 @@ def _join_text(tables: Sequence[Table]) -> Table:
         records=[record for table in tables for record in table.records],
         raw=raw,
         named_by_row=tables[0].named_by_row,
+        repeated=sum((Counter(table.repeated) for table in tables), Counter()),
         bad=tuple(
             (f"{table.parts[0][1].name} {place}", why)
             for table in tables

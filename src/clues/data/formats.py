@@ -33,7 +33,7 @@ from clues.errors import ConfigError, DataError, UsageError
 
 _PLAIN_KEY = re.compile(
     rf"{PLAIN_NAME.pattern}((\[\])?\.{PLAIN_NAME.pattern}){{0,6}}"
-    r"( of other turns| of a thought| after the first)?",
+    r"( of other turns| of a thought| after the first| before its last place)?",
     re.ASCII,
 )
 
@@ -316,7 +316,8 @@ def _unused(table: Table, columns: Sequence[str], keys: Mapping[str, int]) -> di
         else:
             found[name] = sum(not is_empty(record.get(name)) for record in table.records)
     plain: Counter[str] = Counter()
-    for name, n in (*found.items(), *sorted(keys.items())):
+    twice = {f"{key} before its last place": n for key, n in sorted(table.repeated.items())}
+    for name, n in (*found.items(), *sorted(keys.items()), *twice.items()):
         hidden = not _PLAIN_KEY.fullmatch(name) or is_headless(table)
         plain["columns or keys with names that are not shown" if hidden else name] += n
     return {name: n for name, n in plain.items() if n}

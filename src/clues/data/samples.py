@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 ROLES = ("system", "user", "assistant", "tool")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation.
 
@@ -43,7 +43,7 @@ class Message:
         return "\n".join(part for part in (self.said, self.calls) if part)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """A row, parsed. Its text never shows in `repr`.
 

@@ -60,6 +60,8 @@ class Table:
         arrow: the rows of parquet and arrow.
         named_by_row: the names are the first row of a csv, which may be no header.
         bad: where lines lie that are no rows, and why; they are in nothing else.
+        repeated: keys that stand more than once in one object of JSON, and how often that is so; the
+            last value counts.
     """
 
     container: str
@@ -75,6 +77,7 @@ class Table:
     arrow: Any = field(default=None, repr=False)
     named_by_row: bool = False
     bad: tuple[tuple[str, str], ...] = ()
+    repeated: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, columns: Sequence[str]) -> Sequence[dict[str, Any]]:
         """Rows as objects; of parquet and arrow only these columns are decoded."""
@@ -124,21 +127,36 @@ def arrow_table(path: Path, rows: Any, container: str) -> Table:
     return Table(container, columns, rows.num_rows, ((0, path),), numbers, "row", arrow=rows)
 
 
-def parse_json(text: str) -> tuple[Any, str | None]:
+class _Repeated:
+    """Parses JSON, and counts keys that stand more than once in one object."""
+
+    def __init__(self) -> None:
+        self.keys: Counter[str] = Counter()
+        self.parse = json.JSONDecoder(object_pairs_hook=self._object).decode
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            often = Counter(key for key, _ in pairs)
+            self.keys.update(key for key, n in often.items() if n > 1)
+        return found
+
+
+def parse_json(text: str, parse: Callable[[str], Any] = json.loads) -> tuple[Any, str | None]:
     """Parse JSON; returns (value, None), or (None, reason) without any of the text."""
     try:
-        return reading.parse_json(text, max_items=MAX_BRACKETS), None
+        return reading.parse_json(text, max_items=MAX_BRACKETS, parse=parse), None
     except reading.Unreadable as problem:
         return None, str(problem)
 
 
-def _parse_line(line: bytes) -> tuple[Any, str | None]:
+def _parse_line(line: bytes, parse: Callable[[str], Any]) -> tuple[Any, str | None]:
     """A line of JSON as `parse_json` reads it; most lines are too short for its limits."""
     if len(line) < _SHORT and line.count(b"[") + line.count(b"{") <= reading.MAX_DEPTH:
         # Whatever is wrong with it is looked at below.
         with contextlib.suppress(ValueError):
-            return json.loads(line.decode()), None
-    return parse_json(line.rstrip(b"\r\n").decode())
+            return parse(line.decode()), None
+    return parse_json(line.rstrip(b"\r\n").decode(), parse)
 
 
 def write_table(
@@ -180,13 +198,14 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
     raw: list[bytes] = []
     records: list[dict[str, Any]] = []
     bad: list[tuple[str, str]] = []
+    repeated = _Repeated()
     for number, line in enumerate(_lines(data.removeprefix(BOM)), start=1):
         if not line.strip():
             continue
         value: Any = None
         problem = too_long(line) or None
         if problem is None:
-            value, problem = _parse_line(line)
+            value, problem = _parse_line(line, repeated.parse)
         if problem is None and not isinstance(value, dict):
             problem = f"not a JSON object but {kind_of(value)}"
         if problem is not None:
@@ -211,6 +230,7 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
         raw=raw,
         head=head,
         bad=tuple(bad),
+        repeated=repeated.keys,
     )
 
 
@@ -223,8 +243,8 @@ def _lines(data: bytes) -> Iterator[bytes]:
 
 def _read_json(path: Path, data: bytes) -> Table:
     check_counts(path, data)
-    text = decode(path, data)
-    value, problem = parse_json(text)
+    text, repeated = decode(path, data), _Repeated()
+    value, problem = parse_json(text, repeated.parse)
     if problem is not None:
         raise DataError(
             f"{path}: {problem}. Mend the file, or write one object a line as .jsonl; jq -c . does it."
@@ -248,6 +268,7 @@ def _read_json(path: Path, data: bytes) -> Table:
         records=found.records,
         head=BOM if data.startswith(BOM) else b"",
         rebuild=found.rebuild,
+        repeated=repeated.keys,
     )
 
 

@@ -137,7 +137,8 @@ class Passes(Figures):
 
     Counted from numbers of rows, as if all were equally long; looking at an answer alone counts as
     looking at its row. A pass with gradients counts as two. Per row of all silos that took part;
-    public rows' passes are shared out among them.
+    public rows' passes are shared out among them. With `score.cascade` as if every row got gradients:
+    which did not, only its silo knows.
 
     Attributes:
         train: of the warm-up, per private row.

@@ -417,7 +417,7 @@ class Apart(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What happens to one row, and why; `by_hand` if a person has decided it.
 

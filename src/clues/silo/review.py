@@ -4,15 +4,16 @@ Everything is read from the silo's disk, so that it can be written again at any 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clues.atomic import atomic_write_bytes
 from clues.config import ALIGNMENT, LOSS, REJECT, Recipe, short
+from clues.data.samples import Sample
 from clues.evaluation.detection import read_labels
 from clues.findings.base import NAMES, SAYS
 from clues.report.cards import DataFacts, data_card
@@ -26,7 +27,7 @@ from clues.selection.threshold import EARLY, PERSON, SCORE, TURN, Threshold, cut
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
 from clues.silo.reasons import IN_WORDS, reason_in_words
-from clues.silo.select import in_units, read_decisions
+from clues.silo.select import each_decision, in_units
 from clues.silo.turns import judged_turns
 from clues.silo.unlikely import unlikely_words
 from clues.silo.whole import REVIEW, note
@@ -71,7 +72,7 @@ def _card(space: Workspace) -> DataFacts:
 
 def _others(space: Workspace) -> dict[str, int]:
     """How many rows are not kept, by why."""
-    why = Counter(d["why"] for d in read_decisions(space) if d["kept"] == "0")
+    why = Counter(d["why"] for d in each_decision(space) if d["kept"] == "0")
     named = {
         SCORE: "score below the threshold",
         EARLY: "below the threshold by loss and alignment alone",
@@ -83,7 +84,7 @@ def _others(space: Workspace) -> dict[str, int]:
 
 def review(space: Workspace) -> Review:
     """Gather what the page shows."""
-    threshold, decided = space.threshold(), read_decisions(space)
+    threshold = space.threshold()
     table, recipe, rows = space.scores(), space.recipe(), space.rows()
     samples = rows.samples
     n, at = len(samples), table.row
@@ -93,7 +94,14 @@ def review(space: Workspace) -> Review:
     labels = read_labels(rows, space.settings.labels)
     rulings, others = (f(space, recipe.hash) for f in (in_force, waiting))
     cut = cut_of(threshold, scored, where=f"silo {space.name}")
-    scores, why = _spread(scored, at, n), [reason_in_words(decision) for decision in decided]
+    scores, why, reasons = _spread(scored, at, n), list[str](), list[str]()
+    aside, words = np.zeros(n, np.uint8), dict[str, str]()
+    for row, decision in enumerate(each_decision(space)):
+        said = reason_in_words(decision)
+        # One text for all rows that share it.
+        why.append(words.setdefault(said, said))
+        reasons.append(decision["reason"])
+        aside[row] = decision["why"] in SAYS
     first, marks_words = first_to_read(scores, cut, why), space.settings.mark_words
     return Review(
         silo=space.name,
@@ -116,13 +124,13 @@ def review(space: Workspace) -> Review:
         usable=frozenset(early),
         labels=labels,
         groupings=_groupings(space, table, labels, n),
-        texts=[[(m.role, m.shown) for m in sample.messages] for sample in samples],
+        texts=_Texts(samples),
         rulings={id_: (r.keep, r.reason) for id_, r in rulings.items()},
         waiting={id_: (r.keep, r.reason) for id_, r in others.items()},
-        reasons=[decision["reason"] for decision in decided],
-        aside=np.array([decision["why"] in SAYS for decision in decided], np.uint8),
+        reasons=reasons,
+        aside=aside,
         marks=[*_marks_of(space), *(unlikely_words(space, first) if marks_words else ())],
-        summary=summary(space, decided),
+        summary=summary(space),
         why=why,
         first=first,
         **_turns(space, _spread(scored, at, n)),
@@ -156,18 +164,43 @@ def _marks_of(space: Workspace) -> list[Mark]:
     ]
 
 
-def summary(space: Workspace, decided: Sequence[Mapping[str, str]]) -> str:
+class _Texts(Sequence[list[tuple[str, str]]]):
+    """Turns of every row as (role, content), made when they are asked for."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @overload
+    def __getitem__(self, where: int) -> list[tuple[str, str]]: ...
+    @overload
+    def __getitem__(self, where: slice) -> list[list[tuple[str, str]]]: ...
+    def __getitem__(self, where: Any) -> Any:
+        if isinstance(where, slice):
+            return [self[n] for n in range(*where.indices(len(self)))]
+        return [(message.role, message.shown) for message in self.samples[where].messages]
+
+
+def summary(space: Workspace) -> str:
     """What became of the rows in one sentence, with the numbers of `decisions.csv`."""
-    files = Counter(decision["file"] for decision in decided)
-    why = Counter(d["why"] for d in decided if d["file"] == "dropped")
+    files: Counter[str] = Counter()
+    why: Counter[str] = Counter()
+    n_turns = n_masked = 0
+    for decision in each_decision(space):
+        files[decision["file"]] += 1
+        if decision["file"] == "dropped":
+            why[decision["why"]] += 1
+        untrained = len(decision.get("untrained_turns", "").split())
+        n_turns, n_masked = n_turns + untrained, n_masked + bool(untrained)
     reasons = ", ".join(f"{n:,} {IN_WORDS.get(name, name)}" for name, n in why.most_common())
-    text = f"{len(decided):,} rows: {files['kept']:,} kept, {files['dropped']:,} set aside"
+    text = f"{files.total():,} rows: {files['kept']:,} kept, {files['dropped']:,} set aside"
     text += f" ({reasons})" if reasons else ""
     if files["unscored"]:
         text += f", {files['unscored']:,} without a score"
-    untrained = [len(own) for d in decided if (own := d.get("untrained_turns", "").split())]
-    if untrained:
-        text += f"; {sum(untrained):,} turns of {len(untrained):,} kept rows are not trained"
+    if n_masked:
+        text += f"; {n_turns:,} turns of {n_masked:,} kept rows are not trained"
     by_hand = len(in_force(space, space.recipe().hash))
     return f"{text}; {by_hand:,} decided by hand." if by_hand else f"{text}."
 

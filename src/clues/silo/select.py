@@ -1,12 +1,13 @@
 """A silo's decisions: which rows are above the one threshold, and why."""
 
 import csv
-import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from clues.atomic import atomic_write_bytes, read_bytes
+from clues.atomic import refuse_what_never_ends, write_atomically
 from clues.data.files import named_container
 from clues.data.formats import write_rows
 from clues.data.untrained import mark_untrained
@@ -150,24 +151,28 @@ def write_selection(space: Workspace, selection: Selection, threshold: Threshold
         for old in space.private.glob(f"{name}.*"):
             if old not in written and named_container(old):
                 old.unlink()
-    found = space.findings()
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    # `row` as in scores.parquet, so that the two can be joined; `number` as the page counts.
-    by_turn = space.recipe().score.turns
-    writer.writerow((*COLUMNS, *TURN_COLUMNS) if by_turn else COLUMNS)
-    for d in selection.decisions:
-        kinds = " ".join(dict.fromkeys(f.kind for f in found.of(d.row)))
-        fate = (int(d.kept), d.file, d.why, d.reason, kinds)
-        turns = _turn_cells(d) if by_turn else ()
-        writer.writerow([d.row, d.row + 1, d.id, d.score, *fate, *turns])
-    atomic_write_bytes(space.private / "decisions.csv", buffer.getvalue().encode())
+    lines = partial(_write_decisions, space, selection)
+    write_atomically(space.private / "decisions.csv", lines)
     write_json(space.private / "threshold.json", threshold.to_json())
     # The last file of a selection: what reads it finds the others whole.
     overruled = overrides_token(space, space.recipe().hash)
     space.keep(selection.kept, overruled=overruled, untrained=selection.untrained)
     names = [path.name for path in sorted(written)]
     note(space, "select", [*names, "decisions.csv", "threshold.json", "selection.json"])
+
+
+def _write_decisions(space: Workspace, selection: Selection, part: Path) -> None:
+    """A line for each row; line after line, because rows may be many."""
+    found, by_turn = space.findings(), space.recipe().score.turns
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        # `row` as in scores.parquet, so that the two can be joined; `number` as the page counts.
+        writer.writerow((*COLUMNS, *TURN_COLUMNS) if by_turn else COLUMNS)
+        for d in selection.decisions:
+            kinds = " ".join(dict.fromkeys(f.kind for f in found.of(d.row)))
+            fate = (int(d.kept), d.file, d.why, d.reason, kinds)
+            turns = _turn_cells(d) if by_turn else ()
+            writer.writerow([d.row, d.row + 1, d.id, d.score, *fate, *turns])
 
 
 def _turn_cells(decision: Decision) -> tuple[str | int | float, ...]:
@@ -177,17 +182,31 @@ def _turn_cells(decision: Decision) -> tuple[str | int | float, ...]:
     return ("", "", untrained) if worst is None else (worst.turn + 1, worst.score, untrained)
 
 
-def read_decisions(space: Workspace) -> list[dict[str, str]]:
-    """The decision about every row of the selection that is in force, as written.
+def each_decision(space: Workspace) -> Iterator[dict[str, str]]:
+    """The decision about every row of the selection that is in force, as written, one at a time.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or damaged; if lines lack at the end, after those that are there.
     """
-    path = space.private / "decisions.csv"
-    lines = list(csv.DictReader(io.StringIO(read_bytes(path).decode(errors="replace"))))
-    if len(lines) != space.rows().n_rows or any(set(COLUMNS) - line.keys() for line in lines):
+    path, n, reason = space.private / "decisions.csv", 0, ""
+    n_rows = space.rows().n_rows
+    try:
+        refuse_what_never_ends(path)
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            for line in csv.DictReader(file):
+                n += 1
+                if n > n_rows or set(COLUMNS) - line.keys():
+                    n = -1
+                    break
+                yield line
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    except csv.Error:
+        n = -1
+    if reason:
+        raise DataError(f"{path}: cannot be read ({reason}). Mend its permissions or put it back.")
+    if n != n_rows:
         raise DataError(f"{path}: damaged (not a line for each row). Select again.")
-    return lines
 
 
 def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.ndarray:

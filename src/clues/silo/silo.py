@@ -50,7 +50,7 @@ from clues.silo.overrides import Overrides, check_overrides, overrides_token, st
 from clues.silo.questions import Questions, check_question
 from clues.silo.review import summary, write_review
 from clues.silo.score import nonfinite_text, score
-from clues.silo.select import check_threshold, decide, read_decisions, write_selection
+from clues.silo.select import check_threshold, decide, write_selection
 from clues.silo.sent import check_adapters
 from clues.silo.sizes import check_request_size
 from clues.silo.train import fit, train
@@ -334,7 +334,7 @@ class Silo:
 
     def summary(self) -> str:
         """What became of the rows of the last selection, in one sentence with exact numbers."""
-        return summary(self.space, read_decisions(self.space))
+        return summary(self.space)
 
     def diagnostics(self, kinds: Sequence[str] = ()) -> dict[str, Any]:
         """Exact counts, and detection figures where the silo names a column of labels.
