@@ -66,7 +66,8 @@ mends that. As of 27 November 2026; of the published base three sets are finishe
   the built-in base, mean over grammars, math and emotion: 0.602, 0.844 and 1.000. Of the forms, the plain product suffers most. On
   SmolLM2 DataInf, `adam` and `less` stay at 0.967 or above even as they had it, on the built-in base `less` falls to 0.518.
 - **What the padding does.** It is the same text in every row, so its gradient is common to all and grows with its length. On the built-in
-  base the dot product as they had it ranks rows by how much padding they have: rank correlation 0.999 in grammars, 0.997 in math.
+  base the dot product as they had it ranks rows by how much padding they have: rank correlation 0.999 in grammars, 0.997 in math
+  (`python -m experiments.outside.padding --data FOLDER`).
 - **Rows as long as the limit** (mixed and backdoor sets). On SmolLM2, mixedS: dot product 0.77 as they had it and 0.64 by the response,
   DataInf 0.76 and 0.71; the mean state of the response 0.98, RDS+ 0.99, RepSim as theirs 0.67 and 0.62. On the built-in base, mean of five
   sets: the dot product 0.72 to 0.74 under every mask, DataInf 0.79 as they had it and 0.73 by the response, RepSim as theirs 0.76. In
