@@ -75,7 +75,8 @@ def test_results_have_all_arms_silos_and_figures(finished) -> None:
 # What stood in results.json before it had a version, in this order.
 KEYS = {
     (): "name date machine base_model recipe_hash recipe seeds versions method arms silos absences "
-    "stops curves threshold controls controls_kept questions guessing tasks judge seconds",
+    "stops curves threshold controls controls_kept questions guessing tasks judge seconds "
+    "passes",
     ("method",): "score form loss_weight loss_under alignment_weight parts trajectory layers rule "
     "combine aggregation reject_weight",
     ("arms",): "mixed random clues oracle",
@@ -98,6 +99,7 @@ KEYS = {
     ("threshold", "aims"): "keep model",
     ("threshold", "aims", "keep"): "value anchors_kept copies_kept",
     ("seconds",): "train score select",
+    ("passes",): "train score",
 }
 
 
