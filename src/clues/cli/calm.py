@@ -5,13 +5,17 @@ import os
 import warnings
 
 
+def calm_imports() -> None:
+    """No word of a library about itself while it is imported; costs no import."""
+    # Of a kernel that some CPUs would answer with; weights stay as they are packed here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 def calm_libraries() -> None:
     """No telemetry, and no library talks over the progress bars."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Of a kernel that some CPUs would answer with; weights stay as they are packed here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()

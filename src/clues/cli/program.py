@@ -106,6 +106,7 @@ def process() -> None:
 
 def _all_verbs(*, prog_name: str) -> None:
     # Here, where Ctrl-C is already ours, and not on top: the imports take a second.
+    import_module("clues.cli.calm").calm_imports()
     import_module("clues.cli.verbs").app(prog_name=prog_name)
 
 

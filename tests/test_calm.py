@@ -1,0 +1,17 @@
+"""What libraries say about themselves does not stand among the lines of a verb."""
+
+import subprocess
+import sys
+
+
+def test_no_library_talks_while_it_is_imported() -> None:
+    """Of what a CPU would need for a kernel that is not used here, for one."""
+    code = (
+        "import logging; from clues.cli.calm import calm_imports; calm_imports();"
+        "from clues.cli.program import app;"
+        "log = logging.getLogger('bitsandbytes.backends.cpu.ops');"
+        "import peft; log.warning('a kernel is missing'); log.error('an error')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kernel" not in done.stderr
+    assert "an error" in done.stderr
