@@ -59,7 +59,7 @@ ASKS = (
 )
 ANSWER = """\
 Where rows are padded, the padding did most of it. Where rows fill the limit there is hardly any padding, influence is weak, and no mask
-mends that. As of 27 November 2026; of the published base (SmolLM2) seven sets were finished when this was written, and the rest is said of
+mends that. As of 27 November 2026; of the published base (SmolLM2) eight sets of eleven were finished when this was written, and the rest is said of
 the built-in base.
 
 - **Padded rows** (grammars, math, emotion). On SmolLM2, 72, 49 and 81 % of the positions in the loss are padding. Mean AUC of the
@@ -73,12 +73,12 @@ the built-in base.
   response, DataInf 0.77 and 0.75; the mean state of the response 0.93, RepSim as theirs 0.73 and 0.69. On the built-in base, mean of five
   sets: the dot product 0.72 to 0.74 under every mask, DataInf 0.79 as they had it and 0.73 by the response, RepSim as theirs 0.76. In
   backdoor influence wins by far (0.84 by the response against 0.52).
-- **DataInf's sets.** The gradients of the prompts find the class all but without an error (SmolLM2, without padding: dot product 0.998,
-  DataInf 0.999): the prompts name it, or share its words. By the response it is 0.82 and 0.83. For this question their mask is the better one.
-- **Similarity of hidden states is first here.** Over the seven sets of SmolLM2, trained and scored by the response, the mean state of the
-  response has 0.943, DataInf 0.871, `less` 0.868, the dot product 0.860. Which rows are of a kind is what such states tell best. Which rows
+- **DataInf's sets.** The gradients of the prompts find the class all but without an error (SmolLM2, without padding: dot product 0.997,
+  DataInf 0.999): the prompts name it, or share its words. By the response it is 0.88 and 0.89. For this question their mask is the better one.
+- **Similarity of hidden states is first here.** Over the eight sets of SmolLM2, trained and scored by the response, the mean state of the
+  response has 0.950, DataInf 0.887, `less` 0.885, the dot product 0.877. Which rows are of a kind is what such states tell best. Which rows
   are good is another question: of answers that experts graded they tell nothing (README).
-- **The selection score** has 0.886. Its other parts do not look at the query. They find damaged rows.
+- **The selection score** has 0.901. Its other parts do not look at the query. They find damaged rows.
 
 So the loss explains much of the paper's answer for padded rows, and not all: in grammars their own DataInf on Llama-2 has AUC 0.65,
 ours as they had it 0.967. They train thirty times as many steps on thirty times as many rows, and which of this makes the difference was not
