@@ -91,7 +91,7 @@ HOW = """\
 - **Rows.** Every set is dealt in small: 24 to 40 training rows of all classes and 12 test rows, each a query of its own (the table
   of sets says how many). mixedM is left out: its files, as they came to us, are those of mixedL.
 - **Training.** As theirs: LoRA of rank 4, alpha 32, dropout 0.1 on q and v, their template, rows cut at 128 tokens. There are fewer
-  rows, so there are fewer steps (two epochs, five rows a step), with rates that add up to as much as theirs.
+  rows, so there are fewer steps (two epochs, five rows per step), with rates that add up to as much as theirs.
 - **As they had it.** For the first paper end tokens stand in front of the text, up to 128 positions, and all of them count. What a
   padded position reads differs between versions of the library; here it reads the padding before it, and the text reads no
   padding. DataInf trains on whole texts and takes gradients of the prompts, with padding behind them; here up to the longest

@@ -102,7 +102,7 @@ def _passes(
 
 
 def _as_if_alike(n_rows: int) -> Size:
-    """So many rows of one length, most of it answer."""
+    """So many rows of one length, whose answers count as long as they are."""
     return Size(n_rows, n_rows, n_rows)
 
 
