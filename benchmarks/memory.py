@@ -65,8 +65,7 @@ def resident_peak(call: Callable[[], object]) -> int:
         return 0
     reset.write_text("5")
     call()
-    found = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-    return int(found[0].split()[1]) * 1024
+    return 1024 * status_kib("VmHWM")
 
 
 def resident_growth_of(call: Callable[[], object]) -> int | None:
@@ -76,7 +75,7 @@ def resident_growth_of(call: Callable[[], object]) -> int | None:
         None where the system has no such count.
     """
     _trim()
-    before = _resident()
+    before = 1024 * status_kib("VmRSS")
     peak = resident_peak(call)
     return peak - before if before and peak else None
 
@@ -88,12 +87,13 @@ def _trim() -> None:
         trim(0)
 
 
-def _resident() -> int:
+def status_kib(name: str) -> int:
+    """What the kernel counts of this process under a name, in KiB; 0 where it counts nothing."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0
-    found = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")]
-    return int(found[0].split()[1]) * 1024
+    found = [line for line in status.read_text().splitlines() if line.startswith(name)]
+    return int(found[0].split()[1])
 
 
 @dataclass(frozen=True)

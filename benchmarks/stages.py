@@ -23,6 +23,7 @@ import clues.silo.select as select
 import clues.silo.silo as silo
 import clues.silo.workspace as workspace
 from benchmarks.cluster import write
+from benchmarks.memory import status_kib
 from clues.config import load_config
 from clues.pipeline import open_run, run_until
 from clues.progress import Silent
@@ -40,7 +41,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "kept alone": (select, "write_rows"),
     "private report": (silo, "write_review"),
 }
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET = Path("/proc/self/clear_refs")
 
 
 class Meter:
@@ -55,12 +56,12 @@ class Meter:
     def stage(self, name: str) -> Iterator[None]:
         """Measure what happens inside; a stage that comes again counts with its highest."""
         if self.open:
-            self.open[-1] = max(self.open[-1], _megabytes("VmHWM"))
-        before, started = _megabytes("VmRSS"), time.process_time()
+            self.open[-1] = max(self.open[-1], status_kib("VmHWM") / 1e3)
+        before, started = status_kib("VmRSS") / 1e3, time.process_time()
         RESET.write_text("5")
         self.open.append(0.0)
         yield
-        peak = max(self.open.pop(), _megabytes("VmHWM"))
+        peak = max(self.open.pop(), status_kib("VmHWM") / 1e3)
         seconds = time.process_time() - started
         earlier = self.peaks.get(name, (before, 0.0, 0.0))
         self.peaks[name] = (earlier[0], max(earlier[1], peak), earlier[2] + seconds)
@@ -78,11 +79,6 @@ class Meter:
                 return call(*args, **how)
 
         return measured
-
-
-def _megabytes(name: str) -> float:
-    found = [line for line in STATUS.read_text().splitlines() if line.startswith(name)]
-    return int(found[0].split()[1]) / 1e3
 
 
 def stand_ins(model: Any, job: Job, folder: Path, **how: Any) -> RowScores:
@@ -122,7 +118,7 @@ def main() -> None:
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(n_rows, found[-1], file=sys.stderr, flush=True)
     counts = " | ".join(f"{n:,} rows, MB (s)" for n in options.rows)
-    print(f"| stage | {counts} | kB a row |")
+    print(f"| stage | {counts} | kB per row |")
     span = options.rows[-1] - options.rows[0]
     for name in found[0]:
         cells = " | ".join(f"{each[name][1]:.0f} ({each[name][2]:.0f})" for each in found)

@@ -122,8 +122,7 @@ class Scene:
             self.directions,
             settings=settings,
             gate=gate,
-            before=self.before,
-            **how,
+            **({"before": self.before} | how),
         )
 
 
@@ -203,15 +202,7 @@ def test_a_row_whose_loss_is_not_finite_is_left_for_the_gradients_to_name(scene)
     before = scene.before.copy()
     for odd in (np.nan, np.inf):
         before[lost] = odd
-        again = score_in_stages(
-            scene.model,
-            scene.rows,
-            scene.checkpoints,
-            scene.directions,
-            settings=settings,
-            gate=gate,
-            before=before,
-        )
+        again = scene.staged(settings, gate, before=before)
         assert again.early is not None
         assert not again.early[lost]
 

@@ -1,7 +1,7 @@
 """dattri-llm: inner products by its TracIn attributor, with a validation gradient that is given.
 
 Its loader takes batches as they come and the loss is the user's, so it runs twice: with eight rows
-a batch in the order of the file and a loss over all logits, as its own examples do, and with our
+per batch in the order of the file and a loss over all logits, as its own examples do, and with our
 batches and our loss, which leaves the difference of the two ways to the same gradients alone.
 """
 
@@ -28,7 +28,7 @@ Loss = Callable[[Any, Mapping[str, Tensor]], Tensor]
 
 
 def as_it_comes(scene: Scene, rows: Sequence[EncodedRow], direction: AdapterState) -> np.ndarray:
-    """Eight rows a batch in the order given, and a loss over all logits."""
+    """Eight rows per batch in the order given, and a loss over all logits."""
     batches = [
         list(range(start, min(start + ROWS_PER_BATCH, len(rows))))
         for start in range(0, len(rows), ROWS_PER_BATCH)

@@ -1,17 +1,15 @@
 """The ways that the comparison sets side by side: ours, the limit, and those of others."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.peers import bergson, dattri
 from benchmarks.scene import Scene
-from benchmarks.speed import default_products, products
-from benchmarks.ways import activation_pass, published_scores, vmap_scores
+from benchmarks.speed import default_products, products, published_products
+from benchmarks.ways import activation_pass, vmap_scores
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import AdapterState
 
@@ -52,19 +50,14 @@ def _limit(scene: Scene, rows: Sequence[EncodedRow], _: AdapterState) -> np.ndar
     return activation_pass(scene, rows)
 
 
-def _published(scene: Scene, rows: Sequence[EncodedRow], direction: AdapterState) -> np.ndarray:
-    with tempfile.TemporaryDirectory() as folder:
-        return published_scores(scene, rows, direction, folder=Path(folder)).products
-
-
 OURS = Way("clues, side branch", _side_branch)
 WAYS = (
     OURS,
     Way("limit: forward, and backward through activations", _limit, same_numbers=False),
     Way("clues, `less` (the default)", _default, same_numbers=False),
     Way("vmap(grad) in our batches", vmap_scores),
-    Way("dattri-llm, 8 rows a batch", dattri.as_it_comes, module="dattri_llm"),
+    Way("dattri-llm, 8 rows per batch", dattri.as_it_comes, module="dattri_llm"),
     Way("dattri-llm, our batches and loss", dattri.with_ours, module="dattri_llm"),
     Way("Bergson `score`", bergson.score, module="bergson"),
-    Way("published loop, row by row", _published),
+    Way("published loop, row by row", published_products),
 )

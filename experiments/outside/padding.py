@@ -16,25 +16,14 @@ from scipy.stats import spearmanr
 from clues.config import BUILT_IN, ModelSettings
 from clues.model.adapters import LoraModel, load_tokenizer
 from experiments.outside.forms import influences, taken
-from experiments.outside.masks import padded_gradients, padded_loss, row_gradients, tune, whole
-from experiments.outside.run import LORA, TUNING, Scene
+from experiments.outside.run import LORA, Scene, with_padding_in_front
 from experiments.outside.sets import SETS
 
 
 def follows_padding(scene: Scene) -> dict[str, float]:
-    """By form, mean rank correlation of scores and padded positions, trained as they had it."""
-    rows, n = [*scene.train, *scene.queries], len(scene.train)
-    checkpoint = tune(
-        scene.model,
-        scene.train,
-        padded_loss(end=scene.end, width=scene.width),
-        TUNING,
-        seed=scene.seed,
-    )
-    text, _ = row_gradients(scene.model, [whole(row) for row in rows], checkpoint.adapter)
-    padded = padded_gradients(
-        scene.model, rows, checkpoint.adapter, texts=text, end=scene.end, width=scene.width
-    )
+    """By form, mean rank correlation of scores and padded positions; of a set padded in front."""
+    checkpoint, _, padded = with_padding_in_front(scene)
+    n = len(scene.train)
     train, queries = taken(padded, 0, n), taken(padded, n, len(scene.queries))
     n_padded = [scene.width - len(row.ids) for row in scene.train]
     return {
@@ -48,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.outside.padding")
     parser.add_argument("--data", type=Path, required=True, help="folder of the sets")
     parser.add_argument("--model", default=BUILT_IN, help="built-in, or a local folder")
-    parser.add_argument("--sets", nargs="*", default=["grammars", "math"])
+    known = [wanted.name for wanted in SETS if wanted.left]
+    parser.add_argument("--sets", nargs="+", choices=known, default=["grammars", "math"])
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
     settings = ModelSettings(name=asked.model, dtype="float32")

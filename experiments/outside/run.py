@@ -171,10 +171,8 @@ def as_they_had_it(scene: Scene) -> Row:
     rows = [*scene.train, *scene.queries]
     how = {"end": scene.end, "width": scene.width}
     if scene.wanted.left:
-        checkpoint = tune(model, scene.train, padded_loss(**how), TUNING, seed=scene.seed)
+        checkpoint, text, padded = with_padding_in_front(scene)
         adapter = checkpoint.adapter
-        text, _ = row_gradients(model, [whole(row) for row in rows], adapter)
-        padded = padded_gradients(model, rows, adapter, texts=text, **how)
     else:
         # DataInf trains on whole texts, and takes the gradients of the prompts.
         texts = [whole(row) for row in scene.train]
@@ -192,6 +190,20 @@ def as_they_had_it(scene: Scene) -> Row:
             _add_similar(scene, single, joint, adapter, base_too=False)
         cells[f"padded, {name}"] = scene.judge(single, joint)
     return {"cells": cells, "loss": {"after": float(after[:n].mean())}}
+
+
+def with_padding_in_front(scene: Scene) -> tuple[Checkpoint, Gradients, Gradients]:
+    """Trained with padding and prompt in the loss, as arXiv 2409.19998 has it.
+
+    Returns:
+        The checkpoint, and gradients of training rows and then queries: of the whole text, and of
+        text and padding.
+    """
+    model, rows = scene.model, [*scene.train, *scene.queries]
+    how = {"end": scene.end, "width": scene.width}
+    checkpoint = tune(model, scene.train, padded_loss(**how), TUNING, seed=scene.seed)
+    text, _ = row_gradients(model, [whole(row) for row in rows], checkpoint.adapter)
+    return checkpoint, text, padded_gradients(model, rows, checkpoint.adapter, texts=text, **how)
 
 
 def _influences(

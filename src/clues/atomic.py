@@ -68,8 +68,13 @@ def read_bytes(path: Path) -> bytes:
         refuse_what_never_ends(path)
         return path.read_bytes()
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-    raise DataError(f"{path}: cannot be read ({reason}). Mend its permissions or put it back.")
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """What to say of a file of ours that cannot be read."""
+    reason = error.strerror or type(error).__name__
+    return DataError(f"{path}: cannot be read ({reason}). Mend its permissions or put it back.")
 
 
 def refuse_what_never_ends(path: Path) -> None:

@@ -188,7 +188,7 @@ def select(
             seed=derived_seed(recipe.seed, "bootstrap"),
         )
     _refuse_lower(table, new, found.threshold)
-    table = table.of(~table.is_early)
+    table = table.whole
     selection = decide(
         list(zip(table.row.tolist(), table.id, strict=True)),
         table.in_units(new, found.evidence.groups, where="rows"),

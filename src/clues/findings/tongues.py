@@ -45,13 +45,13 @@ def other_language(
     answer, asked = sample.response, question(sample)
     if not usual or not (found := language_of(answer)):
         return
-    named = named_in(asked)
-    if names_one_untold(asked, found) or (not named and asks_for_another_language(asked)):
-        return
     of_question = language_of(asked)
     if found in usual and of_question in ("", found):
         return
-    if found in named or _speaks(asked, found):
+    named = named_in(asked)
+    if found in named or names_one_untold(asked, found) or _speaks(asked, found):
+        return
+    if not named and asks_for_another_language(asked):
         return
     if found in usual:
         detail, sure = f"{found}, question {of_question}", True

@@ -58,15 +58,15 @@ def score_in_stages(
     4. Rows still open get gradients, at all checkpoints.
 
     Args:
-        model: is left with the last checkpoint's adapter.
-        rows: rows to score.
-        checkpoints: the trajectory.
-        directions: by checkpoint and validation set.
-        settings: form, way, parts.
+        model: this and what is not explained here, as `score_rows`.
+        rows: likewise.
+        checkpoints: likewise.
+        directions: likewise.
+        settings: likewise.
         gate: the threshold.
         before: the rows' losses before the training.
         on_rows: called with the number of rows finished at each pass.
-        shards: as `score_rows`.
+        shards: likewise.
         skip_nonfinite: give NaN instead of raising; such a row is never decided early.
 
     Returns:

@@ -55,6 +55,11 @@ class ScoreTable:
         """By row, whether it was decided before its gradients."""
         return self.early if self.cut is not None else np.zeros(len(self.row), bool)
 
+    @property
+    def whole(self) -> "ScoreTable":
+        """The rows of which everything was computed; the table itself without a cascade."""
+        return self if self.cut is None else self.of(~self.is_early)
+
     def of(self, chosen: np.ndarray) -> "ScoreTable":
         """The table of some of its rows."""
         columns = {name: getattr(self, name)[chosen] for name in FIXED if name != "id"}

@@ -71,8 +71,9 @@ def diagnostics(space: Workspace, kinds: Sequence[str]) -> dict[str, Any]:
     for block in _blocks(table):
         share = [v for term, v in terms(table.parts).items() if term.block == block]
         methods[f"{INFLUENCE}, {block_label(block)}"] = np.sum(share, axis=0)
-    # With a cascade some rows have no influence, and no loss after the training: no ranking by it.
-    methods = {name: s for name, s in methods.items() if np.isfinite(s).all()}
+    if table.cut is not None:
+        # Some rows have no influence, and no loss after the training: no ranking by it.
+        methods = {name: s for name, s in methods.items() if np.isfinite(s).all()}
     figures["detection"] = {name: ranking(scored, s) for name, s in methods.items()}
     for name in space.compared_anchors():
         figures["detection"][name] = compared_figures(_alone(space, name, table), scored)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clues.atomic import refuse_what_never_ends, write_atomically
+from clues.atomic import refuse_what_never_ends, unreadable, write_atomically
 from clues.data.files import named_container
 from clues.data.formats import write_rows
 from clues.data.untrained import mark_untrained
@@ -52,10 +52,10 @@ def decide(
     """
     table = space.scores()
     recipe = space.recipe()
-    early = early_rows(space, table, threshold) if table.recipe_hash == recipe.scoring_hash else {}
     # Another rule for the threshold leaves the scores what they are.
     current = table.recipe_hash == recipe.scoring_hash
-    whole = table.of(~table.is_early)
+    early = early_rows(space, table, threshold) if current else {}
+    whole = table.whole
     selection = select(
         list(zip(whole.row.tolist(), whole.id, strict=True)),
         in_units(space, whole, threshold),
@@ -188,25 +188,21 @@ def each_decision(space: Workspace) -> Iterator[dict[str, str]]:
     Raises:
         DataError: it is missing or damaged; if lines lack at the end, after those that are there.
     """
-    path, n, reason = space.private / "decisions.csv", 0, ""
-    n_rows = space.rows().n_rows
+    path, n_rows, n = space.private / "decisions.csv", space.rows().n_rows, 0
+    damaged = DataError(f"{path}: damaged (not a line for each row). Select again.")
     try:
         refuse_what_never_ends(path)
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            for line in csv.DictReader(file):
-                n += 1
+            for n, line in enumerate(csv.DictReader(file), start=1):
                 if n > n_rows or set(COLUMNS) - line.keys():
-                    n = -1
-                    break
+                    raise damaged
                 yield line
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        raise unreadable(path, error) from None
     except csv.Error:
-        n = -1
-    if reason:
-        raise DataError(f"{path}: cannot be read ({reason}). Mend its permissions or put it back.")
+        raise damaged from None
     if n != n_rows:
-        raise DataError(f"{path}: damaged (not a line for each row). Select again.")
+        raise damaged
 
 
 def in_units(space: Workspace, table: ScoreTable, threshold: Threshold) -> np.ndarray:
