@@ -19,7 +19,8 @@ from clues.evaluation.detection import detection, ranking, read_labels
 from clues.pipeline import Run
 from clues.scoring.parts import Compared, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import Threshold, fit_threshold, mixture_cut
+from clues.selection.rules import mixture_cut
+from clues.selection.threshold import Threshold, fit_threshold
 from clues.selection.units import INFLUENCE, part_of
 from clues.silo.select import in_units
 

@@ -10,6 +10,9 @@ Seeds = Sequence[StoredSeed]  # of one experiment, scale and base model
 AUC = ("medicalqa", "fiqa", "mmedbench")
 FEDERATED, MERGED = 0.96, 0.91  # shares of the oracle's gain: the paper's claims
 RECALL = 0.99
+# Of a published base: our own goals.
+SCORE_AUC, SWAP_AUC = 0.95, 0.90
+MODEL_GAIN, KEEP_GAIN, KEEP_RECALL = 1.0, 0.96, 0.95
 OURS = ("selection score", "influence")  # the second is a part of the first
 
 
@@ -33,6 +36,56 @@ def goals(stored: Callable[[str], Seeds]) -> list[str]:
     recall = f"clean recall of at least {RECALL:.2f} under the default rule"
     lines += _rows(recall, "levels", stored, _clean_recall)
     return lines
+
+
+def goals_of_published_bases(stored: Callable[[str], Seeds]) -> list[str]:
+    """A table of the goals for a base model that others have published.
+
+    Args:
+        stored: the seeds of an experiment by its name; empty where it has not run.
+    """
+    lines = [
+        "| goal | experiment | came out | met |",
+        "| :--- | :--- | :--- | :--- |",
+    ]
+    detection = (
+        f"MedQuAD, 40 % damaged: AUC of at least {SCORE_AUC:.2f}, answers swapped {SWAP_AUC:.2f}"
+    )
+    lines += _rows(detection, "thresholds", stored, _detection)
+    for name in ("thresholds", *AUC):
+        lines += _rows(f"AUC above every other selector's: {name}", name, stored, _best_auc)
+    keep = f"aim `keep`: {KEEP_GAIN:.0%} of the oracle's gain, clean recall {KEEP_RECALL:.2f}"
+    lines += _rows(keep, "aims", stored, lambda seeds: _aim(seeds, "keep", KEEP_GAIN, KEEP_RECALL))
+    model = f"aim `model`: {MODEL_GAIN:.0%} of the oracle's gain"
+    return lines + _rows(model, "aims", stored, lambda seeds: _aim(seeds, "model", MODEL_GAIN, 0.0))
+
+
+def _detection(seeds: Seeds) -> list[tuple[str, str, bool]]:
+    runs = [seed.first for seed in seeds]
+    whole = statistics.fmean(silo_means(runs, "selection score"))
+    swap = statistics.fmean(silo_means(runs, "selection score", "swap"))
+    variant = next(iter(seeds[0].variants))
+    met = whole >= SCORE_AUC and swap >= SWAP_AUC
+    return [(_where(seeds, variant), f"{whole:.3f}; swapped {swap:.3f}", met)]
+
+
+def _aim(seeds: Seeds, aim: str, gain: float, least: float) -> list[tuple[str, str, bool]]:
+    """Share of the oracle's gain, and of the clean rows kept, under one aim."""
+    first, runs = [seed.first for seed in seeds], [seed.variants[aim] for seed in seeds]
+    # Arms that a variant did not train are the first variant's: rows and scores are the same.
+    losses = [
+        {**a, "clues": b["clues"]} for a, b in zip(losses_of(first), losses_of(runs), strict=True)
+    ]
+    share = share_of_gain(losses, "clues")
+    recall = statistics.fmean(
+        silo.recall
+        for run in runs
+        for silo in run.results.silos.values()
+        if silo.recall is not None
+    )
+    shown = "the oracle gains nothing" if share is None else f"{share:.0%}"
+    met = share is not None and share >= gain and recall >= least
+    return [(_where(seeds, aim), f"{shown}; clean recall {recall:.3f}", met)]
 
 
 def _rows(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clues.config import BUILT_IN
 from experiments.statistics import over_seeds, shown, silo_means
 from experiments.stored import StoredRun
 
@@ -193,7 +194,8 @@ def section(one: Standalone) -> list[str]:
     groups = stored(one.name)
     if not groups:
         return ["", "Not run yet."]
-    for model, found in groups.items():
+    # What a published base model shows comes first.
+    for model, found in sorted(groups.items(), key=lambda group: group[0] == BUILT_IN):
         runs = [run for several in found.runs.values() for run in several]
         own = found.first
         seeds = ", ".join(str(run.results.seeds[0]) for run in own)

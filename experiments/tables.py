@@ -12,7 +12,7 @@ from pathlib import Path
 from clues.config import BUILT_IN
 from experiments import standalone
 from experiments.figure import write_figure
-from experiments.goals import goals
+from experiments.goals import goals, goals_of_published_bases
 from experiments.outside import page as outside
 from experiments.paper import experiment_tables, score_in_words
 from experiments.spec import known_experiments, load_experiment
@@ -144,9 +144,15 @@ def overview(found: Sequence[Section]) -> str:
         "",
         INTRO,
         "",
-        "## Goals at small scale",
+        "## Goals on a published base",
         "",
-        "Means over seeds, small scale with the built-in base model, each of the score of its table on "
+        "Our own goals. Means over seeds, scale `laptop`: SmolLM2-135M-Instruct, for `mmedbench` Gemma-3-270m.",
+        "",
+        *goals_of_published_bases(_published),
+        "",
+        "## Goals on the built-in base",
+        "",
+        "Means over seeds, small scale with the built-in base model of 3.6 M parameters, each of the score of its table on "
         "the experiment's page; the tables have seeds, dates, machine and "
         "intervals. The shares are the paper's claims for its own models and data.",
         "",
@@ -156,6 +162,12 @@ def overview(found: Sequence[Section]) -> str:
         lines += ["", f"## {one.title}", "", f"{one.asks} [Tables]({one.place})".strip()]
     lines += ["", f"## {outside.TITLE}", "", f"{outside.ASKS} [Tables]({outside.PLACE})"]
     return "\n".join(lines) + "\n"
+
+
+def _published(name: str) -> list[StoredSeed]:
+    """An experiment's seeds at scale laptop; empty where it has not run."""
+    found = [seeds for (scale, _), seeds in stored(name).items() if scale == "laptop"]
+    return found[0] if found else []
 
 
 def page(section: Section) -> str:
@@ -232,16 +244,20 @@ def section(name: str) -> Section:
     if not groups:
         lines = ["", f"Not run yet: `python -m experiments {name}`."]
         return Section(name, spec.title, asks, lines)
-    for (scale, model), seeds in groups.items():
-        lines += ["", f"## {scale} scale, {model}", "", *experiment_tables(seeds)]
+    # What a published base model shows comes first.
+    for (scale, model), seeds in sorted(groups.items(), key=lambda group: group[0][1] == BUILT_IN):
+        appended = "Appendix: " if model == BUILT_IN and len(groups) > 1 else ""
+        lines += ["", f"## {appended}{scale} scale, {model}", "", *experiment_tables(seeds)]
         picture = figure_path(name, scale, model)
         if picture.exists():
             alt = f"{spec.title}: gain of every arm over mixed, and AUC of every score"
             lines += ["", f"![{alt}](../images/{picture.name})"]
-    most = max(groups.values(), key=len)
-    first = min(seed.seed for seed in most)
-    start = f" --first-seed {first}" if first else ""
-    lines += ["", f"Again: `python -m experiments {name} --seeds {len(most)}{start}`."]
+    for (scale, _), seeds in groups.items():
+        first = min(seed.seed for seed in seeds)
+        start = f" --first-seed {first}" if first else ""
+        size = "" if scale == "small" else f" --scale {scale}"
+        again = f"python -m experiments {name}{size} --seeds {len(seeds)}{start}"
+        lines += ["", f"Again, at scale {scale}: `{again}`."]
     return Section(name, spec.title, asks, lines)
 
 

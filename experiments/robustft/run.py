@@ -13,7 +13,7 @@ import json
 import random
 from pathlib import Path
 
-from clues.config import derived_seed
+from clues.config import BUILT_IN, derived_seed
 from clues.errors import DataError
 from experiments.draws import (
     PUBLISHED,
@@ -95,7 +95,7 @@ def write_inputs(folder: Path, data: Path, name: str, *, model: str, seed: int) 
     return {
         "recipe": {
             "seed": seed,
-            "model": {"name": model, "dtype": "float32"},
+            "model": {"name": model, "dtype": "float32" if model == BUILT_IN else "bfloat16"},
             "lora": adapter(["q_proj", "v_proj"]),
             "tokens": {"max_length": 384, "overlong": "drop"},
             # 1.1 epochs: an answer is a word or two, and the base model has to learn which.
