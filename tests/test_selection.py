@@ -17,18 +17,9 @@ from clues.errors import (
     NumericsError,
     RecipeMismatchError,
 )
-from clues.selection.threshold import (
-    UNSCORED,
-    UNUSABLE,
-    Apart,
-    Ruling,
-    Threshold,
-    fewest_anchors,
-    fit_threshold,
-    mixture_cut,
-    select,
-    tolerance_rank,
-)
+from clues.selection.decisions import UNSCORED, UNUSABLE, Apart, Ruling, select
+from clues.selection.rules import fewest_anchors, mixture_cut, tolerance_rank
+from clues.selection.threshold import Threshold, fit_threshold
 from clues.selection.units import Part, Units, anchor_units
 
 HASH = "0123456789ab"
@@ -672,7 +663,7 @@ def test_units_of_a_group_are_plain_numbers_after_json():
 @pytest.mark.parametrize(
     "module",
     [
-        "clues.selection.threshold",
+        "clues.selection.decisions",
         "clues.config",
         "clues.errors",
         "clues.rundir",

@@ -13,7 +13,8 @@ from clues.atomic import atomic_write_bytes, make_folder
 from clues.config import Recipe
 from clues.errors import UsageError
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import Decision, Threshold
+from clues.selection.decisions import Decision
+from clues.selection.threshold import Threshold
 
 Floats = NDArray[np.float64]
 

@@ -29,8 +29,9 @@ from clues.prepare.scaffold import ONE_DOMAIN, check_name
 from clues.progress import Progress
 from clues.scoring.table import ScoreTable
 from clues.scoring.turns import turns_in_units
-from clues.selection.threshold import Apart, Decision, Threshold, fit_threshold
-from clues.selection.threshold import select as decide
+from clues.selection.decisions import Apart, Decision
+from clues.selection.decisions import select as decide
+from clues.selection.threshold import Threshold, fit_threshold
 from clues.selection.turns import Turns, positions
 
 WITH_QUANTILE = ("anchor_tolerance", "anchor_quantile")

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from clues.config import Recipe, derived_seed
 from clues.errors import DataError, NumericsError
 from clues.evaluation.detection import detection, ranking
-from clues.selection.threshold import fit_threshold, mixture_cut
+from clues.selection.rules import mixture_cut
+from clues.selection.threshold import fit_threshold
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from rich.text import Text
 from clues.atomic import atomic_write_bytes
 from clues.config import BUILT_IN, RunConfig
 from clues.data.formats import not_read
-from clues.selection.threshold import fewest_anchors, tolerance_rank
+from clues.selection.rules import fewest_anchors, tolerance_rank
 
 FEW_VALIDATION = 20
 MANY_LOST = 0.05  # share of rows cut or left out that deserves a word

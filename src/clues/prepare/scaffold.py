@@ -18,7 +18,7 @@ from clues.config import check_name as checked_name
 from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.errors import UsageError
 from clues.reading import folder_and_split
-from clues.selection.threshold import MIN_ANCHORS
+from clues.selection.units import MIN_ANCHORS
 
 Side = Literal["all", "coordinator", "silo"]
 ONE_DOMAIN = "general"

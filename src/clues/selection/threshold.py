@@ -1,31 +1,25 @@
-"""From anchor scores to one threshold, and from the threshold to a decision per row.
+"""From anchor scores to one threshold.
 
-No torch here. A *group* is a set of rows and anchors that were scored on the same checkpoints:
-a domain on the global trajectory, a silo on its own, a fold of a silo when cross-fitted.
-Scores of different groups compare only in units of each group's anchors.
+A *group* is a set of rows and anchors that were scored on the same checkpoints: a domain on the
+global trajectory, a silo on its own, a fold of a silo when cross-fitted. Scores of different groups
+compare only in units of each group's anchors. No torch here.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median_low
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from scipy.special import betainc
 
-from clues.config import ANCHOR_RULES, Aim, ThresholdSettings, short
+from clues.config import ANCHOR_RULES, Aim, ThresholdSettings
 from clues.errors import (
-    ConfigError,
     DataError,
-    DegenerateSelectionError,
-    NumericsError,
-    RecipeMismatchError,
 )
 from clues.results.run import AimResult, ThresholdResult
 from clues.selection.aims import Parting, cut_for_model, kept_shares
-from clues.selection.turns import Turns, TurnScore
-from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
+from clues.selection.rules import rule_value, tolerance_rank
+from clues.selection.units import Array, Units, anchor_units
 from clues.selection.weighing import Controls
 
 
@@ -293,37 +287,6 @@ def group_units(
     return units, min(probability for _, probability in ranks.values())
 
 
-def tolerance_rank(n_anchors: int, settings: ThresholdSettings) -> tuple[int, float]:
-    """Which anchor, from below, is the cut that keeps at least 1 - quantile of the clean rows.
-
-    Of n anchors drawn like the clean rows, at least r fall below the clean rows' q-quantile with
-    probability P(Binomial(n, q) >= r); then the r-th lowest anchor does not lie above it.
-
-    Returns:
-        (rank, probability): the highest rank whose probability is at least `confidence`, counted
-        from 1; rank 1 with its lower probability, 1 - (1 - q)^n, where the anchors are too few.
-
-    Source: Wilks 1941, one-sided distribution-free tolerance limits.
-    """
-    ranks = np.arange(1, n_anchors + 1)
-    probability = betainc(ranks, n_anchors - ranks + 1, settings.quantile)
-    rank = max(1, int((probability >= settings.confidence).sum()))
-    return rank, float(probability[rank - 1])
-
-
-def fewest_anchors(rank: int, settings: ThresholdSettings) -> int:
-    """How many anchors it takes until the cut is the rank-th lowest of them, or a higher one."""
-
-    def suffices(n_anchors: int) -> bool:
-        probability = betainc(rank, n_anchors - rank + 1, settings.quantile)
-        return bool(probability >= settings.confidence)
-
-    enough = rank
-    while not suffices(enough):
-        enough *= 2
-    return bisect_left(range(enough), True, lo=rank, key=suffices)
-
-
 def _tail_units(units: Units, raw: Mapping[str, Array], *, rank: int) -> Units:
     """Units in which the group's cut is -1 and its anchors' median 0, so groups share one cut."""
     combined = units.combined(raw)
@@ -346,280 +309,6 @@ def _voted(
     pools: Sequence[Sequence[Array]], proposals: Sequence[float], settings: ThresholdSettings
 ) -> float | None:
     """The lower median over pools of the rule's value."""
-    values = [_rule_value(groups, proposals, settings) for groups in pools]
+    values = [rule_value(groups, proposals, settings) for groups in pools]
     numbers = [value for value in values if value is not None]
     return median_low(numbers) if numbers else None
-
-
-def _rule_value(
-    groups: Sequence[Array], proposals: Sequence[float], settings: ThresholdSettings
-) -> float | None:
-    pooled = np.concatenate(groups)
-    if settings.rule == "anchor_tolerance":
-        # Raw scores have no units of their own group: one cut for all anchors together.
-        sets = groups if settings.units == "anchor" else [pooled]
-        cuts = [np.sort(s)[tolerance_rank(len(s), settings)[0] - 1] for s in sets]
-        return float(np.mean(cuts))
-    if settings.rule == "anchor_mean":
-        return float(pooled.mean())
-    if settings.rule == "anchor_quantile":
-        # "lower" never interpolates upwards: at most this share of the anchors falls below.
-        return float(np.quantile(pooled, settings.quantile, method="lower"))
-    if settings.rule == "preset":
-        return settings.preset
-    if settings.rule == "mixture":
-        return float(np.median(proposals))
-    return None
-
-
-def mixture_cut(scores: Array, *, seed: int) -> float | None:
-    """Where a silo's own scores part into a low and a high group.
-
-    Two normal distributions are fitted to the scores; the cut is where a row is as likely from
-    the lower as from the upper one. None if one distribution describes the scores as well (by
-    the Bayesian information criterion).
-    """
-    from sklearn.mixture import GaussianMixture  # 1 s to import, for one rule
-
-    if len(scores) < 2 * MIN_ANCHORS:
-        return None
-    column = scores.reshape(-1, 1)
-    fits = [GaussianMixture(n, random_state=seed, n_init=5).fit(column) for n in (1, 2)]
-    if fits[0].bic(column) <= fits[1].bic(column):
-        return None
-    means = np.asarray(fits[1].means_, float).ravel()
-    upper = int(np.argmax(means))
-    grid = np.linspace(means.min(), means.max(), 2001)
-    above = fits[1].predict_proba(grid.reshape(-1, 1))[:, upper] >= 0.5
-    return float(grid[np.argmax(above)]) if above.any() else None
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """What a person decided about a row, whatever it scores."""
-
-    keep: bool
-    reason: str = field(repr=False)
-
-
-# Why a row is kept or not, in a word; a finding about its text is one more.
-SCORE, PERSON, UNSCORED, UNUSABLE = "score", "person", "not scored", "not usable"
-TURN = "turn"
-# Below the threshold by loss and alignment alone, with a cascade.
-EARLY = "early"
-
-
-class Apart(NamedTuple):
-    """A row that no score decides about: its content id, why in a word, and the reason."""
-
-    id: str
-    why: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What happens to one row, and why; `by_hand` if a person has decided it.
-
-    Attributes:
-        row: zero-based position in the file.
-        id: content id.
-        score: in the threshold's units; None where there is none.
-        kept: whether it is kept.
-        reason: a sentence.
-        by_hand: whether a person has decided it.
-        why: in a word: `score`, `early` (with a cascade: by its loss and alignment alone), `turn`,
-            `person`, `not scored`, `not usable`, or the kind of a finding.
-        turns: scores of the turns of a row that has several, with `score.turns`.
-        untrained: positions of turns that are below the threshold, in a kept row of which they are
-            read and not trained.
-    """
-
-    row: int
-    id: str
-    score: float | None
-    kept: bool
-    reason: str = field(repr=False)
-    by_hand: bool = False
-    why: str = SCORE
-    turns: tuple[TurnScore, ...] = ()
-    untrained: tuple[int, ...] = ()
-
-    @property
-    def worst(self) -> TurnScore | None:
-        """The turn with the lowest score, where turns have scores."""
-        return min(self.turns, default=None)
-
-    @property
-    def file(self) -> str:
-        """Where the row goes: `kept`, `dropped`, or `unscored` where nothing speaks against it."""
-        return "kept" if self.kept else "unscored" if self.why == UNSCORED else "dropped"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A decision for every row of a silo, in the order of the file."""
-
-    recipe_hash: str
-    decisions: tuple[Decision, ...]
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Positions of the kept rows."""
-        return tuple(d.row for d in self.decisions if d.kept)
-
-    @property
-    def dropped(self) -> tuple[int, ...]:
-        """Positions of the dropped rows."""
-        return self.of("dropped")
-
-    @property
-    def unscored(self) -> tuple[int, ...]:
-        """Positions of the rows that are neither: they have no score."""
-        return self.of("unscored")
-
-    def of(self, file: str) -> tuple[int, ...]:
-        """Positions of the rows that go to one file."""
-        return tuple(d.row for d in self.decisions if d.file == file)
-
-    @property
-    def untrained(self) -> dict[int, tuple[int, ...]]:
-        """By position of a kept row, the turns of it that are not trained."""
-        return {d.row: d.untrained for d in self.decisions if d.untrained}
-
-
-def select(
-    rows: Sequence[tuple[int, str]],
-    scores: Array,
-    threshold: Threshold,
-    *,
-    recipe_hash: str,
-    dropped: Mapping[int, Apart],
-    where: str,
-    min_kept: int = 1,
-    allow_degenerate: bool = False,
-    rulings: Mapping[str, Ruling] | None = None,
-    aside: Mapping[int, tuple[str, str]] | None = None,
-    turns: Turns | None = None,
-) -> Selection:
-    """Decide about every row; a row at the threshold is kept.
-
-    Args:
-        rows: (position, content id) of the scored rows.
-        scores: their scores in the threshold's units, in the same order.
-        threshold: the global rule.
-        recipe_hash: recipe under which the rows were scored.
-        dropped: by position, the rows that no score decides about.
-        where: name of the silo, for errors.
-        min_kept: fewer kept rows than this would single people out.
-        allow_degenerate: accept a selection that keeps nothing or everything.
-        rulings: by content id, what a person decided; it wins over the score, and the limits
-            above hold for what comes out.
-        aside: by position, kind and reason of the rows that a finding sets aside whatever they
-            score.
-        turns: scores of the turns of rows that have several, in units of the anchors' turns.
-
-    Raises:
-        RecipeMismatchError: scores and threshold come from different recipes.
-        NumericsError: a score is not finite.
-        DataError: a person keeps a row that has no score.
-        DegenerateSelectionError: nothing, everything, or fewer than `min_kept` rows are kept.
-    """
-    if recipe_hash != threshold.recipe_hash:
-        raise RecipeMismatchError(
-            f"{where} scored under recipe {short(recipe_hash)}; the threshold is for "
-            f"{short(threshold.recipe_hash)}. Send {where} the current recipe and score again."
-        )
-    if not np.isfinite(scores).all():
-        n_bad = int((~np.isfinite(scores)).sum())
-        raise NumericsError(f"{where}: {n_bad} of {len(scores)} scores are not finite.")
-    cut = cut_of(threshold, scores, where=where)
-    decisions = [
-        Decision(row, id_, float(score), bool(score >= cut), _reason(float(score), cut))
-        for (row, id_), score in zip(rows, scores, strict=True)
-    ]
-    decisions = [_by_turns(d, turns, cut) for d in decisions] if turns else decisions
-    decisions += [
-        Decision(row, apart.id, None, False, apart.reason, why=apart.why)
-        for row, apart in dropped.items()
-    ]
-    decisions = [_set_aside(d, (aside or {}).get(d.row)) for d in decisions]
-    decisions = [_ruled(d, rulings or {}, where) for d in decisions]
-    selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
-    n_kept = len(selection.kept)
-    n_rows = len(rows) + sum(apart.why == EARLY for apart in dropped.values())
-    # Where turns are left out, keeping every row is a choice.
-    if not allow_degenerate and n_kept in (0, n_rows) and not selection.untrained:
-        what = "every row" if n_kept else "no row"
-        span = f" (scores run from {scores.min():.4g} to {scores.max():.4g})" if len(scores) else ""
-        raise DegenerateSelectionError(
-            f"{where}: the threshold {cut:.4g} keeps {what} of {n_rows}{span}. Check that the anchors are of this "
-            "silo's domain, or choose another rule; --allow-degenerate accepts it."
-        )
-    if 0 < n_kept < min_kept:
-        raise DegenerateSelectionError(
-            f"{where}: only {n_kept} rows would be kept and the silo asks for at least {min_kept}. "
-            "A model trained on so few can give them away."
-        )
-    return selection
-
-
-def cut_of(threshold: Threshold, scores: Array, *, where: str) -> float:
-    """The number that these scores are compared with; under rule `ratio` it is the silo's own.
-
-    Raises:
-        ConfigError: the threshold has neither a value nor a ratio.
-    """
-    if threshold.ratio is not None:
-        n_kept = round(threshold.ratio * len(scores))
-        return float(np.sort(scores)[::-1][n_kept - 1]) if n_kept else float("inf")
-    if threshold.value is None:
-        raise ConfigError(f"{where}: the threshold has neither a value nor a ratio.")
-    return threshold.value
-
-
-def _by_turns(decision: Decision, turns: Turns, cut: float) -> Decision:
-    found = turns.verdict(decision.row, cut=cut, kept=decision.kept)
-    if found is None:
-        return decision
-    return replace(
-        decision,
-        kept=found.kept,
-        reason=f"{found.says}; {decision.reason}" if found.says else decision.reason,
-        # Whatever the turns say, a row that is dropped by its own score is dropped for it.
-        why=TURN if decision.kept and not found.kept else decision.why,
-        turns=found.turns,
-        untrained=found.untrained,
-    )
-
-
-def _set_aside(decision: Decision, found: tuple[str, str] | None) -> Decision:
-    if found is None or decision.why == UNUSABLE:
-        return decision
-    kind, reason = found
-    reason = f"{reason}; {decision.reason}"
-    return replace(decision, kept=False, reason=reason, why=kind, untrained=())
-
-
-def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:
-    """The decision with a person's ruling over it, if there is one for this text."""
-    ruling = rulings.get(decision.id)
-    if ruling is None:
-        return decision
-    if ruling.keep and decision.score is None and decision.why != EARLY:
-        raise DataError(
-            f"{where}: row {decision.row + 1} (id {decision.id}) cannot be kept by hand, because "
-            f"nothing can be trained on it: {decision.reason}. Mend the row, or take it out of "
-            "the overrides."
-        )
-    what = "kept" if ruling.keep else "dropped"
-    reason = f"{what} by a person: {ruling.reason}; {decision.reason}"
-    # A person has read the whole row.
-    by_hand = {"kept": ruling.keep, "by_hand": True, "why": PERSON, "untrained": ()}
-    return replace(decision, reason=reason, **by_hand)
-
-
-def _reason(score: float, cut: float) -> str:
-    if score >= cut:
-        return f"score {score:.4g} is not below {cut:.4g}"
-    return f"score {score:.4g} is below {cut:.4g}"

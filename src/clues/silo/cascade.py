@@ -9,7 +9,8 @@ from clues.errors import DataError, RecipeMismatchError
 from clues.scoring.cascade import Gate
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import set_weights
-from clues.selection.threshold import EARLY, Apart, Threshold, group_units
+from clues.selection.decisions import EARLY, Apart
+from clues.selection.threshold import Threshold, group_units
 from clues.selection.weighing import replaced
 from clues.silo.workspace import Workspace
 from clues.wall.messages import ScoreRequest

@@ -16,7 +16,7 @@ from clues.config import Settings, short, validate
 from clues.errors import DataError, RecipeMismatchError
 from clues.reading import read_json, shown
 from clues.rundir import hash_of, read_record, write_record
-from clues.selection.threshold import Ruling
+from clues.selection.decisions import Ruling
 from clues.silo.workspace import Workspace
 
 FILE = "overrides.json"

@@ -9,16 +9,8 @@ from clues.config import ALIGNMENT, LOSS, REJECT
 from clues.findings.base import NAMES
 from clues.report.outcome import LOW, UNSCORED
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import (
-    EARLY,
-    PERSON,
-    SCORE,
-    TURN,
-    UNUSABLE,
-    Decision,
-    Selection,
-    Threshold,
-)
+from clues.selection.decisions import EARLY, PERSON, SCORE, TURN, UNUSABLE, Decision, Selection
+from clues.selection.threshold import Threshold
 from clues.selection.units import INFLUENCE
 from clues.silo.workspace import Workspace
 

@@ -23,7 +23,8 @@ from clues.report.pairs import rule_in_words, threshold_pairs
 from clues.report.private import Mark, Review, TurnMark, render_private
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.threshold import EARLY, PERSON, SCORE, TURN, Threshold, cut_of
+from clues.selection.decisions import EARLY, PERSON, SCORE, TURN, cut_of
+from clues.selection.threshold import Threshold
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import in_force, waiting
 from clues.silo.reasons import IN_WORDS, reason_in_words

@@ -42,7 +42,7 @@ from clues.scoring.trajectory import (
     score_rows,
     set_weights,
 )
-from clues.selection.threshold import mixture_cut
+from clues.selection.rules import mixture_cut
 from clues.selection.units import anchor_units, combine
 from clues.selection.weighing import GRID, replaced
 from clues.silo.cascade import gate_of

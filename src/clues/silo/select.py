@@ -15,7 +15,8 @@ from clues.errors import DataError, RecipeMismatchError
 from clues.rundir import write_json
 from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import set_weights
-from clues.selection.threshold import Decision, Ruling, Selection, Threshold, group_units, select
+from clues.selection.decisions import Decision, Ruling, Selection, select
+from clues.selection.threshold import Threshold, group_units
 from clues.selection.units import Units
 from clues.selection.weighing import replaced
 from clues.silo.cascade import early_rows

@@ -38,7 +38,8 @@ from clues.progress import Progress
 from clues.report.pairs import rule_in_words
 from clues.rundir import hash_if_there, hash_of
 from clues.scoring.shards import Team
-from clues.selection.threshold import Selection, Threshold
+from clues.selection.decisions import Selection
+from clues.selection.threshold import Threshold
 from clues.silo.approval import Waiting, is_approved, seen_hash, wait
 from clues.silo.arrival import settle
 from clues.silo.budget import FILE as SPENT

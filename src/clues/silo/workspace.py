@@ -46,7 +46,8 @@ from clues.scoring.table import ScoreTable
 from clues.scoring.trajectory import group_names
 from clues.scoring.trial import try_out
 from clues.scoring.watch import Watch
-from clues.selection.threshold import UNSCORED, UNUSABLE, Apart, Threshold
+from clues.selection.decisions import UNSCORED, UNUSABLE, Apart
+from clues.selection.threshold import Threshold
 from clues.silo.curves import Curve, reported
 from clues.underway import PROGRESS
 
