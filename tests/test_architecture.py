@@ -16,7 +16,7 @@ SOURCE = Path(clues.__file__).parent
 ROOT = Path(__file__).parent.parent
 # A module may import what stands before it, its own group included, and nothing after.
 LAYERS = (
-    ("errors", "extras", "atomic", "printable", "reading"),
+    ("errors", "extras", "imports", "atomic", "printable", "reading"),
     ("config",),
     ("rundir", "progress", "underway"),
     # What a run found: read by all that come after it, and without torch.
@@ -66,6 +66,7 @@ WITHOUT_TORCH = (
     "selection.units",
     "selection.weighing",
     "selection.threshold",
+    "selection.decisions",
     "prepare.facts",
     "results.run",
     "report.shared",

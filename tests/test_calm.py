@@ -15,3 +15,12 @@ def test_no_library_talks_while_it_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "kernel" not in done.stderr
     assert "an error" in done.stderr
+
+
+def test_a_name_of_the_library_comes_without_a_word_and_silences_nobody_after() -> None:
+    code = (
+        "import logging, clues; log = logging.getLogger('bitsandbytes.backends.cpu.ops');"
+        "clues.score; log.warning('one word')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "one word\n"

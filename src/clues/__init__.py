@@ -7,7 +7,6 @@ The names below are what the library promises. Each is imported when it is first
 `import clues` costs nothing.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,7 +52,10 @@ def __getattr__(name: str) -> Any:
     """Import a name of `__all__` when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'clues' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    # Here: this module is imported for nothing but a name, and must cost nothing.
+    from clues.imports import import_quietly
+
+    return getattr(import_quietly(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

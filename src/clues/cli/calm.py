@@ -4,11 +4,12 @@ import logging
 import os
 import warnings
 
+from clues.imports import TALKATIVE
+
 
 def calm_imports() -> None:
     """No word of a library about itself while it is imported; costs no import."""
-    # Of a kernel that some CPUs would answer with; weights stay as they are packed here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger(TALKATIVE).setLevel(logging.ERROR)
 
 
 def calm_libraries() -> None:
