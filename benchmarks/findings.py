@@ -8,8 +8,10 @@ import argparse
 import random
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,7 +45,7 @@ def main() -> None:
     n_damaged: Counter[str] = Counter()
     lines, seconds, n_all = [], 0.0, 0
     for file in asked.files:
-        rows = _rows(file)
+        rows = good_rows(file)
         checked, clean = rows[:N_CHECKED], rows[N_CHECKED : N_CHECKED + N_ROWS]
         alarms = _aside(look(_samples(clean), _samples(checked)))
         damaged, labels = dirty(clean, each=EACH, seed=SEED)
@@ -90,21 +92,34 @@ def main() -> None:
     ]
     print("\n".join(out))
     if asked.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(before + "\n".join((BEGIN, "", *out, "", END)) + rest.partition(END)[2])
+        write_between(BEGIN, END, out)
+
+
+def write_between(begin: str, end: str, lines: list[str]) -> None:
+    """Put lines between two marks of the page on findings."""
+    before, mark, rest = PAGE.read_text().partition(begin)
+    if not mark:
+        raise ValueError(f"{PAGE} has no line {begin}")
+    PAGE.write_text(before + "\n".join((begin, "", *lines, "", end)) + rest.partition(end)[2])
 
 
 def _name(kind: str) -> str:
     return "duplicate" if kind == "near_duplicate" else kind
 
 
-def _rows(file: Path) -> list[Row]:
+def good_rows(file: Path, *, suits: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Row]:
+    """Usable rows of a file in alpaca form, shuffled.
+
+    Args:
+        file: of rows.
+        suits: whether a row is to be taken, by all its columns; None takes all.
+    """
     found = read_rows(file, schema="alpaca", lenient=True)
-    records = found.table.read(["instruction", "input", "output"])
+    records = found.table.read(found.table.columns if suits else ["instruction", "input", "output"])
     rows = [
         {k: str(r.get(k) or "") for k in ("instruction", "input", "output")}
         for n, r in enumerate(records)
-        if n not in found.unusable
+        if n not in found.unusable and (suits is None or suits(r))
     ]
     random.Random(SEED).shuffle(rows)
     return rows

@@ -1,5 +1,6 @@
 """What the benchmark compares gives the same numbers, and its instruments measure."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from federation_helpers import tiny_model
 
 from benchmarks import scoring
+from benchmarks.clean import table as cleaning_table
 from benchmarks.clock import ratio, take_turns
 from benchmarks.footprint import written_by
 from benchmarks.growth import draw, long_rows
@@ -153,3 +155,24 @@ def test_every_row_of_the_table_can_be_made(folder, tmp_path, capsys, monkeypatc
         assert what in text
     # Where no GPU is, that is what the table says.
     assert text.count("not measured") >= 1
+
+
+def test_what_became_of_damaged_rows_is_counted_by_reason_and_a_lost_row_is_an_error(
+    tmp_path,
+) -> None:
+    rows = [{"instruction": str(n), "input": "", "output": "x"} for n in range(5)]
+    labels = ["refusal", "refusal", "cut", "", ""]
+    whys = ["refusal", "score", "html", "kept", "score"]
+    lines = [f"{n},{int(why == 'kept')},{why}" for n, why in enumerate(whys, start=1)]
+    (tmp_path / "decisions.csv").write_text("\n".join(["number,kept,why", *lines]))
+    (tmp_path / "kept.json").write_text(json.dumps(rows[3:4]))
+    aside = [*rows[:3], rows[4]]
+    (tmp_path / "set_aside.json").write_text(json.dumps(aside))
+    assert cleaning_table(tmp_path, rows, labels)[2:] == [
+        "| refusal | 2 | 100.0% | 50.0% | 50.0% | 0.0% |",
+        "| cut | 1 | 100.0% | 0.0% | 0.0% | 100.0% |",
+        "| none: clean rows | 2 | 50.0% | 0.0% | 50.0% | 0.0% |",
+    ]
+    (tmp_path / "set_aside.json").write_text(json.dumps(aside[1:]))
+    with pytest.raises(ValueError, match="1 rows of the file"):
+        cleaning_table(tmp_path, rows, labels)

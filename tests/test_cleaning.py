@@ -11,10 +11,11 @@ from browser import Opened, chromium
 from test_cli import call, fails
 
 from benchmarks.architectures import ARCHITECTURES, tiny_model
-from clues.config import load_config
+from clues.config import Recipe, load_config
 from clues.data.formats import read_rows
 from clues.errors import ConfigError, DataError, UsageError
 from clues.model.adapters import LoraModel
+from clues.model.devices import fast_in_bfloat16
 from clues.prepare.athand import at_hand
 from clues.prepare.facts import make_questions
 from clues.prepare.onefile import configure as run_of
@@ -140,7 +141,59 @@ def test_too_few_checked_rows_are_named_and_nothing_is_written(files, capsys):
 def test_settings_suit_the_model(small_built_in, tiny_model_folder):
     hand = at_hand(str(tiny_model_folder))
     assert hand.max_length == 256, "rows longer than the model reads"
-    assert (hand.dtype, hand.batch_size, hand.tight) == ("float32", 16, False)
+    assert (hand.dtype, hand.tight) == ("bfloat16" if fast_in_bfloat16() else "float32", False)
+
+
+def settings_of(rows: str, model: str) -> Recipe:
+    config, _ = run_of(rows, Path("checked.json"), Path("out/run"), model=model, schema=None)
+    return config.recipe
+
+
+def test_a_run_goes_on_with_the_number_type_that_it_began_with(
+    files, tiny_model_folder, monkeypatch
+):
+    model = str(tiny_model_folder)
+    monkeypatch.setattr("clues.prepare.athand.fast_in_bfloat16", lambda: True)
+    assert settings_of("rows.json", model).model.dtype == "bfloat16"
+    monkeypatch.setattr("clues.prepare.athand.fast_in_bfloat16", lambda: False)
+    assert settings_of("rows.json", model).model.dtype == "bfloat16", "another machine goes on"
+    assert settings_of("rows.json", "built-in").model.dtype == "float32", "another model's run"
+    assert settings_of("rows.json", model).model.dtype == "float32", "a run of its own"
+    Path("out/run/clues.yaml").write_text("recipe: [")
+    assert settings_of("rows.json", model).model.dtype == "float32"
+
+
+def test_free_memory_changes_neither_the_rows_of_a_step_nor_their_length(
+    files, tiny_model_folder, monkeypatch
+):
+    model = str(tiny_model_folder)
+    before = settings_of("rows.json", model)
+    monkeypatch.setattr("clues.prepare.athand._free_bytes", lambda **_: 1000)
+    assert at_hand(model).tight
+    assert settings_of("rows.json", model) == before
+    assert before.train.batch_size == 16
+
+
+def test_the_warm_up_of_a_large_file_has_a_limit(files):
+    Path("many.json").write_text(json.dumps(pairs(1, 40) * 25))
+    assert settings_of("rows.json", "built-in").train.steps is None
+    large = settings_of("many.json", "built-in").train
+    assert (large.steps, large.batch_size) == (32, 16), "and not 0.6 of 1,000 rows"
+
+
+@pytest.mark.parametrize(
+    ("can", "fast"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"amx_bf16": True}, True),
+        ({"avx512_f": True, "avx512_bf16": False}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_fast_where_the_processor_has_units_for_it(can, fast, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: can)
+    assert fast_in_bfloat16() == fast
 
 
 def test_version_is_an_option_too(capsys):

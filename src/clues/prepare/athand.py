@@ -1,4 +1,4 @@
-"""Settings that suit the base model and the machine at hand: length, number type, rows at a time."""
+"""Settings that suit the base model and the machine at hand: length and number type."""
 
 import math
 import os
@@ -9,10 +9,10 @@ import torch
 
 from clues.config import BUILT_IN, ModelSettings, context_of
 from clues.config.loading import local_folder
+from clues.model.devices import fast_in_bfloat16
 from clues.model.place import fetch, model_folder, read_object, stored_shapes
 
 MOST_TOKENS = 2048  # longer rows say little more, and cost far more
-BATCHES = (16, 8, 4, 2, 1)
 ROOM = 0.7  # of the free memory
 ADAPTER_SHARE = 0.02  # of the weights; with both means of the optimiser, in float32
 
@@ -24,13 +24,11 @@ class AtHand:
     Attributes:
         max_length: tokens of a row.
         dtype: of the base weights.
-        batch_size: rows per step.
         tight: whether not even one row at a time seems to fit into the free memory.
     """
 
     max_length: int
     dtype: str
-    batch_size: int
     tight: bool
 
 
@@ -49,18 +47,15 @@ def at_hand(name: str) -> AtHand:
     max_length = min(context or MOST_TOKENS, MOST_TOKENS)
     if name == BUILT_IN:
         # Its tokens are short, and rows beyond these hardly gain by more of them.
-        return AtHand(max_length, "float32", 16, tight=False)
+        return AtHand(max_length, "float32", tight=False)
     n_weights = sum(math.prod(s) for s in stored_shapes(folder).values())
-    # Processors without special units are slower with half the bytes; graphics cards are faster.
-    on_card = torch.cuda.is_available()
-    dtype, n_bytes = ("bfloat16", 2) if on_card else ("float32", 4)
-    free = _free_bytes(on_card=on_card)
-    if not on_card and n_weights * n_bytes > ROOM * free:
+    dtype, n_bytes = ("bfloat16", 2) if fast_in_bfloat16() else ("float32", 4)
+    free = _free_bytes(on_card=torch.cuda.is_available())
+    if n_weights * n_bytes > ROOM * free:
         dtype, n_bytes = "bfloat16", 2
     left = ROOM * free - n_weights * (n_bytes + 16 * ADAPTER_SHARE)
     a_row = max_length * _bytes_a_token(shape, n_bytes)
-    fitting = [n for n in BATCHES if n * a_row <= left]
-    return AtHand(max_length, dtype, fitting[0] if fitting else 1, tight=not fitting)
+    return AtHand(max_length, dtype, tight=a_row > left)
 
 
 def _bytes_a_token(shape: dict[str, Any], n_bytes: int) -> float:

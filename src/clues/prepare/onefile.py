@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 
 from clues.atomic import atomic_write_bytes, make_private_folder
-from clues.config import BUILT_IN, Columns, LowTurn, RunConfig, load_config
+from clues.config import BUILT_IN, Columns, LowTurn, RunConfig, TrainSettings, load_config
 from clues.data.formats import RowFile, fitting, read_rows
 from clues.data.roundtrip import characters_lost
-from clues.errors import UsageError
+from clues.errors import CluesError, UsageError
 from clues.model.adapters import load_tokenizer
 from clues.model.layers import suggested
 from clues.prepare.athand import at_hand
@@ -22,8 +22,11 @@ from clues.prepare.scaffold import (
     check_model,
     halves_of,
 )
+from clues.scoring.trajectory import n_train_steps
 
-# What a turn of the assistant below the threshold costs, as `threshold.low_turn`.
+# A warm-up only has to be begun: adapters after 3 to 15 steps ranked rows as well as later ones, or
+# better. These are 512 rows; without a limit the warm-up of a large file takes as long as its scores.
+MOST_STEPS = 32
 LOSSY = 0.01  # share of the characters from which a tokenizer is worth a word
 
 
@@ -48,15 +51,16 @@ def configure(
     model = model if check_model(model) == BUILT_IN else _place(model)
     hand = at_hand(model)
     make_private_folder(folder)
+    path = folder / "clues.yaml"
     public = halves_of(PublicAnswer(ONE_DOMAIN, checked, None), folder / "input", columns)
     theirs = fitting(checked, columns)
     built_in = model == BUILT_IN
     targets = "all-linear" if built_in else suggested(shape_of(model))
     recipe = {
-        "model": {"name": model, "dtype": hand.dtype},
+        "model": {"name": model, "dtype": _dtype_of(path, model) or hand.dtype},
         "lora": {"target_modules": targets, **({"dropout": 0.0} if built_in else {})},
         "tokens": {"max_length": hand.max_length, "overlong": "truncate", "odd_turns": "fold"},
-        "train": {"learning_rate": 2e-3 if built_in else 2e-4, "batch_size": hand.batch_size},
+        "train": {"learning_rate": 2e-3 if built_in else 2e-4, **_steps(file.n_rows)},
         "public": {
             ONE_DOMAIN: {
                 "validation": _named(public.validation, theirs),
@@ -80,7 +84,6 @@ def configure(
         "max_selections": 1_000_000,
     }
     content = {"name": "clean", "recipe": recipe, "evaluate": {"arms": []}, "silos": [silo]}
-    path = folder / "clues.yaml"
     atomic_write_bytes(path, yaml.safe_dump(content, sort_keys=False).encode(), private=True)
     config = load_config(path)
     warned = _warnings(config, file, tight=hand.tight)
@@ -90,6 +93,26 @@ def configure(
             "turn means little. Check chats, or leave --turns out."
         )
     return config, warned
+
+
+def _dtype_of(path: Path, model: str) -> str | None:
+    """The number type of a run that this one may go on with; None where there is none.
+
+    Another machine, or less free memory, would take another one, and begin anew.
+    """
+    if not path.is_file():
+        return None
+    try:
+        known = load_config(path).recipe.model
+    except CluesError:
+        return None  # a run that cannot be read is none to go on with
+    return known.dtype if known.name == model else None
+
+
+def _steps(n_rows: int) -> dict[str, int]:
+    """A limit on the warm-up, for a file that would exceed it."""
+    usual = n_train_steps(TrainSettings(), n_rows)
+    return {"steps": MOST_STEPS} if usual > MOST_STEPS else {}
 
 
 def _has_chats(rows: RowFile) -> bool:
