@@ -215,6 +215,7 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
         lede = str(page.locator(".facts p").text_content())
         aside = sum(told["set_aside"].values())
         assert page.inner_text("h1") == f"{aside} of 40 rows were set aside"
+        assert page.evaluate("clues.rows.header.cleans") == "rows.json"
         reasons = page.locator(".reasons li").all_inner_texts()
         assert sorted(r.split("\n") for r in reasons if "refusal" in r) == [["refusal", "1"]]
         assert lede.startswith(f"40 rows: {told['kept']} kept, {aside} set aside (")

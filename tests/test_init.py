@@ -44,6 +44,29 @@ def test_one_silo_and_one_file_of_checked_rows_are_enough(home, capsys) -> None:
     assert halves[0] | halves[1] == set((home / "checked.jsonl").read_text().splitlines())
 
 
+@pytest.mark.parametrize(
+    ("n_rows", "rounds", "local_steps"), [(6, 2, 1), (40, 8, 1), (400, 20, 4), (5000, 20, 10)]
+)
+def test_few_rows_are_not_learnt_by_heart(home, n_rows, rounds, local_steps) -> None:
+    write(home / "large.jsonl", n_rows, "large")
+    silos = ("--silo", "a=rows.jsonl", "--silo", "b=large.jsonl")
+    assert call("init", *silos, "--public", "checked.jsonl")[0] == 0
+    combine = load_config("clues.yaml").combine
+    assert (combine.rounds, combine.local_steps) == (rounds, local_steps)
+    passes = rounds * local_steps * 16 / n_rows
+    assert passes <= 6
+
+
+def test_what_a_reader_sees_is_set_aside_but_not_in_an_experiment(home) -> None:
+    assert call("init", "--silo", "rows.jsonl", "--public", "checked.jsonl")[0] == 0
+    (silo,) = load_config("clues.yaml").silos
+    assert silo.findings.refusal == "set_aside"
+    line = ("init", "b/c.yaml", "--silo", "b=rows.jsonl", "--public", "checked.jsonl")
+    assert call(*line, "--labels", "bad")[0] == 0
+    (silo,) = load_config("b/c.yaml").silos
+    assert silo.findings.refusal == "off"
+
+
 def test_several_domains_files_and_odd_names(home) -> None:
     arguments = ("--silo", "a:heart-en=rows.jsonl", "--silo", "b:law=b rows.jsonl")
     arguments += ("--silo", "c:law=c,d.jsonl", "--public", "heart-en=checked.jsonl")

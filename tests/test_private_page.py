@@ -472,6 +472,16 @@ def test_a_wish_and_the_reading_go_into_the_file_with_the_words_to_send(opened, 
     page.fill("#reviewer", "A. B.")
     assert "threshold \u22123.000 instead of" in page.inner_text("#wished")
     assert "overrides-north-A-B.json" in page.inner_text("#command")
+    assert "of north and decided" in page.inner_text("#command")
+    assert "clues select CONFIG --overrides" in page.inner_text("#command")
+    # A page that `clues clean` has written names its file and that command alone.
+    page.evaluate("clues.rows.header.cleans = 'rows.json'")
+    page.fill("#reviewer", "A. B")
+    words = page.inner_text("#command")
+    assert "of rows.json and decided" in words
+    assert "clues clean command as before, with --overrides" in words
+    assert "clues select" not in words
+    page.fill("#reviewer", "A. B.")
     path = export(page, tmp_path, [])
     assert path.name == "overrides-north-A-B.json"
     found = read_overrides(path)

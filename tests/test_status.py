@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from test_cli import call
 
 from clues.errors import DataError, UsageError
 from clues.scoring.watch import Watch
-from clues.underway import PROGRESS, read_status
+from clues.underway import PROGRESS, read_status, run_in
 from tests.bounded import within
 
 
@@ -64,6 +65,16 @@ def test_who_is_gone_and_who_works_elsewhere_is_told_apart(root):
 
 def test_a_silos_own_folder_is_a_run_too(root):
     assert set(read_status(root / "silos/north").silos) == {"north"}
+
+
+def test_what_clean_has_written_is_looked_into(root, tmp_path_factory):
+    cleaned = tmp_path_factory.mktemp("cleaned")
+    (cleaned / "kept.json").write_text("[]")
+    shutil.copytree(root, cleaned / "run")
+    assert run_in(cleaned) == cleaned / "run"
+    assert read_status(cleaned) == read_status(cleaned / "run")
+    assert run_in(cleaned / "run") == cleaned / "run"
+    assert run_in(root) == root
 
 
 def test_nothing_and_rubbish_are_one_line(tmp_path, root):

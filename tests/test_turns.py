@@ -12,7 +12,7 @@ from test_influence import checkpoint_of, gradients_by_loop, random_direction, r
 from test_spans import FAMILIES, conversation, every_family
 
 from clues.api.rows import take_rows
-from clues.config import Recipe, RunConfig, TokenSettings, validate
+from clues.config import CombineSettings, Recipe, RunConfig, TokenSettings, validate
 from clues.data.samples import Sample
 from clues.data.tokens import RowEncoder
 from clues.data.turnrows import by_turn, without_turns
@@ -247,5 +247,9 @@ def test_check_says_how_many_turns_are_scored_and_warns_of_anchors_without(ancho
     ]
     notes = "\n".join(notes_on(config, files))
     assert "7 rows have several trained turns, 21 in all, and every turn has a score" in notes
+    # 20 rounds of 10 steps of 16 rows.
+    assert "goes over the rows of the smallest silo 40 times" in notes
+    few = config.model_copy(update={"combine": CombineSettings(rounds=5)})
+    assert "smallest silo" not in "\n".join(notes_on(few, files))
     warned = [text for text in warnings_on(config, files) if "no anchor row has several" in text]
     assert bool(warned) == (anchors == 0)

@@ -76,12 +76,20 @@ class RunStatus:
         return asdict(self)
 
 
+def run_in(folder: Path) -> Path:
+    """A run's folder; in what `clues clean` writes, the run lies in `run`."""
+    inner = folder / "run"
+    own = [folder / name for name in ("coordinator", "silos", "private", "ledger.jsonl")]
+    return inner if inner.is_dir() and not any(path.exists() for path in own) else folder
+
+
 def read_status(root: Path) -> RunStatus:
-    """Read a run's folder, or a silo's own.
+    """Read a run's folder, a silo's own, or one that `clues clean` has written.
 
     Raises:
         UsageError: it is neither.
     """
+    root = run_in(root)
     notes = {path.parent.parent.name: path for path in root.glob(f"silos/*/private/{PROGRESS}")}
     if (own := root / "private" / PROGRESS).exists():
         notes[root.name] = own

@@ -15,7 +15,7 @@ from clues.cli.options import Json, out
 from clues.config import short
 from clues.errors import LedgerError, UsageError
 from clues.reading import is_folder
-from clues.underway import read_status
+from clues.underway import read_status, run_in
 from clues.wall.ledger import Entry, compare, summary, verify
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _show(folder: Path, entries: Sequence[Entry], number: int, *, as_json: bool)
             "--messages lists them."
         )
     entry = entries[number]
-    place = folder if is_folder(folder, error=LedgerError) else folder.parent
+    place = run_in(folder) if is_folder(folder, error=LedgerError) else folder.parent
     data = find_reply(place, entry) if entry.direction == "out" else None
     found = told(data, sender=f"silo {entry.silo}") if data is not None else []
     if as_json:
@@ -192,7 +192,7 @@ def _print_ledger(entries: Sequence[Entry], *, every: bool) -> None:
 
 
 def _ledger_file(place: Path) -> Path:
-    return place / "ledger.jsonl" if is_folder(place, error=LedgerError) else place
+    return run_in(place) / "ledger.jsonl" if is_folder(place, error=LedgerError) else place
 
 
 def approve(

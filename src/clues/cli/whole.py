@@ -45,7 +45,7 @@ def demo(
 ) -> None:
     """Run the whole method on five generated silos; needs no network and no GPU.
 
-    About five minutes on two cores. Data go to runs/demo/input, everything else beside them.
+    Six to ten minutes on two cores. Data go to runs/demo/input, everything else beside them.
     """
     from clues.prepare.demo import write_demo
 

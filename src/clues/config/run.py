@@ -76,6 +76,8 @@ class SiloSettings(Settings):
             kinds or by kind. It stays in the silo; the selection follows it.
         mark_words: mark, on the private page, the words of the rows to read first that the base model
             finds unlikely. It reads 40 rows more for this. False leaves them unmarked.
+        cleans: name of the file that `clues clean` cleans here, for the words on its private page.
+            `clues clean` writes it; null elsewhere.
         share_diagnostics: tell the coordinator exact counts and how well damage was found.
         min_kept: the fewest rows that an update may be made of, counted by their weight in it; a
             step takes as many, or 16 if that is fewer. Every training sets as many aside,
@@ -115,6 +117,7 @@ class SiloSettings(Settings):
     strict: bool = False
     findings: FindingsSettings = FindingsSettings()
     mark_words: bool = True
+    cleans: str | None = None
     share_diagnostics: bool = False
     min_kept: Count = 5
     max_selections: Count = 20
@@ -141,7 +144,7 @@ class SiloSettings(Settings):
         """
         places = {"data", "model", "duplicates_key", "compute"}
         permits = {"max_selections", "approval", "max_duplicates"}
-        return self.model_dump(mode="json", exclude={*places, *permits, "mark_words"})
+        return self.model_dump(mode="json", exclude={*places, *permits, "mark_words", "cleans"})
 
     @model_validator(mode="after")
     def _privacy_shares_no_counts(self) -> "SiloSettings":

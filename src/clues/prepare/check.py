@@ -79,7 +79,9 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             samples = [sample for sample in rows.samples if sample.row not in rows.unusable]
             kept = encode_rows(samples, encoder, where=str(source))
         except CluesError as error:
-            errors.append(f"{source}: {error}")
+            # Encoding names whose rows they are, and reading names the file.
+            said = str(error)
+            errors.append(said if said.startswith(f"{source}: ") else f"{source}: {said}")
             if isinstance(error, BadRowsError):
                 bad += [(str(source), place, reason) for place, reason in error.rows]
             continue

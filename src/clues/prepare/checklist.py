@@ -18,6 +18,7 @@ from clues.data.formats import not_read
 from clues.selection.rules import fewest_anchors, tolerance_rank
 
 FEW_VALIDATION = 20
+MANY_PASSES = 10  # of a training over the same rows, beyond which it learns them by heart
 MANY_LOST = 0.05  # share of rows cut or left out that deserves a word
 RESPONSE = (
     "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}",
@@ -190,7 +191,21 @@ def notes_on(config: RunConfig, files: Sequence[FileCheck]) -> tuple[str, ...]:
             f"there is no evaluate.heldout: the arms {', '.join(evaluate.arms)} are trained and "
             "not compared. Name held-out rows, or set evaluate.arms: [] to stop after the selection."
         )
+    if evaluate.arms and (often := _passes(config, files)) > MANY_PASSES:
+        notes.append(
+            f"a joint model goes over the rows of the smallest silo {often:.0f} times, and learns them by "
+            "heart: combine.rounds x combine.local_steps x recipe.train.batch_size. Lower one of the "
+            "first two; a few passes are usual."
+        )
     return tuple(notes)
+
+
+def _passes(config: RunConfig, files: Sequence[FileCheck]) -> float:
+    """How often the training of a joint model sees the rows of the smallest silo."""
+    n_rows = [file.n_rows for file in files if file.role is Role.SILO and file.n_rows]
+    combine = config.combine
+    steps = combine.rounds * combine.local_steps
+    return steps * config.recipe.train.batch_size / min(n_rows) if n_rows else 0.0
 
 
 def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
@@ -363,6 +378,8 @@ def duration(minutes: float) -> str:
     """Minutes in words that claim no more than an estimate knows."""
     if minutes < 1:
         return "under a minute"
+    if minutes < 1.5:
+        return "about a minute"
     return f"about {minutes:.0f} minutes" if minutes < 90 else f"about {minutes / 60:.0f} hours"
 
 

@@ -79,6 +79,7 @@ def configure(
         "schema": schema,
         "columns": dict(mapped) if mapped else None,
         "findings": "set_aside",
+        "cleans": Path(rows).name,
         # Nothing leaves and nothing is trained on the kept rows: there is no number to guard.
         "min_kept": 1,
         "max_selections": 1_000_000,

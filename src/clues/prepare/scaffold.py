@@ -1,5 +1,6 @@
 """A first configuration from a few answers: commented, valid, and nothing overwritten."""
 
+import math
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from clues.atomic import atomic_write_bytes, make_folder
-from clues.config import BUILT_IN, Columns, derived_seed
+from clues.config import BUILT_IN, Columns, TrainSettings, derived_seed
 from clues.config import check_name as checked_name
 from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.errors import UsageError
@@ -24,6 +25,8 @@ Side = Literal["all", "coordinator", "silo"]
 ONE_DOMAIN = "general"
 HALVES = ("validation", "anchor")
 USUAL_LENGTH = 2048
+# A joint model sees the largest silo's rows this often; more learns few rows by heart.
+PASSES, ROUNDS, LOCAL_STEPS = 3, 20, 10
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.+%:\[\]-]+)?", re.ASCII)
 
 
@@ -348,9 +351,12 @@ def _render(template: str, answers: Answers, **more: Any) -> str:
 def _run_yaml(answers: Answers, public: Sequence[PublicAnswer]) -> str:
     folder = answers.path.parent
     model, heldout = answers.model, answers.heldout
+    rounds, local_steps = _steps_of_fit(answers)
     return _render(
         "clues.yaml.j2",
         answers,
+        rounds=rounds,
+        local_steps=local_steps,
         # A bare name is a hub's; a folder must look like one.
         model=model if model == BUILT_IN else _relative(model, folder),
         heldout=_entry(heldout, answers) if heldout else None,
@@ -359,6 +365,17 @@ def _run_yaml(answers: Answers, public: Sequence[PublicAnswer]) -> str:
             for p in public
         ],
     )
+
+
+def _steps_of_fit(answers: Answers) -> tuple[int, int]:
+    """Rounds, and steps of a silo between them, for the largest silo; the usual where nobody knows."""
+    files = [check_data(silo.data, answers.columns) for silo in answers.silos]
+    n_rows = max((file.n_rows for file in files if file), default=0)
+    if not n_rows or answers.side != "all":
+        return ROUNDS, LOCAL_STEPS
+    n_steps = math.ceil(PASSES * n_rows / TrainSettings().batch_size)
+    rounds = min(ROUNDS, n_steps)
+    return rounds, min(LOCAL_STEPS, math.ceil(n_steps / rounds))
 
 
 def _entry(file: str | Path, answers: Answers) -> Any:

@@ -40,7 +40,8 @@ def headline(results: Results) -> tuple[str, str]:
     kept = count(chosen.kept)
     rows = count(arms["mixed"].kept if "mixed" in arms else None)
     of_rows = "" if rows == DASH else f" of {rows}"
-    kept_rows = "rows" if kept == DASH else f"{kept}{of_rows} rows"
+    # Every silo has rounded what it told.
+    kept_rows = "rows" if kept == DASH else f"about {kept}{of_rows} rows"
     start = f"The selection kept {kept_rows} in {len(silos)} silo{'' if len(silos) == 1 else 's'}"
     for key, verb, show, unit in (
         ("knowledge_accuracy", "answered", percent, f" of {questions(results.questions)} right"),
@@ -72,7 +73,7 @@ def _without_models(results: Results) -> str:
     # The sum of what each told; one that keeps too few to be counted leaves no sum.
     kept, rows = ([getattr(silo, key) for silo in silos] for key in ("kept", "rows"))
     few = FEW in (*map(count, kept), *map(count, rows))
-    what = "rows" if few else f"{count(sum(kept))} of {count(sum(rows))} rows"
+    what = "rows" if few else f"about {count(sum(kept))} of {count(sum(rows))} rows"
     where = "1 silo" if len(silos) == 1 else f"{len(silos)} silos"
     return (
         f"The selection kept {what} in {where}. No model was trained on them, so none is compared."
@@ -181,11 +182,13 @@ def _arms_note(results: Results, rates: Sequence[str]) -> str:
             "Precision: share of kept rows that are clean. "
             "Recall: share of clean rows that are kept. "
         )
-    note += (
-        "Held-out loss: lower is better. "
-        f"Knowledge: share of {questions(results.questions)} answered right, with its standard error"
-    )
-    note += "." if guessing == DASH else f"; guessing would score {guessing}."
+    note += "Held-out loss: lower is better."
+    if results.questions:
+        note += (
+            f" Knowledge: share of {questions(results.questions)} answered right, with its standard "
+            "error"
+        )
+        note += "." if guessing == DASH else f"; guessing would score {guessing}."
     return note + f" {DASH} means not measured."
 
 

@@ -1,6 +1,6 @@
 """Cards: what an adapter or a file of kept rows is made of, for whoever finds it later.
 
-No row is shown. The adapter's card may be passed on: counts are rounded to tens, keep rates are bands.
+No row is shown. The adapter's card may be passed on: counts are rounded to tens, keep rates are what these leave open.
 The card of kept rows lies beside them and goes where they go, so it counts them as they are.
 """
 

@@ -8,6 +8,8 @@ from clues.errors import DataError
 from clues.reading import visible
 
 DASH = "\N{EN DASH}"
+# Rows by which a told count may be off.
+OFF = 9
 FEW = "<10"
 FEW_ROWS = "n<10"
 
@@ -71,11 +73,16 @@ def _tens(n_rows: int) -> int:
 
 
 def band(n_rows: int | None, n_kept: int | None) -> str:
-    """The keep rate as a band of ten per cent, from rounded counts; an en dash for few rows."""
+    """The keep rates that two rounded counts leave open, in whole per cent; an en dash for few rows.
+
+    A silo's key draws whether a count is rounded up or down, so either may be up to nine rows off.
+    """
     if n_rows is None or n_kept is None or min(n_rows, n_kept) < 10:
         return DASH
-    floor = min(10 * _tens(n_kept) // _tens(n_rows), 9) * 10
-    return f"{floor}{DASH}{floor + 10} %"
+    rows, kept = _tens(n_rows), _tens(n_kept)
+    low = 100 * max(1, kept - OFF) // (rows + OFF)
+    high = min(100, math.ceil(100 * (kept + OFF) / max(1, rows - OFF)))
+    return f"{low}{DASH}{high} %"
 
 
 def with_error(value: float | None, stderr: float | None) -> str:

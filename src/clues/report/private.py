@@ -79,6 +79,8 @@ class Review:
         n_response_tokens: length of what carries loss.
         unscored: by row, why it has no score.
         usable: rows among these that a person may keep all the same.
+        cleans: name of the file that `clues clean` has cleaned, whose command takes what a reader
+            exports; None for a silo of a run.
         labels: kind of damage, None for a clean row; None where nobody knows.
         groupings: columns to look at keep rates by.
         texts: turns as (role, content).
@@ -128,6 +130,7 @@ class Review:
     why: Sequence[str] = field(default=(), repr=False)
     first: Sequence[int] = field(default=(), repr=False)
     usable: Collection[int] = field(default=(), repr=False)
+    cleans: str | None = None
 
 
 def with_defaults(review: Review) -> Review:
@@ -210,6 +213,7 @@ def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, An
         ],
         "cutAfter": cut_after,
         "summary": review.summary,
+        "cleans": None if review.cleans is None else escaped(review.cleans),
         "masksTurns": review.masks_turns,
         "first": list(review.first),
         "fates": _fates(review),

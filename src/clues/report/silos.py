@@ -1,4 +1,4 @@
-"""The silos of a run: what each keeps in bands, what left it, and who was missing when."""
+"""The silos of a run: what each keeps, rounded, what left it, and who was missing when."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ KINDS = ("hello", "sketch", "leave", "train", "score", "select", "fit", "evaluat
 
 
 def silos_table(results: Results, *, cuts: bool = True) -> Table:
-    """One line per silo: rounded counts, a band for the keep rate, detection where labels exist.
+    """One line per silo: rounded counts, the range of the keep rate, detection where labels exist.
 
     Args:
         results: of a run.
@@ -58,7 +58,7 @@ def silos_table(results: Results, *, cuts: bool = True) -> Table:
                 *([number(silo.threshold)] if cuts else []),
             )
         )
-    note = "Counts are rounded to tens; the keep rate is a band of ten per cent."
+    note = "Counts are rounded to tens, up or down by as many as nine rows; the keep rate is what they leave open."
     own = (silo.threshold not in (None, results.threshold.value) for silo in silos.values())
     if cuts and any(own):
         note += (

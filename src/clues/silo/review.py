@@ -112,6 +112,7 @@ def review(space: Workspace) -> Review:
         interval=threshold.interval,
         ratio=threshold.ratio,
         min_kept=space.settings.min_kept,
+        cleans=space.settings.cleans,
         anchors=_anchors(space, threshold),
         anchors_from=f"public anchors of {space.settings.domain}",
         ids=[sample.id for sample in samples],

@@ -150,7 +150,12 @@ class Decisions {
   sentence() {
     const { decided } = this.choice;
     const wish = this.wish ? `, and I wish for threshold ${shown(this.wish.threshold)}` : "";
-    return `I have read ${rowsOf(this.reading.ids.size)} of ${this.rows.header.silo} and decided about ${COUNT.format(decided.size)}${wish}; the file ${this.file()} says which and why.\nTo put it in force: clues select CONFIG --overrides ${this.file()}\nThen, where a joint model is trained: clues run CONFIG\nOf a file that clues clean has cleaned: the same command again, with --overrides ${this.file()}`;
+    const { silo, cleans } = this.rows.header;
+    const told = `I have read ${rowsOf(this.reading.ids.size)} of ${cleans ?? silo} and decided about ${COUNT.format(decided.size)}${wish}; the file ${this.file()} says which and why.`;
+    const next = cleans
+      ? [`To put it in force: the same clues clean command as before, with --overrides ${this.file()} at its end`]
+      : [`To put it in force: clues select CONFIG --overrides ${this.file()}`, "Then, where a joint model is trained: clues run CONFIG"];
+    return [told, ...next].join("\n");
   }
 
   async copyCommand() {
