@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from test_cli import call, fails
 
 from clues.config import ScoreSettings, ThresholdSettings, load_config, load_shared, load_silo
 from clues.errors import CluesError, UsageError
+from clues.network.settings import load_coordinator, load_join
 from clues.prepare.interview import Flags, answers_of
 from clues.prepare.scaffold import write_scaffold
 
@@ -278,3 +280,57 @@ def test_the_length_of_rows_is_what_the_model_reads(home, tiny_model_folder) -> 
     line = ("--silo", "rows.jsonl", "--public", "checked.jsonl", "--model", str(tiny_model_folder))
     assert call("init", *line)[0] == 0
     assert load_config(home / "clues.yaml").recipe.tokens.max_length == 256
+
+
+def test_both_sides_of_a_federation_are_written_and_can_be_read(home, capsys) -> None:
+    where = ("--address", "coordinator.example.org:8443")
+    names = ("--silo", "north", "--silo", "no")
+    line = ("init", "c/clues.yaml", "--for", "coordinator", *where, *names)
+    assert call(*line, "--public", "law=checked.jsonl")[0] == 0
+    assert "Next: the keys, as c/coord.yaml says" in capsys.readouterr().out
+    for name in ("north", "no"):
+        assert call("keys", "node", name, "--out", f"at-{name}/keys")[0] == 0
+    assert call("keys", "ca", "--out", "c/keys")[0] == 0
+    assert call("keys", "server", "coordinator.example.org", "--out", "c/keys")[0] == 0
+    with pytest.raises(CluesError, match=r"north\.pub"):
+        load_coordinator(Path("c/coord.yaml"))
+    for name in ("north", "no"):
+        shutil.copy(f"at-{name}/keys/{name}.pub", "c/keys")
+        silo = ("--silo", f"{name}:law=rows.jsonl")
+        assert call("init", f"at-{name}/x.yaml", "--for", "silo", *where, *silo)[0] == 0
+        shutil.copy("c/keys/ca.crt", f"at-{name}/keys")
+    found = load_coordinator(Path("c/coord.yaml"))
+    assert list(found.keys) == ["north", "no"], "a name that YAML would read as false"
+    assert found.settings.public == "coordinator.example.org:8443"
+    assert found.run.name == "c"
+    joined = load_join(Path("at-no/join.yaml"))
+    assert (joined.silo.name, joined.coordinator) == ("no", found.settings.public)
+    assert joined.folder == home / "at-no/no"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--silo", "rows.jsonl"), "goes with --for coordinator or --for silo"),
+        (("--for", "coordinator"), "name everybody who will connect"),
+        (("--for", "coordinator", "--silo", "a", "--silo", "a"), "two silos are called a"),
+        (("--for", "coordinator", "--silo", "a=rows.jsonl"), "a=rows.jsonl"),
+        (
+            ("--for", "silo", "--silo", "a:law=rows.jsonl", "--silo", "b:law=c,d.jsonl"),
+            "goes with one silo",
+        ),
+    ],
+)
+def test_an_address_goes_with_machines_apart(home, capsys, arguments, said) -> None:
+    public = () if "silo" in arguments else ("--public", "law=checked.jsonl")
+    line = ("init", "x/clues.yaml", *arguments, *public)
+    code, text = fails(capsys, *line, "--address", "host:443")
+    assert code == 2
+    assert said in text
+    assert not Path("x").exists()
+
+
+def test_an_address_needs_its_port(home, capsys) -> None:
+    line = ("init", "--for", "silo", "--silo", "a:law=rows.jsonl", "--address", "host")
+    assert "must look like host:443" in fails(capsys, *line)[1]
+    assert not Path("a.yaml").exists()

@@ -110,6 +110,16 @@ def init(
             "file alone.",
         ),
     ] = "all",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Where silos on other machines reach the coordinator. With --for silo, what clues join "
+            "reads is written as well; with --for coordinator and a --silo NAME for each, what clues "
+            "serve reads.",
+        ),
+    ] = None,
     columns: Map = None,
     as_json: Json = False,
 ) -> None:
@@ -122,10 +132,14 @@ def init(
     clues init --silo hospital-a=rows.jsonl --public checked.jsonl
     """
     from clues.prepare.interview import Flags, answers_of
-    from clues.prepare.scaffold import write_scaffold
+    from clues.prepare.scaffold import FOR_SIDE, write_scaffold
 
     mapped = mapping_of(columns)
-    flags = Flags(path, side, name, silos or (), public or (), heldout, model, labels, mapped)
+    if address is not None:
+        _check_address(address)
+    flags = Flags(
+        path, side, name, silos or (), public or (), heldout, model, labels, mapped, address
+    )
     answers = answers_of(flags, _ask if sys.stdin.isatty() else None)
     if answers.model != BUILT_IN and side != "silo":
         from clues.prepare.modelfit import fitted
@@ -139,6 +153,21 @@ def init(
         out.print(f"written: {file}", highlight=False, soft_wrap=True)
     if side == "all":
         out.print(f"Next: clues check {path}", highlight=False, soft_wrap=True)
+    elif address is not None:
+        out.print(
+            f"Next: the keys, as {path.parent / FOR_SIDE[side]} says in its first lines.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _check_address(address: str) -> None:
+    from clues.network.settings import split_address
+
+    try:
+        split_address(address)
+    except ValueError as error:
+        raise UsageError(f"--address: {error}") from None
 
 
 def _ask(question: str, read: Callable[[str], Any], *, default: str = "") -> Any:

@@ -50,6 +50,7 @@ class Flags:
     model: str | None
     labels: str | None
     columns: Columns | None = None
+    address: str | None = None
 
 
 def answers_of(flags: Flags, ask: Ask | None) -> Answers:
@@ -92,15 +93,37 @@ def answers_of(flags: Flags, ask: Ask | None) -> Answers:
         model=check_model(model or BUILT_IN),
         labels=flags.labels,
         columns=flags.columns,
+        address=flags.address,
+        expected=_expected(flags),
     )
+
+
+def _expected(flags: Flags) -> tuple[str, ...]:
+    """Names of the silos that will connect; of a coordinator alone."""
+    if flags.address is None:
+        return ()
+    if flags.side == "all":
+        raise UsageError(
+            "--address is for silos on other machines: it goes with --for coordinator or --for silo."
+        )
+    if flags.side == "silo" and len(flags.silos) > 1:
+        raise UsageError("--address goes with one silo: each has a machine and a key of its own.")
+    if flags.side == "silo":
+        return ()
+    if not flags.silos:
+        raise UsageError("--address: name everybody who will connect: --silo NAME, once for each.")
+    names = [check_name(name, what="a silo") for name in flags.silos]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"two silos are called {twice[0]}.")
+    return tuple(names)
 
 
 def _silos(flags: Flags, ask: Ask | None) -> tuple[SiloAnswer, ...]:
     if flags.side == "coordinator":
-        if flags.silos:
+        if flags.silos and flags.address is None:
             raise UsageError(
                 "--for coordinator lists no silo: each keeps its own file. Write it there with "
-                "--for silo."
+                "--for silo. With --address HOST:PORT, --silo NAME says who will connect."
             )
         return ()
     named = [public_domain(text) for text in flags.public]

@@ -24,6 +24,8 @@ from clues.selection.units import MIN_ANCHORS
 Side = Literal["all", "coordinator", "silo"]
 ONE_DOMAIN = "general"
 HALVES = ("validation", "anchor")
+# What `clues serve` and `clues join` read, by the side that they are for.
+FOR_SIDE = {"coordinator": "coord.yaml", "silo": "join.yaml"}
 USUAL_LENGTH = 2048
 # A joint model sees the largest silo's rows this often; more learns few rows by heart.
 PASSES, ROUNDS, LOCAL_STEPS = 3, 20, 10
@@ -70,6 +72,9 @@ class Answers:
         targets: layers of the model that get an adapter, or `all-linear`; not of `built-in`.
         max_length: the most tokens of a row; likewise.
         columns: a mapping for those files that have the columns it names.
+        address: host and port where silos on other machines reach the coordinator; a file for
+            `clues serve` or `clues join` is written as well. None writes none.
+        expected: names of the silos that will connect, for the coordinator's file.
     """
 
     path: Path
@@ -83,6 +88,8 @@ class Answers:
     targets: tuple[str, ...] | str = ("q_proj", "v_proj")
     max_length: int = USUAL_LENGTH
     columns: Columns | None = None
+    address: str | None = None
+    expected: tuple[str, ...] = ()
 
     @property
     def alone(self) -> bool:
@@ -242,6 +249,7 @@ def _written(answers: Answers) -> list[Path]:
     """Every file that will be written; of split public rows those that are there already."""
     folder = answers.path.parent
     silos = [folder / f"{silo.name}.yaml" for silo in answers.silos]
+    silos += [folder / FOR_SIDE[answers.side]] if answers.address else []
     if answers.side == "silo":
         return silos
     split = [public.domain for public in answers.public if public.anchor is None]
@@ -274,6 +282,10 @@ def write_scaffold(answers: Answers) -> list[Path]:
         written[answers.path] = _run_yaml(answers, public)
     for silo in answers.silos:
         written[folder / f"{silo.name}.yaml"] = _silo_yaml(silo, answers)
+    if answers.address:
+        named = FOR_SIDE[answers.side]
+        one = {"silo": answers.silos[0]} if answers.silos else {}
+        written[folder / named] = _render(f"{named}.j2", answers, named=named, **one)
     for path, text in written.items():
         atomic_write_bytes(path, text.encode())
     return [*written, *halves]
