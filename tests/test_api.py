@@ -245,7 +245,9 @@ def test_another_threshold_needs_no_training(scored, data, model):
 
 
 def test_keeping_everything_or_nothing_is_said_aloud(scored):
-    for threshold, what in ((-1e9, "every row of 14"), (1e9, "no row of 14")):
+    # One of the 14 is set aside for its text, whatever it scores.
+    assert [d.why for d in scored.decisions if d.row in scored.evidence.aside] == ["near_empty"]
+    for threshold, what in ((-1e9, "every row of 13"), (1e9, "no row of 13")):
         with pytest.warns(UserWarning, match=what) as said:
             clues.select(scored, threshold=threshold)
         assert said[0].filename == __file__
@@ -511,6 +513,44 @@ def test_a_model_that_cannot_be_scored_is_refused(data, model, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the threshold keeps")
+def test_a_row_that_cannot_be_used_is_dropped_by_name_and_costs_no_other(data, model):
+    rows = [dict(row) for row in data["rows"]]
+    rows[3]["output"], rows[5]["output"] = None, " "
+    with_nan = pd.DataFrame(rows)
+    for source in (rows, with_nan):
+        found = small_score(data | {"rows": source}, model=model)
+        said = {d.row: (d.why, d.kept) for d in found.decisions if np.isnan(found.scores[d.row])}
+        assert said == {3: ("not usable", False), 5: ("not usable", False)}
+        assert "null" in found.decisions[3].reason
+        assert "empty" in found.decisions[5].reason
+        again = clues.select(found, threshold=-1e6)
+        assert not {3, 5} & set(again.positions)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the threshold keeps")
+def test_what_a_reader_sees_is_set_aside_flagged_or_not_looked_for(data, model):
+    rows = [dict(row) for row in data["rows"]]
+    rows[2]["output"] = "As an AI language model, I cannot answer that."
+    aside = small_score(data | {"rows": rows}, model=model)
+    assert (aside.decisions[2].why, aside.decisions[2].kept) == ("refusal", False)
+    assert 2 not in clues.select(aside, threshold=-1e6).positions, "no threshold brings it back"
+    looked = {
+        name: small_score(data | {"rows": rows}, model=model, findings=name)
+        for name in ("flag", "off")
+    }
+    for found in looked.values():
+        assert np.array_equal(found.scores, aside.scores)
+        assert found.decisions[2].why == "score"
+        assert 2 in clues.select(found, threshold=-1e6).positions
+    by_kind = small_score(data | {"rows": rows}, model=model, findings={"cut": "set_aside"})
+    assert by_kind.decisions[2].why == "score"
+    with pytest.raises(ConfigError, match="findings"):
+        small_score(data | {"rows": rows}, model=model, findings="drop")
+
+
 def test_bad_input_is_named_by_position_and_never_shown(tmp_path, capfd):
     good = {"validation": marked(5, 100), "anchors": marked(6, 200)}
     rows = marked(8)
@@ -519,19 +559,15 @@ def test_bad_input_is_named_by_position_and_never_shown(tmp_path, capfd):
         return [row | values if n == position else row for n, row in enumerate(rows)]
 
     frame = pd.DataFrame(rows)
-    frame.loc[2, "output"] = float("nan")
     dataset = datasets.Dataset.from_list(rows)
     splits = datasets.DatasetDict({"train": dataset, "test": dataset})
     two = rows[:4] + [{"prompt": MARK, "completion": f"{MARK} {n}"} for n in range(4)]
     half = [r | {"output": 5} if n % 2 else r for n, r in enumerate(rows)]
     (tmp_path / "bad.jsonl").write_text(json.dumps({"instruction": MARK, "output": None}) + "\n")
     cases = [
-        ({"rows": changed(3, output=None)}, DataError, r"rows: 1 bad row; rows\[3\]: output is null"),
-        ({"rows": changed(3, output="  ")}, DataError, r"rows\[3\]: output is empty"),
         ({"rows": [{"instruction": MARK}] * 6}, DataError, "^rows: no schema fits"),
         ({"rows": []}, UsageError, "rows: there are no rows"),
         ({"rows": frame[:0]}, UsageError, "rows: there are no rows"),
-        ({"rows": frame}, DataError, r"rows\[2\]: output is null"),
         ({"rows": half}, DataError, r"4 bad rows; rows\[1\]: output is a number, not text"),
         ({"rows": changed(2, output=object())}, DataError, r"rows\[2\]: output is of type object"),
         ({"rows": two}, DataError, r"rows\[0\] is alpaca; rows\[4\] is prompt_completion"),

@@ -88,7 +88,7 @@ def test_one_line_cleans_a_file_and_every_row_is_somewhere(files, capsys):
     assert told["rows"] == 40 == told["kept"] + sum(told["set_aside"].values())
     assert told["kept"] == len(found["kept"])
     assert told["sentence"].startswith(f"{40 - told['kept']} of 40 rows set aside: ")
-    assert "1 refusals" in told["sentence"]
+    assert "1 with a refusal" in told["sentence"]
     assert "read these 20 first: cleaned/report.html" in told["sentence"]
     card = next(Path("cleaned").glob("run/silos/*/private/card.md")).read_text()
     assert f"- Kept: {told['kept']}\n" in card

@@ -61,7 +61,7 @@ def test_a_scorer_is_found_by_name_and_version(package, encoded_rows):
     ("name", "message"),
     [
         ("probe.long@1.3", r"version 1\.2 is installed here"),
-        ("probe.none@1.2", r"0 installed packages offer probe\.none .*here are: .*probe\.long"),
+        ("probe.none@1.2", r"no installed package offers probe\.none .*here are: .*probe\.long"),
     ],
 )
 def test_another_version_and_a_missing_package_are_named(package, name, message):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clues.errors import CluesError
     from clues.selection.threshold import Threshold
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "CluesError",
     "Found",

@@ -29,6 +29,7 @@ class Evidence:
         anchors: raw scores of the anchors, by group and part.
         turns: raw scores of turns, where the recipe asks for them.
         turn_anchors: those of one turn of every anchor.
+        aside: by position, kind and reason of the rows that are set aside for their text.
     """
 
     table: ScoreTable
@@ -36,6 +37,7 @@ class Evidence:
     anchors: Mapping[str, Mapping[str, Floats]]
     turns: ScoreTable | None = None
     turn_anchors: Mapping[str, Mapping[str, Floats]] = field(default_factory=dict)
+    aside: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

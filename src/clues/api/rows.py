@@ -95,6 +95,7 @@ def take_rows(
     schema: str | None = None,
     columns: Mapping[str, str | None] | None = None,
     one_file: bool = False,
+    lenient: bool = False,
 ) -> Given:
     """Read a caller's rows, and write those that lie in memory to `folder/NAME.jsonl`.
 
@@ -105,13 +106,14 @@ def take_rows(
         schema: which columns hold prompt and answer, where several schemas fit.
         columns: the rows' own names by what they hold.
         one_file: write a folder of files or a hub data set as one file too.
+        lenient: name rows that cannot be used instead of refusing all of them, as `read_rows` does.
 
     Raises:
         UsageError: another type, or no rows.
         DataError: a row cannot be used.
     """
     if isinstance(source, str | Path):
-        rows = read_rows(source, schema=schema, columns=columns)
+        rows = read_rows(source, schema=schema, columns=columns, lenient=lenient)
         path = Path(source).resolve() if Path(source).exists() else source
         if one_file and not Path(source).is_file():
             path = write_rows(rows, range(rows.n_rows), folder / f"{name}{rows.suffix}")
@@ -122,7 +124,8 @@ def take_rows(
     plain = [_plain_row(row, f"{name}[{n}]", columns or {}) for n, row in enumerate(records)]
     lines = [json.dumps(row) + "\n" for row in plain]
     atomic_write_bytes(path, "".join(lines).encode())
-    return Given(name, source, str(path), read_rows(path, schema=schema, columns=columns))
+    read = read_rows(path, schema=schema, columns=columns, lenient=lenient)
+    return Given(name, source, str(path), read)
 
 
 def _records(source: Any, name: str) -> Sequence[Mapping[Any, Any]]:

@@ -33,6 +33,7 @@ from clues.selection.decisions import Apart, Decision
 from clues.selection.decisions import select as decide
 from clues.selection.threshold import Threshold, fit_threshold
 from clues.selection.turns import Turns, positions
+from clues.silo.select import set_aside
 
 WITH_QUANTILE = ("anchor_tolerance", "anchor_quantile")
 
@@ -51,6 +52,7 @@ def score(
     name: str = "rows",
     schema: str | None = None,
     columns: Mapping[str, str | None] | None = None,
+    findings: str | Mapping[str, str] = "set_aside",
     skip_nonfinite: bool = False,
     compute: str | Mapping[str, Any] | None = None,
     progress: bool | Progress = True,
@@ -76,6 +78,8 @@ def score(
         name: of the silo in that run. It seeds the order in which rows are trained on.
         schema: which columns of `rows` hold prompt and answer, where several schemas fit.
         columns: names of those columns by what they hold, such as `{"prompt": "question"}`.
+        findings: what happens to a row for what a reader sees in its text (a refusal, HTML, a repeated
+            row, ...): `set_aside`, `flag` or `off`, or one of these by kind, as in a silo's file.
         skip_nonfinite: drop rows whose score is NaN or infinite, instead of stopping.
         compute: where to score: `local`, `ray`, or `{"engine": "ray", "address": ...}` as in a
             silo's file. A model that is loaded already stays in this process.
@@ -87,7 +91,8 @@ def score(
 
     Raises:
         UsageError: an argument is of a type that cannot be used.
-        DataError: rows, anchors or model cannot be used; rows are named by position.
+        DataError: public rows or model cannot be used, or half of the rows; they are named by position.
+            Of fewer, the decision says why.
         ConfigError: a setting is not known or out of range.
     """
     borrowed = BorrowedModel(*model) if _is_pair(model) else None
@@ -117,6 +122,7 @@ def score(
                 seed=seed,
                 rejected=bad,
                 compute=compute,
+                findings=findings,
                 **how,
             )
             run = open_run(
@@ -198,6 +204,7 @@ def select(
         dropped={d.row: Apart(d.id, d.why, d.reason) for d in found.decisions if d.score is None},
         where="rows",
         allow_degenerate=True,
+        aside=found.evidence.aside,
         turns=_turns(found, recipe.threshold),
     )
     changed = {"scores": _scores(selection.decisions), "decisions": selection.decisions}
@@ -261,7 +268,7 @@ def _read(run: Run, threshold: Threshold, given: Given) -> Found:
         decisions=decisions,
         recipe=run.config.recipe,
         given=given,
-        evidence=Evidence(space.scores(), groups, anchors, turns, by_turn),
+        evidence=Evidence(space.scores(), groups, anchors, turns, by_turn, set_aside(space)),
         page=(silo.private / "report.html").read_text(encoding="utf-8"),
     )
 
@@ -275,7 +282,9 @@ def _scores(decisions: Sequence[Decision]) -> Floats:
 
 
 def _warned(found: Found) -> Found:
-    n_kept, n_rows = len(found.positions), len(found.decisions)
+    # Rows that are set aside for their text say nothing about the threshold.
+    judged = [d for d in found.decisions if d.row not in found.evidence.aside]
+    n_kept, n_rows = len(found.positions), len(judged)
     if n_kept in (0, n_rows) and not any(d.untrained for d in found.decisions):
         what = "every row" if n_kept else "no row"
         warnings.warn(

@@ -39,7 +39,7 @@ def take_all(
             "give validation and anchors, or checked alone: good rows that are dealt into the two. "
             f"Given: {', '.join(named) or 'neither'}."
         )
-    given = take_rows(rows, "rows", folder, schema=schema, columns=columns)
+    given = take_rows(rows, "rows", folder, schema=schema, columns=columns, lenient=True)
     sets = {n: take_rows(value, n, folder, one_file=True) for n, value in named.items()}
     _check_sets(given, sets)
     first, *second = (Path(taken.file) for taken in sets.values())
@@ -102,6 +102,7 @@ def configure(
     schema: str | None,
     columns: Mapping[str, str | None] | None = None,
     compute: str | Mapping[str, Any] | None = None,
+    findings: str | Mapping[str, str] = "set_aside",
 ) -> RunConfig:
     """What `clues init` writes for one silo, with the caller's settings over it.
 
@@ -119,6 +120,7 @@ def configure(
         own
         | {
             "min_kept": 1,
+            "findings": dict(findings) if isinstance(findings, Mapping) else findings,
             "schema": schema,
             "columns": dict(columns) if columns else None,
             "compute": dict(compute) if isinstance(compute, Mapping) else compute,

@@ -158,7 +158,8 @@ def _show(folder: Path, entries: Sequence[Entry], number: int, *, as_json: bool)
 
 def _print_ledger(entries: Sequence[Entry], *, every: bool) -> None:
     if every:
-        out.print(f"{'n':>5} {'time (UTC)':<25} {'silo':<20} way kind", style="bold")
+        heads = f"{'n':>5} {'time (UTC)':<25} {'silo':<20} way {'kind':<15} {'bytes':>11} SHA-256"
+        out.print(heads, style="bold", soft_wrap=True)
     for e in entries if every else ():
         line = f"{e.n:>5} {e.time} {e.silo:<20} {e.direction:<3} {e.kind:<15}"
         text = f"{line} {e.n_bytes:>11,} {e.sha256}"

@@ -121,7 +121,7 @@ def sample(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw rows for a person to check, and write a page to do it on.
+    """Draw rows for a person to check, and write a page to do it on (NAME.html).
 
     Rows are spread over length, subject and how likely the base model finds them. The page needs no
     network. Its keys are g (good), b (bad) and s (skip); it saves checked.json with the good rows and
@@ -130,6 +130,8 @@ def sample(
     clues clean rows.json --checked checked.json --rejected rejected.json
     """
     calm_libraries()
+    # A browser opens what is called a page.
+    page = page if page.suffix else page.with_suffix(".html")
     from clues.prepare.sampling import sample_page
     from clues.progress import Silent, Terminal
 

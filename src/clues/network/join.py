@@ -57,6 +57,7 @@ def join(
     folder = settings.folder / "network"
     make_private_folder(folder)
     app = make_client_app(_answering(settings, progress), lambda _: _errors(settings))
+    say(f"Silo {settings.silo.name}: connecting to {settings.coordinator}.")
     refused_since: float | None = None
     while going():
         wait_for_coordinator(settings, say=say, going=going)

@@ -37,6 +37,7 @@ from clues.prepare.checklist import (
     Source,
     TaskCheck,
     notes_on,
+    rows_in_words,
     warnings_on,
 )
 from clues.prepare.cost import per_private_token, work_of
@@ -105,7 +106,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
     tasks, asked = _tasks(config, encoder, ids, errors)
     overlaps = _overlaps(ids)
     errors += [
-        f"{a} and {b} share {n} rows. Remove them from one of the two."
+        f"{a} and {b} share {rows_in_words(n)}. Remove what they share from one of the two."
         for a, b, n in overlaps
         if _spoils(a, b)
     ]

@@ -223,15 +223,15 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
     ]
     if file.n_unusable:
         notes.append(
-            f"{file.n_unusable} rows cannot be used, such as those whose answer is null or empty. They "
-            "are dropped with that reason; strict: true in the silo's file stops for them."
+            f"{rows_in_words(file.n_unusable)} cannot be used: no answer, or an empty one, for example. "
+            "They are dropped with that reason; strict: true in the silo's file stops for them."
         )
     if config.recipe.score.turns and file.n_chats and file.role is Role.SILO:
         notes.append(
-            f"{file.n_chats} rows have several trained turns, {file.n_turns} in all, and every turn has "
+            f"rows with several trained turns: {file.n_chats}, of {file.n_turns} turns in all. Every turn has "
             f"a score (threshold.low_turn: {config.recipe.threshold.low_turn})."
         )
-    notes += [f"{n} rows: {kind}." for kind, n in file.findings.items()]
+    notes += [f"{rows_in_words(n)}: {kind}." for kind, n in file.findings.items()]
     if file.n_odd_turns:
         notes.append(
             f"{file.n_odd_turns} rows are left out: the chat template refuses their turns. "
@@ -361,7 +361,9 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
             "included.",
             highlight=False,
         )
-    notes = [f"{a} and {b} share {n} rows." for a, b, n in check.overlaps] + [*check.notes]
+    notes = [f"{a} and {b} share {rows_in_words(n)}." for a, b, n in check.overlaps] + [
+        *check.notes
+    ]
     said = (
         ("note", "yellow", notes),
         ("warning", "bold magenta", check.warnings),
@@ -372,6 +374,11 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
             console.print(Text(f"{kind}: {line}", style=style), soft_wrap=True)
     if not check.errors:
         console.print(f"No error found. Next: {command}", highlight=False, soft_wrap=True)
+
+
+def rows_in_words(n: int) -> str:
+    """A number of rows."""
+    return f"{n:,} row{'' if n == 1 else 's'}"
 
 
 def duration(minutes: float) -> str:

@@ -41,7 +41,7 @@ NAMES = {
     "html": "with HTML",
     "boilerplate": "with a page's frame",
     "mojibake": "with broken letters",
-    "refusal": "refusals",
+    "refusal": "with a refusal",
     "prompt_repeated": "repeating their question",
     "cut": "cut",
     "language": "in another language",

@@ -181,6 +181,7 @@ def render_private(review: Review) -> str:
             labelled=review.labels is not None,
             n_rows=len(review.ids),
             ratio=review.ratio,
+            cleans=review.cleans,
             data=pack(_header(review, charts["wide"], cut_after), {**_arrays(review), **texts}),
             script=script,
             digest=digest,

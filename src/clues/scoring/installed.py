@@ -46,8 +46,8 @@ def scorer(name: str) -> Callable[[Scene], Scorer]:
     if len(found) != 1:
         offered = ", ".join(sorted({p.name for p in entry_points(group=GROUP)})) or "none"
         raise ExtraError(
-            f"score {name}: {len(found)} installed packages offer {wanted} as an entry point of "
-            f"{GROUP}. Install the one that brings it (here are: {offered})."
+            f"score {name}: {len(found) or 'no'} installed package{'s offer' if found else ' offers'} "
+            f"{wanted} as an entry point of {GROUP}. Install the one that brings it (here are: {offered})."
         )
     (point,) = found
     theirs = _version(point)

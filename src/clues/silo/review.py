@@ -114,7 +114,9 @@ def review(space: Workspace) -> Review:
         min_kept=space.settings.min_kept,
         cleans=space.settings.cleans,
         anchors=_anchors(space, threshold),
-        anchors_from=f"public anchors of {space.settings.domain}",
+        anchors_from="checked rows"
+        if space.settings.cleans
+        else f"public anchors of {space.settings.domain}",
         ids=[sample.id for sample in samples],
         scores=scores,
         terms={k: _spread(v, at, n) for k, v in _terms(space, table, threshold, scored).items()},

@@ -91,7 +91,7 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
     trained = _run(
         space,
         crowd.rows,
-        f"round {request.round + 1}",
+        f"round {request.round + 1} of {recipe.train.rounds}",
         order=order,
         observer=seen,
         start=request.adapter,
@@ -153,7 +153,7 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
         trained = _run(
             space,
             crowd.rows,
-            f"{request.arm}, round {request.round + 1}",
+            f"{request.arm}, round {request.round + 1} of {1 if once else settings.rounds}",
             start=model.initial if stacks else request.adapter,
             booked=_Booked(
                 Phase(kind="fit", arm=request.arm), checksum_of(request.to_bytes()), n_rows
