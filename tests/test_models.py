@@ -23,13 +23,20 @@ from benchmarks.matrix import (
     row_of,
     rows_of_tokens,
 )
-from clues.config import LoraSettings, Recipe, ScoreSettings, TokenSettings, context_of
+from clues.config import (
+    LoraSettings,
+    ModelSettings,
+    Recipe,
+    ScoreSettings,
+    TokenSettings,
+    context_of,
+)
 from clues.data.samples import Message, Sample
 from clues.errors import ConfigError, DataError
 from clues.model.adapters import LoraModel
 from clues.model.borrowed import BorrowedModel
 from clues.model.cache import ModelCache
-from clues.model.fitness import notes_on_base
+from clues.model.fitness import notes_on_base, notes_on_numbers
 from clues.model.layers import check_training, suggested
 from clues.model.loss import make_batch
 from clues.prepare.modelfit import fitted
@@ -507,3 +514,25 @@ def test_a_model_that_cannot_be_opened_leaves_the_usual_settings(tmp_path) -> No
     (tmp_path / "config.json").write_text("{}")
     answers = Answers(Path("x"), "all", "n", (), (), model=str(tmp_path))
     assert fitted(answers) == answers
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fast", "device", "said"),
+    [
+        ("float32", True, "cpu", "dtype: bfloat16"),
+        ("float32", False, "cpu", ""),
+        ("bfloat16", False, "cpu", "dtype: float32"),
+        ("bfloat16", True, "cpu", ""),
+        ("float32", True, "cuda", "dtype: bfloat16"),
+        ("bfloat16", False, "cuda", ""),
+        ("float32", True, "mps", ""),
+    ],
+)
+def test_a_faster_number_type_is_named(monkeypatch, dtype, fast, device, said):
+    monkeypatch.setattr("clues.model.fitness.fast_in_bfloat16", lambda: fast)
+    settings = ModelSettings(name="base", dtype=dtype)
+    notes = notes_on_numbers(settings, torch.device(device))
+    assert len(notes) == bool(said)
+    assert all(f"recipe.model.{said}" in note for note in notes)
+    for other in ({"name": "built-in"}, {"quantization": "nf4"}):
+        assert notes_on_numbers(settings.model_copy(update=other), torch.device(device)) == []

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from clues.config import TokenSettings, context_of
+from clues.config import BUILT_IN, ModelSettings, TokenSettings, context_of
 from clues.errors import DataError
+from clues.model.devices import fast_in_bfloat16
 from clues.model.layers import Reading
 
 # Of what is said about a text's beginning, the share that its end may move: rounding.
@@ -97,3 +98,21 @@ def notes_on_base(base: Any, tokenizer: Any, settings: TokenSettings) -> list[st
             f"example {beyond[0]!r}: a row with one of them is refused."
         )
     return notes
+
+
+def notes_on_numbers(settings: ModelSettings, device: torch.device) -> list[str]:
+    """Where another number type would be faster on this machine."""
+    if settings.name == BUILT_IN or settings.quantization or device.type == "mps":
+        return []
+    fast = fast_in_bfloat16()
+    if settings.dtype == "float32" and fast:
+        return [
+            "this machine computes in bfloat16 about twice as fast as in float32, and rows rank the same "
+            "to 0.99 (docs/models.md): recipe.model.dtype: bfloat16."
+        ]
+    if settings.dtype == "bfloat16" and device.type == "cpu" and not fast:
+        return [
+            "this processor has no units for bfloat16, and float32 is faster: recipe.model.dtype: float32, "
+            "where its memory is there."
+        ]
+    return []

@@ -28,7 +28,7 @@ from clues.findings.base import SAYS
 from clues.findings.look import look
 from clues.model.adapters import LoraModel
 from clues.model.cache import ModelCache
-from clues.model.fitness import notes_on_base
+from clues.model.fitness import notes_on_base, notes_on_numbers
 from clues.model.place import fetch
 from clues.prepare.checklist import (
     Check,
@@ -125,6 +125,7 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
             *notes_on(config, files),
             *notes_on_base(model.peft.get_base_model(), encoder.tokenizer, recipe.tokens),
             *_template_notes(encoder, model, encoded.values()),
+            *notes_on_numbers(recipe.model, model.device),
         ),
         template=encoder.template,
         n_parameters=sum(p.numel() for n, p in model.peft.named_parameters() if ".lora_" not in n),
