@@ -52,20 +52,23 @@ def main() -> None:
         raise SystemExit(f"{asked.file}: {len(good):,} rows suit, too few for {asked.rows:,}.")
     rows, labels = _write_files(good, asked.out, asked.rows, asked.each)
     clock = asked.out / "seconds"
-    started = time.perf_counter()
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "clues", "clean", str(asked.out / "rows.json")),
-            *("--checked", str(asked.out / "checked.json"), "--model", asked.model),
-            *("--out", str(asked.out / "cleaned"), "--json"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
     spent = float(clock.read_text()) if clock.exists() else 0.0
-    spent += time.perf_counter() - started
-    clock.write_text(str(spent))
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "clues", "clean", str(asked.out / "rows.json")),
+                *("--checked", str(asked.out / "checked.json"), "--model", asked.model),
+                *("--out", str(asked.out / "cleaned"), "--json"),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    finally:
+        # An interrupted walk goes on, and its time counts.
+        spent += time.perf_counter() - started
+        clock.write_text(str(spent))
     outcome = json.loads(done.stdout)
     out = [
         *table(asked.out / "cleaned", rows, labels),

@@ -44,6 +44,11 @@ def test_a_part_that_sees_damage_counts_and_one_that_prefers_it_does_not(combine
     assert set(found.auc["domain a"]) == {"cut", "mix"}
 
 
+def test_a_part_can_count_for_more_than_an_influence_that_sees_little():
+    found = weighed(*drawn({"validation": 0.1, "loss": 0.2, "alignment": 1.5}, n=400))
+    assert found.weights["alignment"] == 2.0
+
+
 def test_a_part_that_adds_nothing_stays_out():
     found = weighed(*drawn({"validation": 9.0, "loss": 9.0, "alignment": 9.0}))
     assert found.weights == {"loss": 0.0, "alignment": 0.0}

@@ -14,7 +14,8 @@ from clues.config import Recipe
 from clues.errors import DataError
 from clues.selection.units import MIN_ANCHORS, Array, Units, anchor_units
 
-GRID = (0.0, 0.25, 0.5, 1.0)
+# Against an influence of 1. With a base model that reads well, a part can count for more than it.
+GRID = (0.0, 0.25, 0.5, 1.0, 2.0)
 # A part must earn its place: a smaller total weight wins unless it loses more than this in AUC.
 MARGIN = 0.005
 # Rejected rows that give a direction, and as many that show how much it should count.
