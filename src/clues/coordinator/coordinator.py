@@ -152,7 +152,9 @@ class Coordinator:
             if self.recipe.threshold.rule == "mixture":
                 # A silo proposes one cut per recipe: it is made of private scores.
                 self.decided.note(self._members("train"))
-            return ask_for_scores(self.desk, trained)
+            # Whoever takes part: public rows score the same.
+            of_public = {name: inputs[name] for name in ("recipe", "trained")}
+            return ask_for_scores(self.desk, trained, key=hash_of(of_public)[:16])
 
         found = self.stages.run("score", inputs, compute)
         return Scored.model_validate(found)

@@ -12,6 +12,7 @@ from clues.coordinator.bounds import Reach, reach_of, too_far
 from clues.coordinator.desk import Desk
 from clues.coordinator.guards import check_anchor_scores
 from clues.coordinator.outcomes import Scored, Trained
+from clues.coordinator.prepared import Kept
 from clues.coordinator.train import forget_warm_up
 from clues.data.tokens import EncodedRow
 from clues.errors import DataError, NumericsError
@@ -36,12 +37,13 @@ from clues.wall.messages import ScoreReply, ScoreRequest
 REJECTED = "rejected"
 
 
-def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
+def ask_for_scores(desk: Desk, trained: Trained, *, key: str) -> dict[str, Any]:
     """Have every silo score its rows, and collect the anchors' scores by group.
 
     Args:
         desk: recipe, model, silos.
         trained: what the train stage returned.
+        key: hash of all that scores of public rows depend on.
 
     Returns:
         Anchor scores by group and part, weights of parts, what they tell apart on damaged copies of
@@ -51,11 +53,19 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
     anchors: dict[str, dict[str, list[float]]] = {}
     requests: dict[str, ScoreRequest] = {}
     weighing, copies = Weighing({}, {}), dict[str, Controls]()
+    kept = Kept(desk.folder / "prepared", key)
     if desk.recipe.score.shared:
         base = desk.folder / "trajectory" / trained.folder
         checkpoints = [load_checkpoint(base / name) for name in trained.checkpoints]
         try:
-            found = {domain: _domain_request(desk, domain, checkpoints) for domain in desk.domains}
+            found = {
+                domain: kept.of(
+                    domain,
+                    recipe_hash=desk.recipe.hash,
+                    compute=partial(_domain_request, desk, domain, checkpoints),
+                )
+                for domain in desk.domains
+            }
         except NumericsError as error:
             # With these settings nothing can be scored on it; kept, it would stop every next call.
             forget_warm_up(desk.folder, base)
@@ -95,6 +105,7 @@ def ask_for_scores(desk: Desk, trained: Trained) -> dict[str, Any]:
         return too_far({name: reaches[name] for name in found})
 
     replies = desk.exchange.ask("score", requests, take, judge=judge)
+    kept.forget()
     for reply in replies.values() if not here else ():
         anchors |= reply.anchor_scores
     return {

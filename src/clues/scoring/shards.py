@@ -145,6 +145,8 @@ def score_in_shards(
             open_.append(number)
         else:
             take(number, found, again=True)
+    if watch:
+        watch.tell()
     if engine is not None:
         for number in engine.shards(job, open_, place) if open_ else ():
             found = read_shard(place, number, job)

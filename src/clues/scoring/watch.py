@@ -57,6 +57,10 @@ class Watch:
         if last or time.time() - self.written > EVERY_S:
             self._write()
 
+    def tell(self) -> None:
+        """Write what is known now, such as that many parts were found at once."""
+        self._write()
+
     def workers(self, n_ready: int, last_error: str) -> None:
         """How many workers are ready, and the last thing that went wrong."""
         self.state |= {"workers": n_ready, "last_error": last_error}
