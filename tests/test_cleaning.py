@@ -10,6 +10,7 @@ import yaml
 from browser import Opened, chromium
 from test_cli import call, fails
 
+import clues.prepare.cleaning
 from benchmarks.architectures import ARCHITECTURES, tiny_model
 from clues.config import Recipe, load_config
 from clues.data.formats import read_rows
@@ -20,6 +21,7 @@ from clues.prepare.athand import at_hand
 from clues.prepare.facts import make_questions
 from clues.prepare.onefile import configure as run_of
 from clues.prepare.sampling import draw
+from clues.scoring.shards import Team
 
 DRAWS = True  # one page is looked at
 REFUSAL = "As an AI language model, I cannot answer this question."
@@ -194,6 +196,30 @@ def test_bfloat16_is_fast_where_the_processor_has_units_for_it(can, fast, monkey
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: can)
     assert fast_in_bfloat16() == fast
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_of_a_launcher_share_the_scoring(files, monkeypatch, capsys, rank):
+    helped: list[tuple[Path, Team]] = []
+    ended: list[Path] = []
+    monkeypatch.setattr(
+        "clues.silo.helpers.help_scoring", lambda root, team, **_: helped.append((root, team))
+    )
+    monkeypatch.setattr("atexit.register", lambda done, root: ended.append(root))
+    taken: list[Team | None] = []
+    real = clues.prepare.cleaning.open_run
+    monkeypatch.setattr(
+        "clues.prepare.cleaning.open_run",
+        lambda *a, **how: (taken.append(how["team"]), real(*a, **{**how, "team": None}))[1],
+    )
+    for name, value in {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    assert call("clean", "rows.json", "--checked", "checked.json", "-q")[0] == 0
+    root = Path("cleaned/run")
+    assert (helped, taken, ended) == (
+        ([], [Team(0, 2)], [root]) if rank == 0 else ([(root, Team(1, 2))], [], [])
+    )
+    assert Path("cleaned/kept.json").exists() == (rank == 0)
 
 
 def test_version_is_an_option_too(capsys):

@@ -76,9 +76,14 @@ class RunStatus:
         return asdict(self)
 
 
+def run_of(cleaned: Path) -> Path:
+    """Where the run lies in a folder that `clues clean` writes."""
+    return cleaned / "run"
+
+
 def run_in(folder: Path) -> Path:
-    """A run's folder; in what `clues clean` writes, the run lies in `run`."""
-    inner = folder / "run"
+    """A run's folder; in what `clues clean` writes, the one inside."""
+    inner = run_of(folder)
     own = [folder / name for name in ("coordinator", "silos", "private", "ledger.jsonl")]
     return inner if inner.is_dir() and not any(path.exists() for path in own) else folder
 

@@ -1,5 +1,6 @@
 """Verbs for one file of rows: clean it, or draw rows of it for a person to check."""
 
+import atexit
 import json
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from clues.cli.calm import calm_libraries
 from clues.cli.options import Json, Map, Quiet, err, mapping_of, out
 from clues.config import BUILT_IN
 from clues.errors import UsageError
+from clues.underway import run_of
 
 Rows = Annotated[
     str, typer.Argument(metavar="ROWS", help="Your rows: a file, a folder, or a hub data set.")
@@ -74,12 +76,24 @@ def clean(
     stopped. Without --checked no row is scored, and only what a reader sees in the text is set aside:
 
     clues clean rows.json --checked checked.json --model ./base-model --out cleaned
+
+    A launcher of several processes has them share the scoring: torchrun --nproc-per-node 2 -m clues clean ...
     """
     mapped = mapping_of(columns)
     for name, given in (("--overrides", overrides), ("--rejected", rejected), ("--turns", turns)):
         if given and checked is None:
             raise UsageError(f"{name} goes with --checked: without it no row is scored.")
+    from clues.silo.helpers import finish, help_scoring, team_of_environment
+
+    team, local_rank = team_of_environment()
     calm_libraries()
+    if team.rank > 0:
+        # Process 0 alone says what is wrong with a call.
+        if checked is not None:
+            help_scoring(run_of(folder), team, models={}, local_rank=local_rank)
+        raise typer.Exit
+    if team.size > 1:
+        atexit.register(finish, run_of(folder))
     from clues.data.formats import not_read
     from clues.prepare.cleaning import clean_by_text, clean_file
     from clues.progress import Silent, Terminal
@@ -97,6 +111,7 @@ def clean(
             rejected=rejected,
             overrides=overrides,
             low_turn=turns.value if turns else None,
+            team=team,
             progress=progress,
             **how,
         )

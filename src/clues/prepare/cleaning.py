@@ -24,9 +24,11 @@ from clues.prepare.onefile import configure
 from clues.prepare.scaffold import check_data
 from clues.progress import Progress
 from clues.report.pairs import weak_promise
+from clues.scoring.shards import Team
 from clues.selection.threshold import Threshold
 from clues.selection.weighing import FEWEST_REJECTED
 from clues.silo.overrides import Override, Overrides, check_overrides, in_force, read_overrides
+from clues.underway import run_of
 
 FILES = {"kept": "kept", "dropped": "set_aside", "unscored": "unscored"}
 FIRST = 20  # rows that a person reads first
@@ -146,6 +148,7 @@ def clean_file(
     rejected: Path | None = None,
     overrides: Path | None = None,
     low_turn: LowTurn | None = None,
+    team: Team | None = None,
     progress: Progress,
 ) -> Cleaned:
     """Score the rows against checked ones, look at their text, and write what is kept.
@@ -162,6 +165,7 @@ def clean_file(
         overrides: what a person has exported from the report; None leaves in force what was.
         low_turn: score every turn of chats, too, and what one below the threshold costs; None scores
             whole rows alone.
+        team: processes of this machine that score together.
         progress: where long steps report to.
 
     Raises:
@@ -174,7 +178,7 @@ def clean_file(
     config, warned = configure(
         rows,
         checked,
-        out / "run",
+        run_of(out),
         model=model,
         schema=schema,
         columns=columns,
@@ -188,10 +192,11 @@ def clean_file(
         )
     run = open_run(
         config,
-        out / "run",
+        run_of(out),
         progress=progress,
         allow_degenerate=True,
         skip_nonfinite=True,
+        team=team,
     )
     found = run_until(run, "threshold").threshold
     assert found is not None
