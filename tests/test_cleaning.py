@@ -11,6 +11,7 @@ from browser import Opened, chromium
 from test_cli import call, fails
 
 import clues.prepare.cleaning
+import clues.prepare.estimate
 from benchmarks.architectures import ARCHITECTURES, tiny_model
 from clues.config import Recipe, load_config
 from clues.data.formats import read_rows
@@ -20,6 +21,7 @@ from clues.model.devices import fast_in_bfloat16
 from clues.prepare.athand import at_hand
 from clues.prepare.facts import make_questions
 from clues.prepare.onefile import configure as run_of
+from clues.prepare.pace import Pace
 from clues.prepare.sampling import draw
 from clues.scoring.shards import Team
 
@@ -196,6 +198,31 @@ def test_bfloat16_is_fast_where_the_processor_has_units_for_it(can, fast, monkey
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: can)
     assert fast_in_bfloat16() == fast
+
+
+@pytest.mark.slow
+def test_how_long_it_takes_is_said_before_and_once(files, monkeypatch, capsys):
+    line = ("clean", "rows.json", "--checked", "checked.json")
+    monkeypatch.setattr("clues.prepare.estimate.FEW_TOKENS", 1)
+    paces = []
+    real = clues.prepare.estimate.measured_pace
+
+    def slow(model, rows):
+        paces.append(real(model, rows))
+        return Pace(forward=1e-2, gradient=2e-2, memory_gb=1.0)
+
+    monkeypatch.setattr("clues.prepare.estimate.measured_pace", slow)
+    assert call(*line)[0] == 0
+    said = capsys.readouterr().err
+    minutes = int(re.search(r"About (\d+) minutes on this machine\. Interrupted", said)[1])  # pyright: ignore
+    assert 2 <= minutes <= 60
+    assert 0 < paces[0].forward < 1e-2, "a small model is fast"
+    assert call(*line)[0] == 0
+    assert "on this machine" not in capsys.readouterr().err, "a run that goes on"
+    monkeypatch.setattr("clues.prepare.estimate.FEW_TOKENS", 10**9)
+    assert call(*line, "--out", "other")[0] == 0
+    assert "on this machine" not in capsys.readouterr().err
+    assert len(paces) == 1, "nothing is timed where nothing takes long"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -3,6 +3,7 @@
 import atexit
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +113,7 @@ def clean(
             overrides=overrides,
             low_turn=turns.value if turns else None,
             team=team,
+            say=None if quiet else partial(err.print, highlight=False, soft_wrap=True),
             progress=progress,
             **how,
         )

@@ -7,7 +7,7 @@ there when the same is asked for again.
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,8 @@ from clues.data.formats import RowFile, fitting, read_rows, write_rows
 from clues.errors import DataError
 from clues.findings.look import look
 from clues.pipeline import Run, open_run, overrule, run_until
+from clues.prepare.checklist import duration
+from clues.prepare.estimate import minutes_ahead
 from clues.prepare.onefile import configure
 from clues.prepare.scaffold import check_data
 from clues.progress import Progress
@@ -31,6 +33,7 @@ from clues.silo.overrides import Override, Overrides, check_overrides, in_force,
 from clues.underway import run_of
 
 FILES = {"kept": "kept", "dropped": "set_aside", "unscored": "unscored"}
+LONG = 2  # minutes, from which a person wants to know
 FIRST = 20  # rows that a person reads first
 CHECKED, REJECTED = "a checked row", "a rejected row"
 NAMES = {
@@ -149,6 +152,7 @@ def clean_file(
     overrides: Path | None = None,
     low_turn: LowTurn | None = None,
     team: Team | None = None,
+    say: Callable[[str], None] | None = None,
     progress: Progress,
 ) -> Cleaned:
     """Score the rows against checked ones, look at their text, and write what is kept.
@@ -166,6 +170,7 @@ def clean_file(
         low_turn: score every turn of chats, too, and what one below the threshold costs; None scores
             whole rows alone.
         team: processes of this machine that score together.
+        say: takes a line about how long it will take, where that is long.
         progress: where long steps report to.
 
     Raises:
@@ -198,6 +203,13 @@ def clean_file(
         skip_nonfinite=True,
         team=team,
     )
+    if say and not any((run_of(out) / "coordinator" / "stages").iterdir()):
+        minutes = minutes_ahead(run)
+        if minutes >= LONG:
+            say(
+                f"{duration(minutes).capitalize()} on this machine. Interrupted, the same command goes on "
+                "where it stopped."
+            )
     found = run_until(run, "threshold").threshold
     assert found is not None
     run_until(run, "select")
