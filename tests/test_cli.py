@@ -224,8 +224,8 @@ def test_check_counts_what_a_reader_sees_and_what_cannot_be_used(inputs, capsys)
     assert bank["findings"]["the answer refuses, as an assistant does"] == 1
     assert bank["n_unusable"] == 1
     notes = "\n".join(told["notes"])
-    assert "silo harbor-bank: 1 rows: the answer refuses" in notes
-    assert "1 rows cannot be used, such as those whose answer is null or empty" in notes
+    assert "silo harbor-bank: 1 row: the answer refuses" in notes
+    assert "1 row cannot be used: no answer, or an empty one, for example" in notes
 
 
 @pytest.mark.slow
@@ -263,7 +263,7 @@ def test_check_reports_overlap_of_anchors_with_the_held_out_set(inputs, capsys) 
     code, _ = call("check", inputs, "--rows", "1")
     text = " ".join(capsys.readouterr().out.split())
     assert code == 3
-    assert "finance-en anchors and held-out share 1 rows" in text
+    assert "finance-en anchors and held-out share 1 row" in text
 
 
 @pytest.mark.slow

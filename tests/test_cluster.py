@@ -23,6 +23,7 @@ from clues.scoring import job as jobs
 from clues.scoring import shards
 from clues.scoring.job import Job
 from clues.scoring.shards import score_in_shards, scores_of
+from clues.silo.curves import Piece
 from clues.silo.workspace import Workspace
 
 RECIPE = Recipe.model_validate(
@@ -445,7 +446,7 @@ def test_a_training_goes_to_the_cluster_where_the_setting_says(
     space.private, space.progress = tmp_path, Silent()
     space.memory = {"recipe": RECIPE, "model": None}
     how = {"n_steps": 3} | ({"observer": observer} if observer else {})
-    assert space.train([], "round 1", **how) == where
+    assert space.train([], Piece("warm-up", "round 1 of 1"), **how) == where
     assert ("in-run scores are taken in one process" in caplog.text) == (observer is not None)
 
 

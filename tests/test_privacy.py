@@ -15,6 +15,7 @@ from clues.pipeline import run_until
 from clues.progress import Silent
 from clues.rundir import read_record, write_record
 from clues.silo.budget import Budget, Phase
+from clues.silo.curves import Piece
 from clues.silo.workspace import Workspace
 
 pytest.importorskip("opacus", reason="Opacus is not installed: clues[dp]")
@@ -219,7 +220,7 @@ def test_what_changes_an_answer_changes_its_noise_and_is_paid_for(space, monkeyp
         space.settings = space.settings.model_copy(update={"privacy": privacy})
         Budget(space).train(
             [SimpleNamespace(row=row) for row in rows],  # pyright: ignore[reportArgumentType]
-            "a test",
+            Piece("a test"),
             phase=Phase(kind="fit", arm="clues"),
             request="the same",
             n_told=n_told,

@@ -364,7 +364,7 @@ def test_a_check_lists_tasks_what_they_leave_out_and_rows_that_are_anchors_too(t
     anchors = (tmp_path / "public" / "geography.anchor.jsonl").read_text().splitlines()
     answer = {"choices": ["x", json.loads(anchors[0])["output"]], "answer": 1}
     write_rows(tmp_path / "quiz.jsonl", [{**json.loads(anchors[0]), **answer}])
-    assert "task file quiz.jsonl share 1 rows" in " ".join(
+    assert "task file quiz.jsonl share 1 row" in " ".join(
         check_run(load_config(config), n_shown=0).errors
     )
     write_rows(tmp_path / "quiz.jsonl", [{**LISTED, "answer": "A,B"}])

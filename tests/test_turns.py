@@ -246,7 +246,7 @@ def test_check_says_how_many_turns_are_scored_and_warns_of_anchors_without(ancho
         for name, role, n in (("north", Role.SILO, 7), ("d anchors", Role.ANCHORS, anchors))
     ]
     notes = "\n".join(notes_on(config, files))
-    assert "7 rows have several trained turns, 21 in all, and every turn has a score" in notes
+    assert "rows with several trained turns: 7, of 21 turns in all. Every turn has a score" in notes
     # 20 rounds of 10 steps of 16 rows.
     assert "goes over the rows of the smallest silo 40 times" in notes
     few = config.model_copy(update={"combine": CombineSettings(rounds=5)})

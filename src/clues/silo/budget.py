@@ -19,6 +19,7 @@ from clues.model.recording import Schedule
 from clues.model.training import Trained
 from clues.rundir import hash_of, read_record, write_record
 from clues.silo.crowd import identity, secret_seed
+from clues.silo.curves import Piece
 from clues.silo.questions import Questions
 from clues.silo.workspace import Workspace
 
@@ -154,7 +155,7 @@ class Budget:
     def train(
         self,
         rows: Sequence[EncodedRow],
-        what: str,
+        what: Piece,
         *,
         phase: Phase,
         request: str,
@@ -168,7 +169,7 @@ class Budget:
 
         Args:
             rows: all rows of the silo, or the kept ones.
-            what: name of the training, for the progress bar.
+            what: the training, for the progress bar.
             phase: that it is a part of.
             request: checksum of the request.
             n_told: how many rows the coordinator has been told; the rate follows from it, since an
@@ -213,10 +214,12 @@ class Budget:
         # The whole phase must fit into the budget, or its first rounds would be spent for nothing.
         whole = part.model_copy(update={"steps": schedule.total_steps})
         others = [t for t in known if t.phase != phase]
-        self._refuse_above(self.record.model_copy(update={"trainings": (*others, whole)}), what)
+        self._refuse_above(
+            self.record.model_copy(update={"trainings": (*others, whole)}), what.shown
+        )
         # More than the phase can be booked, if a coordinator repeats its rounds.
-        self._book(self.record.model_copy(update={"trainings": (*known, part)}), what)
-        with self.space.progress.task(f"{self.space.name}: {what}", n_steps) as advance:
+        self._book(self.record.model_copy(update={"trainings": (*known, part)}), what.shown)
+        with self.space.progress.task(f"{self.space.name}: {what.shown}", n_steps) as advance:
             return train_privately(
                 self.space.model(),
                 rows,

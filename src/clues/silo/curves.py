@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from clues.errors import ConfigError
 from clues.extras import needs
@@ -22,7 +23,26 @@ Log = Callable[[int, Mapping[str, float]], None]
 OnLoss = Callable[[int, float, float], None]
 Opened = tuple[Log, Callable[[], None]]
 
+WARM_UP = "warm-up"
 log = logging.getLogger("clues")
+
+
+class Piece(NamedTuple):
+    """What one call trains: a whole training, or a round of one.
+
+    Attributes:
+        training: `warm-up`, an arm, or what the silo trains for itself.
+        part: which of its rounds; empty where it has no rounds.
+    """
+
+    training: str
+    part: str = ""
+
+    @property
+    def shown(self) -> str:
+        """For a bar. A round alone is one of the warm-up."""
+        named = "" if self.training == WARM_UP else self.training
+        return ", ".join(filter(None, (named, self.part))) or self.training
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from clues.scoring.trajectory import checkpoint_steps, fold_of, n_train_steps
 from clues.silo.budget import Budget, Phase
 from clues.silo.counts import told_of_all, told_of_arm
 from clues.silo.crowd import gather, secret_seed
+from clues.silo.curves import WARM_UP, Piece
 from clues.silo.questions import combine_of
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
@@ -91,7 +92,7 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
     trained = _run(
         space,
         crowd.rows,
-        f"round {request.round + 1} of {recipe.train.rounds}",
+        Piece(WARM_UP, f"round {request.round + 1} of {recipe.train.rounds}"),
         order=order,
         observer=seen,
         start=request.adapter,
@@ -153,7 +154,7 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
         trained = _run(
             space,
             crowd.rows,
-            f"{request.arm}, round {request.round + 1} of {1 if once else settings.rounds}",
+            Piece(request.arm, f"round {request.round + 1} of {1 if once else settings.rounds}"),
             start=model.initial if stacks else request.adapter,
             booked=_Booked(
                 Phase(kind="fit", arm=request.arm), checksum_of(request.to_bytes()), n_rows
@@ -198,7 +199,7 @@ def _train_inside(space: Workspace, request: TrainRequest) -> None:
         trained = _run(
             space,
             crowd.rows,
-            what,
+            Piece(what),
             start=request.adapter,
             booked=None,
             schedule=schedule,
@@ -223,7 +224,7 @@ class _Booked:
 
 
 def _run(
-    space: Workspace, rows: Sequence[EncodedRow], what: str, *, booked: _Booked | None, **how: Any
+    space: Workspace, rows: Sequence[EncodedRow], what: Piece, *, booked: _Booked | None, **how: Any
 ) -> Trained:
     """Train, with noise where the silo's settings say so."""
     if space.settings.privacy is None:

@@ -3,7 +3,6 @@
 import hmac
 import json
 import logging
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +47,7 @@ from clues.scoring.trial import try_out
 from clues.scoring.watch import Watch
 from clues.selection.decisions import UNSCORED, UNUSABLE, Apart
 from clues.selection.threshold import Threshold
-from clues.silo.curves import Curve, reported
+from clues.silo.curves import Curve, Piece, reported
 from clues.underway import PROGRESS
 
 N_KEY_BYTES = 32
@@ -545,7 +544,7 @@ class Workspace:
     def train(
         self,
         rows: Sequence[EncodedRow],
-        what: str,
+        what: Piece,
         *,
         observer: Observer | None = None,
         **how: Any,
@@ -555,13 +554,12 @@ class Workspace:
         make_private_folder(self.private / "scratch")
         watch = Watch(self.private / PROGRESS)
         batch, n_steps = self.recipe().train.batch_size, how["n_steps"]
-        watch.begin(f"training, {what}", part="step", n_parts=n_steps, n_rows=batch * n_steps)
+        watch.begin(f"training, {what.shown}", part="step", n_parts=n_steps, n_rows=batch * n_steps)
         # The rounds of a training are one curve.
-        phase = re.sub(r"(, )?round \d+$", "", what) or "warm-up"
-        name = f"{self.name} {phase} {short(self.recipe().hash)}"
+        name = f"{self.name} {what.training} {short(self.recipe().hash)}"
         curve = Curve(name, self.private / "curves")
         with (
-            self.progress.task(f"{self.name}: {what}", n_steps) as advance,
+            self.progress.task(f"{self.name}: {what.shown}", n_steps) as advance,
             reported(self.compute().report_to, curve, n_rows=len(rows)) as on_loss,
         ):
             how |= {
