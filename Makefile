@@ -38,7 +38,7 @@ fast: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not walk and not long and not federation"
 
 walks: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m walk
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "walk and not long"
 
 long-tests: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long

@@ -125,7 +125,7 @@ def test_a_section_replaces_its_own_and_leaves_the_others(tmp_path) -> None:
     assert "| else | 2 | 3 | no |" in sections["model on machine one"]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize(
     "short", [True, pytest.param(False, marks=pytest.mark.long)], ids=["here", "in processes"]
 )

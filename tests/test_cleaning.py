@@ -317,7 +317,7 @@ def test_a_reviewers_word_counts_and_lasts_and_other_names_of_columns_will_do(fi
     assert decisions("cleaned") == after
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_rejected_rows_are_set_aside_and_count_against_rows_that_are_like_them(files, capsys):
     line = ("clean", "rows.json", "--checked", "checked.json", "--rejected", "rejected.json", "-q")
     rows = json.loads(Path("rows.json").read_text())
@@ -387,7 +387,7 @@ def chats(rows: list[dict], n: int) -> list[dict]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 def test_a_low_turn_of_a_chat_is_marked_or_costs_the_row(files, capsys):
     rows = chats(pairs(1, 45), 3)
     Path("chats.json").write_text(json.dumps(rows))

@@ -177,6 +177,7 @@ def test_below_quorum_the_run_stops_and_goes_on_when_they_are_back(config, refer
     assert same_adapter(tmp_path / "coordinator-side", reference[0])
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize(
     "kind",
     [*(pytest.param(k, marks=pytest.mark.long) for k in ("train", "score", "select")), "fit"],

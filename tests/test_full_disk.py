@@ -67,7 +67,7 @@ def unbroken(micro_model, tmp_path_factory) -> tuple[Path, dict]:
     return config, run_micro(config, folder / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.skipif(not can_mount(), reason="no mount namespace for an own small disk here")
 @pytest.mark.parametrize(
     "step", [0, pytest.param(20, marks=pytest.mark.long)], ids=["some sizes", "all sizes"]

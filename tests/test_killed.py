@@ -180,7 +180,7 @@ def test_a_silo_killed_in_every_phase_of_a_run_ends_where_an_unbroken_one_does(w
         assert found == (world.root / "silos" / "north" / "private" / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.walk
 @pytest.mark.parametrize(
     ("numbers", "least"),
     [

@@ -500,6 +500,7 @@ def test_a_wish_and_the_reading_go_into_the_file_with_the_words_to_send(opened, 
 # --- every window
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened, theme):
     page = opened.page

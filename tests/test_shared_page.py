@@ -131,6 +131,7 @@ def test_no_row_text_stands_in_anything_that_is_shared(opened, world):
     assert MARKER in kept.read_text(), "the marker is in no row, so this shows nothing"
 
 
+@pytest.mark.walk
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser, world, theme):
     view = Opened(browser, world.root / "report.html", color_scheme=theme)

@@ -204,7 +204,7 @@ def clean_file(
         team=team,
     )
     if say and not any((run_of(out) / "coordinator" / "stages").iterdir()):
-        minutes = minutes_ahead(run)
+        minutes = minutes_ahead(run, config)
         if minutes >= LONG:
             say(
                 f"{duration(minutes).capitalize()} on this machine. Interrupted, the same command goes on "

@@ -1,5 +1,6 @@
 """How long a run will take on this machine, said before it begins."""
 
+from clues.config import RunConfig
 from clues.data.tokens import EncodedRow, encode_rows
 from clues.pipeline import Run
 from clues.prepare.checklist import Role, Source
@@ -12,7 +13,7 @@ DRAWN = 200  # rows that stand for a silo's
 FEW_TOKENS = 20_000  # that many take no time worth a word
 
 
-def minutes_ahead(run: Run) -> float:
+def minutes_ahead(run: Run, config: RunConfig) -> float:
     """Minutes that a run of silos on this machine takes from the beginning; 0 where that is next to nothing.
 
     A batch is timed, and the work counted, as `clues check` does.
@@ -20,7 +21,7 @@ def minutes_ahead(run: Run) -> float:
     Raises:
         CluesError: model or rows cannot be used.
     """
-    desk, config = run.coordinator.desk, run.config
+    desk = run.coordinator.desk
     sizes: dict[Source, Size] = {}
     for domain in config.recipe.public:
         for name, rows in desk.validation(domain).items():
