@@ -73,7 +73,7 @@ def main() -> None:
     out = [
         *table(asked.out / "cleaned", rows, labels),
         "",
-        f'The command ended with: "{_told(outcome["sentence"])}"',
+        f'The command ended with: "{outcome["sentence"].replace(str(asked.out / "cleaned"), "cleaned")}"',
         "",
         _provenance(asked, spent),
     ]
@@ -138,11 +138,6 @@ def table(cleaned: Path, rows: list[Row], labels: list[str]) -> list[str]:
 def _rows_of(cleaned: Path, name: str) -> list[Row]:
     found = cleaned / f"{name}.json"
     return json.loads(found.read_text()) if found.exists() else []
-
-
-def _told(sentence: str) -> str:
-    """Without the place on this machine."""
-    return sentence.split("; read these")[0]
 
 
 def _provenance(asked: argparse.Namespace, seconds: float) -> str:

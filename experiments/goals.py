@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from experiments.statistics import losses_of, share_of_gain, silo_means
-from experiments.stored import StoredSeed
+from experiments.stored import StoredRun, StoredSeed
 
 Seeds = Sequence[StoredSeed]  # of one experiment, scale and base model
 AUC = ("medicalqa", "fiqa", "mmedbench")
@@ -13,6 +13,7 @@ RECALL = 0.99
 # Of a published base: our own goals.
 SCORE_AUC, SWAP_AUC = 0.95, 0.90
 MODEL_GAIN, KEEP_GAIN, KEEP_RECALL = 1.0, 0.96, 0.95
+HEAD = ("| goal | experiment | came out | met |", "| :--- | :--- | :--- | :--- |")
 OURS = ("selection score", "influence")  # the second is a part of the first
 
 
@@ -22,10 +23,7 @@ def goals(stored: Callable[[str], Seeds]) -> list[str]:
     Args:
         stored: the seeds of an experiment by its name; empty where it has not run.
     """
-    lines = [
-        "| goal | experiment | came out | met |",
-        "| :--- | :--- | :--- | :--- |",
-    ]
+    lines = [*HEAD]
     for name in AUC:
         lines += _rows(f"AUC above every other selector's: {name}", name, stored, _best_auc)
     federated = f"at least {FEDERATED:.0%} of the oracle's gain in held-out loss, federated"
@@ -44,10 +42,7 @@ def goals_of_published_bases(stored: Callable[[str], Seeds]) -> list[str]:
     Args:
         stored: the seeds of an experiment by its name; empty where it has not run.
     """
-    lines = [
-        "| goal | experiment | came out | met |",
-        "| :--- | :--- | :--- | :--- |",
-    ]
+    lines = [*HEAD]
     detection = (
         f"MedQuAD, 40 % damaged: AUC of at least {SCORE_AUC:.2f}, answers swapped {SWAP_AUC:.2f}"
     )
@@ -77,15 +72,23 @@ def _aim(seeds: Seeds, aim: str, gain: float, least: float) -> list[tuple[str, s
         {**a, "clues": b["clues"]} for a, b in zip(losses_of(first), losses_of(runs), strict=True)
     ]
     share = share_of_gain(losses, "clues")
-    recall = statistics.fmean(
+    recall = _recall(runs)
+    met = share is not None and share >= gain and recall >= least
+    return [(_where(seeds, aim), f"{_in_words(share)}; clean recall {recall:.3f}", met)]
+
+
+def _recall(runs: Sequence[StoredRun]) -> float:
+    """Share of the clean rows that are kept, mean over silos and seeds."""
+    return statistics.fmean(
         silo.recall
         for run in runs
         for silo in run.results.silos.values()
         if silo.recall is not None
     )
-    shown = "the oracle gains nothing" if share is None else f"{share:.0%}"
-    met = share is not None and share >= gain and recall >= least
-    return [(_where(seeds, aim), f"{shown}; clean recall {recall:.3f}", met)]
+
+
+def _in_words(share: float | None) -> str:
+    return "the oracle gains nothing" if share is None else f"{share:.0%}"
 
 
 def _rows(
@@ -133,20 +136,15 @@ def _gains(
         trained = {"mixed", "clues", "oracle"} <= set(runs[0].arms)
         if trained and is_meant(runs[0].results.method.combine):
             share = share_of_gain(losses_of(runs), "clues")
-            shown = "the oracle gains nothing" if share is None else f"{share:.0%}"
-            found.append((_where(seeds, variant), shown, share is not None and share >= goal))
+            met = share is not None and share >= goal
+            found.append((_where(seeds, variant), _in_words(share), met))
     return found
 
 
 def _clean_recall(seeds: Seeds) -> list[tuple[str, str, bool]]:
     found: list[tuple[str, str, bool]] = []
     for variant in seeds[0].variants:
-        recall = statistics.fmean(
-            silo.recall
-            for seed in seeds
-            for silo in seed.variants[variant].results.silos.values()
-            if silo.recall is not None
-        )
+        recall = _recall([seed.variants[variant] for seed in seeds])
         found.append((_where(seeds, variant), f"{recall:.3f}", recall >= RECALL))
     return found
 

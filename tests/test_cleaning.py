@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from browser import Opened, chromium
 from test_cli import call, fails
@@ -17,7 +18,7 @@ from clues.config import Recipe, load_config
 from clues.data.formats import read_rows
 from clues.errors import ConfigError, DataError, UsageError
 from clues.model.adapters import LoraModel
-from clues.model.devices import fast_in_bfloat16
+from clues.model.devices import device_of, fast_in_bfloat16
 from clues.prepare.athand import at_hand
 from clues.prepare.facts import make_questions
 from clues.prepare.onefile import configure as run_of
@@ -145,7 +146,10 @@ def test_too_few_checked_rows_are_named_and_nothing_is_written(files, capsys):
 def test_settings_suit_the_model(small_built_in, tiny_model_folder):
     hand = at_hand(str(tiny_model_folder))
     assert hand.max_length == 256, "rows longer than the model reads"
-    assert (hand.dtype, hand.tight) == ("bfloat16" if fast_in_bfloat16() else "float32", False)
+    assert (hand.dtype, hand.tight) == (
+        "bfloat16" if fast_in_bfloat16(device_of()) else "float32",
+        False,
+    )
 
 
 def settings_of(rows: str, model: str) -> Recipe:
@@ -157,9 +161,9 @@ def test_a_run_goes_on_with_the_number_type_that_it_began_with(
     files, tiny_model_folder, monkeypatch
 ):
     model = str(tiny_model_folder)
-    monkeypatch.setattr("clues.prepare.athand.fast_in_bfloat16", lambda: True)
+    monkeypatch.setattr("clues.prepare.athand.fast_in_bfloat16", lambda _: True)
     assert settings_of("rows.json", model).model.dtype == "bfloat16"
-    monkeypatch.setattr("clues.prepare.athand.fast_in_bfloat16", lambda: False)
+    monkeypatch.setattr("clues.prepare.athand.fast_in_bfloat16", lambda _: False)
     assert settings_of("rows.json", model).model.dtype == "bfloat16", "another machine goes on"
     assert settings_of("rows.json", "built-in").model.dtype == "float32", "another model's run"
     assert settings_of("rows.json", model).model.dtype == "float32", "a run of its own"
@@ -195,9 +199,8 @@ def test_the_warm_up_of_a_large_file_has_a_limit(files):
     ],
 )
 def test_bfloat16_is_fast_where_the_processor_has_units_for_it(can, fast, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: can)
-    assert fast_in_bfloat16() == fast
+    assert fast_in_bfloat16(torch.device("cpu")) == fast
 
 
 @pytest.mark.slow

@@ -529,7 +529,7 @@ def test_a_model_that_cannot_be_opened_leaves_the_usual_settings(tmp_path) -> No
     ],
 )
 def test_a_faster_number_type_is_named(monkeypatch, dtype, fast, device, said):
-    monkeypatch.setattr("clues.model.fitness.fast_in_bfloat16", lambda: fast)
+    monkeypatch.setattr("clues.model.fitness.fast_in_bfloat16", lambda _: fast)
     settings = ModelSettings(name="base", dtype=dtype)
     notes = notes_on_numbers(settings, torch.device(device))
     assert len(notes) == bool(said)

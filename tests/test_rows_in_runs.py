@@ -30,6 +30,18 @@ def renamed(path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.parametrize(
+    "tokens", [{"max_length": 4}, {"max_length": 24, "overlong": "error"}], ids=["none", "one"]
+)
+def test_an_error_of_check_says_once_whose_rows_they_are(tmp_path, micro_model, tokens):
+    config = write_micro(tmp_path, micro_model, changes={"recipe": {"tokens": tokens}})
+    errors = check_run(load_config(config), n_shown=0).errors
+    names = ("silo north", "silo south", "geography anchors", "finance-en anchors")
+    about = [(name, error) for name in names for error in errors if name in error]
+    assert {name for name, _ in about} >= {"silo north", "silo south"}
+    assert [error for name, error in about if error.count(name) != 1] == []
+
+
 @pytest.fixture
 def mapped(tmp_path, micro_model):
     """A run all of whose files have other names than any schema."""

@@ -29,7 +29,7 @@ from clues.prepare.scaffold import ONE_DOMAIN, check_name
 from clues.progress import Progress
 from clues.scoring.table import ScoreTable
 from clues.scoring.turns import turns_in_units
-from clues.selection.decisions import Apart, Decision
+from clues.selection.decisions import EARLY, Apart, Decision
 from clues.selection.decisions import select as decide
 from clues.selection.threshold import Threshold, fit_threshold
 from clues.selection.turns import Turns, positions
@@ -282,8 +282,12 @@ def _scores(decisions: Sequence[Decision]) -> Floats:
 
 
 def _warned(found: Found) -> Found:
-    # Rows that are set aside for their text say nothing about the threshold.
-    judged = [d for d in found.decisions if d.row not in found.evidence.aside]
+    # Rows without a score, and those that are set aside for their text, say nothing about the threshold.
+    judged = [
+        d
+        for d in found.decisions
+        if d.row not in found.evidence.aside and (d.score is not None or d.why == EARLY)
+    ]
     n_kept, n_rows = len(found.positions), len(judged)
     if n_kept in (0, n_rows) and not any(d.untrained for d in found.decisions):
         what = "every row" if n_kept else "no row"

@@ -1,6 +1,5 @@
 """Verbs for one file of rows: clean it, or draw rows of it for a person to check."""
 
-import atexit
 import json
 from enum import StrEnum
 from functools import partial
@@ -11,6 +10,7 @@ import typer
 from rich.text import Text
 
 from clues.cli.calm import calm_libraries
+from clues.cli.opening import team_for
 from clues.cli.options import Json, Map, Quiet, err, mapping_of, out
 from clues.config import BUILT_IN
 from clues.errors import UsageError
@@ -84,17 +84,7 @@ def clean(
     for name, given in (("--overrides", overrides), ("--rejected", rejected), ("--turns", turns)):
         if given and checked is None:
             raise UsageError(f"{name} goes with --checked: without it no row is scored.")
-    from clues.silo.helpers import finish, help_scoring, team_of_environment
-
-    team, local_rank = team_of_environment()
-    calm_libraries()
-    if team.rank > 0:
-        # Process 0 alone says what is wrong with a call.
-        if checked is not None:
-            help_scoring(run_of(folder), team, models={}, local_rank=local_rank)
-        raise typer.Exit
-    if team.size > 1:
-        atexit.register(finish, run_of(folder))
+    team = team_for(run_of(folder), models={})
     from clues.data.formats import not_read
     from clues.prepare.cleaning import clean_by_text, clean_file
     from clues.progress import Silent, Terminal

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import typer
 
 from clues.cli.calm import calm_libraries
 from clues.cli.options import err, out
-from clues.config import RunConfig, load_config
+from clues.config import RunConfig, SiloModel, load_config
 from clues.results.run import Results
 
 
@@ -33,18 +34,9 @@ def open_for_verb(
         degenerate: accept a selection that keeps nothing or everything.
         skip_nonfinite: drop rows whose score is not finite.
     """
-    from clues.silo.helpers import finish, help_scoring, team_of_environment
-
-    team, local_rank = team_of_environment()
-    calm_libraries()
     root = folder or Path("runs") / config.name
-    if team.rank > 0:
-        models = {silo.name: silo.model for silo in config.silos}
-        device = config.compute.device
-        help_scoring(root, team, models=models, local_rank=local_rank, device=device)
-        raise typer.Exit
-    if team.size > 1:
-        atexit.register(finish, root)
+    models = {silo.name: silo.model for silo in config.silos}
+    team = team_for(root, models=models, device=config.compute.device)
     from clues.pipeline import open_run  # torch takes seconds to import
     from clues.progress import Silent, Terminal
 
@@ -56,6 +48,26 @@ def open_for_verb(
         skip_nonfinite=skip_nonfinite,
         team=team,
     )
+
+
+def team_for(root: Path, *, models: Mapping[str, SiloModel | None], device: str = "auto") -> Any:
+    """The processes that a launcher has started for a run; one that only helps to score ends here.
+
+    Args:
+        root: the run's folder.
+        models: by silo, where its base model lies; the stored recipe says it for none.
+        device: as `compute.device`.
+    """
+    from clues.silo.helpers import finish, help_scoring, team_of_environment
+
+    team, local_rank = team_of_environment()
+    calm_libraries()
+    if team.rank > 0:
+        help_scoring(root, team, models=models, local_rank=local_rank, device=device)
+        raise typer.Exit
+    if team.size > 1:
+        atexit.register(finish, root)
+    return team
 
 
 def run_stage(config: Path, folder: Path | None, stage: str, **how: bool) -> tuple[Any, Any]:

@@ -28,13 +28,13 @@ def device_of(wanted: str | None = None) -> torch.device:
     return device
 
 
-def fast_in_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16 faster than in float32.
+def fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 faster than in float32.
 
     A graphics card, or a processor with units for it (AVX-512 for bfloat16, AMX). Others are slower
     with half the bytes.
     """
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Older versions of torch do not say what a processor can.
     ask = getattr(torch.cpu, "get_capabilities", None)

@@ -104,7 +104,7 @@ def notes_on_numbers(settings: ModelSettings, device: torch.device) -> list[str]
     """Where another number type would be faster on this machine."""
     if settings.name == BUILT_IN or settings.quantization or device.type == "mps":
         return []
-    fast = fast_in_bfloat16()
+    fast = fast_in_bfloat16(device)
     if settings.dtype == "float32" and fast:
         return [
             "this machine computes in bfloat16 about twice as fast as in float32, and rows rank the same "

@@ -9,7 +9,7 @@ import torch
 
 from clues.config import BUILT_IN, ModelSettings, context_of
 from clues.config.loading import local_folder
-from clues.model.devices import fast_in_bfloat16
+from clues.model.devices import device_of, fast_in_bfloat16
 from clues.model.place import fetch, model_folder, read_object, stored_shapes
 
 MOST_TOKENS = 2048  # longer rows say little more, and cost far more
@@ -49,8 +49,9 @@ def at_hand(name: str) -> AtHand:
         # Its tokens are short, and rows beyond these hardly gain by more of them.
         return AtHand(max_length, "float32", tight=False)
     n_weights = sum(math.prod(s) for s in stored_shapes(folder).values())
-    dtype, n_bytes = ("bfloat16", 2) if fast_in_bfloat16() else ("float32", 4)
-    free = _free_bytes(on_card=torch.cuda.is_available())
+    device = device_of()
+    dtype, n_bytes = ("bfloat16", 2) if fast_in_bfloat16(device) else ("float32", 4)
+    free = _free_bytes(on_card=device.type == "cuda")
     if n_weights * n_bytes > ROOM * free:
         dtype, n_bytes = "bfloat16", 2
     left = ROOM * free - n_weights * (n_bytes + 16 * ADAPTER_SHARE)

@@ -77,14 +77,16 @@ def check_run(config: RunConfig, *, n_shown: int) -> Check:
         lenient = source.role is Role.SILO and not strict[source.name]
         try:
             rows = read_rows(path, **how, lenient=lenient)
-            samples = [sample for sample in rows.samples if sample.row not in rows.unusable]
-            kept = encode_rows(samples, encoder, where=str(source))
         except CluesError as error:
-            # Encoding names whose rows they are, and reading names the file.
-            said = str(error)
-            errors.append(said if said.startswith(f"{source}: ") else f"{source}: {said}")
+            errors.append(f"{source}: {error}")
             if isinstance(error, BadRowsError):
                 bad += [(str(source), place, reason) for place, reason in error.rows]
+            continue
+        samples = [sample for sample in rows.samples if sample.row not in rows.unusable]
+        try:
+            kept = encode_rows(samples, encoder, where=str(source))
+        except CluesError as error:
+            errors.append(str(error))  # it says whose rows they are
             continue
         ids[source] = {sample.id for sample in rows.samples}
         encoded[source] = kept.rows

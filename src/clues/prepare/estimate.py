@@ -27,11 +27,12 @@ def minutes_ahead(run: Run, config: RunConfig) -> float:
         for name, rows in desk.validation(domain).items():
             sizes[Source(Role.VALIDATION, domain, name)] = Size.of(rows)
         sizes[Source(Role.ANCHORS, domain)] = Size.of(desk.anchors(domain))
+        sizes[Source(Role.REJECTED, domain)] = sum(map(Size.of, desk.rejected(domain)), Size())
     drawn: list[EncodedRow] = []
     for name, silo in run.silos.items():
         some, times = _some_rows(silo, run)
         drawn += some
-        sizes[Source(Role.SILO, name)] = _times(Size.of(some), times)
+        sizes[Source(Role.SILO, name)] = Size.of(some).times(times)
     work = work_of(config, sizes)
     if not drawn or sum(stage.equivalents for stage in work.values()) < FEW_TOKENS:
         return 0.0
@@ -48,7 +49,3 @@ def _some_rows(silo: Silo, run: Run) -> tuple[list[EncodedRow], float]:
     encoder = run.coordinator.desk.encoder
     rows = encode_rows(some, encoder, where=f"silo {silo.settings.name}").rows
     return list(rows), len(usable) / len(some)
-
-
-def _times(size: Size, factor: float) -> Size:
-    return Size(size.tokens * factor, size.answers * factor, round(size.rows * factor))

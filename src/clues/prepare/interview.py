@@ -1,7 +1,7 @@
 """Answers for a first configuration: from flags, and from a person for what no flag says."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -153,7 +153,7 @@ def _asked_silos(ask: Ask, domain: str, flags: Flags) -> tuple[SiloAnswer, ...]:
             lambda text: check_name(text, what="a domain"),
             default=found.domain,
         )
-        silos.append(SiloAnswer(name, found.data, domain))
+        silos.append(replace(found, name=name, domain=domain))
         if flags.side == "silo":
             break
         question = "File of another silo, or Enter for no more"

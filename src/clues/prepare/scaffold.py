@@ -34,11 +34,15 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.+%:\[\]-]+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class SiloAnswer:
-    """One silo: its name, where its rows lie, and which public set speaks for them."""
+    """One silo: its name, where its rows lie, which public set speaks for them, and how many there are.
+
+    `n_rows` is 0 where nobody has read them, such as those of a hub data set.
+    """
 
     name: str
     data: str
     domain: str
+    n_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,13 @@ def silo_answer(text: str, *, domain: str, columns: Columns | None = None) -> Si
     """
     label, data = _split_label(text)
     data = str(Path(data).expanduser()) if data.startswith("~") else data
-    check_data(data, columns)
+    rows = check_data(data, columns)
     name, _, own_domain = label.partition(":")
     if not name:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(data).name.split(".")[0]).strip("-.")
     check_name(name, what="a silo")
     check_name(own_domain or domain, what="a domain")
-    return SiloAnswer(name, data, own_domain or domain)
+    return SiloAnswer(name, data, own_domain or domain, rows.n_rows if rows else 0)
 
 
 def public_answer(text: str, *, domain: str, columns: Columns | None = None) -> PublicAnswer:
@@ -381,8 +385,7 @@ def _run_yaml(answers: Answers, public: Sequence[PublicAnswer]) -> str:
 
 def _steps_of_fit(answers: Answers) -> tuple[int, int]:
     """Rounds, and steps of a silo between them, for the largest silo; the usual where nobody knows."""
-    files = [check_data(silo.data, answers.columns) for silo in answers.silos]
-    n_rows = max((file.n_rows for file in files if file), default=0)
+    n_rows = max((silo.n_rows for silo in answers.silos), default=0)
     if not n_rows or answers.side != "all":
         return ROUNDS, LOCAL_STEPS
     n_steps = math.ceil(PASSES * n_rows / TrainSettings().batch_size)

@@ -44,10 +44,11 @@ def scorer(name: str) -> Callable[[Scene], Scorer]:
     wanted, _, version = name.partition("@")
     found = [point for point in entry_points(group=GROUP) if point.name == wanted]
     if len(found) != 1:
+        who = f"{len(found)} installed packages offer" if found else "no installed package offers"
         offered = ", ".join(sorted({p.name for p in entry_points(group=GROUP)})) or "none"
         raise ExtraError(
-            f"score {name}: {len(found) or 'no'} installed package{'s offer' if found else ' offers'} "
-            f"{wanted} as an entry point of {GROUP}. Install the one that brings it (here are: {offered})."
+            f"score {name}: {who} {wanted} as an entry point of {GROUP}. Install the one that brings it "
+            f"(here are: {offered})."
         )
     (point,) = found
     theirs = _version(point)
