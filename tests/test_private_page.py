@@ -443,8 +443,14 @@ def test_every_term_explains_itself_to_eye_and_screen_reader(opened):
     page.focus(".keys .term >> nth=0")
     assert page.locator(".tip").is_visible()
     assert "stays" in page.inner_text(".tip")
+    page.mouse.wheel(0, 30)
+    settle(page)
+    assert page.locator(".tip").is_visible(), "it goes along with its word"
     page.keyboard.press("Escape")
     assert not page.locator(".tip").is_visible()
+    page.mouse.wheel(0, 30)
+    settle(page)
+    assert not page.locator(".tip").is_visible(), "what is put away stays away"
 
 
 def test_words_of_the_first_rows_are_marked_by_their_loss(opened):

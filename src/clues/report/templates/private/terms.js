@@ -39,7 +39,12 @@ class Terms {
     document.addEventListener("pointerout", (event) => about(event) && about(event) !== document.activeElement && this.hide());
     document.addEventListener("focusout", (event) => about(event) && this.hide());
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
-    document.addEventListener("scroll", () => (document.activeElement?.matches(".term") ? this.show(document.activeElement) : this.hide()), { capture: true, passive: true });
+    document.addEventListener("scroll", () => {
+      // What Escape has put away stays away, and the box goes along with its word.
+      if (this.box.hidden) return;
+      const word = document.activeElement;
+      word?.matches(".term") ? this.show(word) : this.hide();
+    }, { capture: true, passive: true });
   }
 
   show(element) {
