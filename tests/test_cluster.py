@@ -446,7 +446,7 @@ def test_a_training_goes_to_the_cluster_where_the_setting_says(
     space.private, space.progress = tmp_path, Silent()
     space.memory = {"recipe": RECIPE, "model": None}
     how = {"n_steps": 3} | ({"observer": observer} if observer else {})
-    assert space.train([], Piece("warm-up", "round 1 of 1"), **how) == where
+    assert space.train([], Piece("warm-up", 1, 1), **how) == where
     assert ("in-run scores are taken in one process" in caplog.text) == (observer is not None)
 
 

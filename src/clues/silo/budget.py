@@ -215,10 +215,10 @@ class Budget:
         whole = part.model_copy(update={"steps": schedule.total_steps})
         others = [t for t in known if t.phase != phase]
         self._refuse_above(
-            self.record.model_copy(update={"trainings": (*others, whole)}), what.shown
+            self.record.model_copy(update={"trainings": (*others, whole)}), what.named
         )
         # More than the phase can be booked, if a coordinator repeats its rounds.
-        self._book(self.record.model_copy(update={"trainings": (*known, part)}), what.shown)
+        self._book(self.record.model_copy(update={"trainings": (*known, part)}), what.named)
         with self.space.progress.task(f"{self.space.name}: {what.shown}", n_steps) as advance:
             return train_privately(
                 self.space.model(),

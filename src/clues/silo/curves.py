@@ -32,17 +32,26 @@ class Piece(NamedTuple):
 
     Attributes:
         training: `warm-up`, an arm, or what the silo trains for itself.
-        part: which of its rounds; empty where it has no rounds.
+        number: of the round, from 1 on; 0 where there are no rounds.
+        n_rounds: how many there are.
     """
 
     training: str
-    part: str = ""
+    number: int = 0
+    n_rounds: int = 0
+
+    @property
+    def named(self) -> str:
+        """In a sentence. A round alone is one of the warm-up."""
+        if not self.number:
+            return self.training
+        part = f"round {self.number}"
+        return part if self.training == WARM_UP else f"{self.training}, {part}"
 
     @property
     def shown(self) -> str:
-        """For a bar. A round alone is one of the warm-up."""
-        named = "" if self.training == WARM_UP else self.training
-        return ", ".join(filter(None, (named, self.part))) or self.training
+        """For a bar."""
+        return f"{self.named} of {self.n_rounds}" if self.number else self.named
 
 
 @dataclass(frozen=True)

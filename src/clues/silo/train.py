@@ -92,7 +92,7 @@ def train(space: Workspace, request: TrainRequest) -> TrainReply:
     trained = _run(
         space,
         crowd.rows,
-        Piece(WARM_UP, f"round {request.round + 1} of {recipe.train.rounds}"),
+        Piece(WARM_UP, request.round + 1, recipe.train.rounds),
         order=order,
         observer=seen,
         start=request.adapter,
@@ -154,7 +154,7 @@ def fit(space: Workspace, request: FitRequest, rows: Sequence[EncodedRow]) -> Fi
         trained = _run(
             space,
             crowd.rows,
-            Piece(request.arm, f"round {request.round + 1} of {1 if once else settings.rounds}"),
+            Piece(request.arm, request.round + 1, 1 if once else settings.rounds),
             start=model.initial if stacks else request.adapter,
             booked=_Booked(
                 Phase(kind="fit", arm=request.arm), checksum_of(request.to_bytes()), n_rows
