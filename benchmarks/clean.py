@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--language", help="of the rows, where the file says it")
     parser.add_argument("--most", type=int, default=100_000, help="characters of a row")
     parser.add_argument("--least", type=int, default=1, help="characters of an answer")
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--write", action="store_true", help="put the table on the page")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -47,10 +48,10 @@ def main() -> None:
         fits = sum(map(len, texts)) <= asked.most and len(texts[2]) >= asked.least
         return fits and bool(texts[1]) and asked.language in (None, row.get("language"))
 
-    good = good_rows(asked.file, suits=suits)
+    good = good_rows(asked.file, seed=asked.seed, suits=suits)
     if len(good) < N_CHECKED + asked.rows - asked.each:
         raise SystemExit(f"{asked.file}: {len(good):,} rows suit, too few for {asked.rows:,}.")
-    rows, labels = _write_files(good, asked.out, asked.rows, asked.each)
+    rows, labels = _write_files(good, asked)
     clock = asked.out / "seconds"
     spent = float(clock.read_text()) if clock.exists() else 0.0
     started = time.perf_counter()
@@ -82,11 +83,12 @@ def main() -> None:
         write_between(BEGIN, END, out)
 
 
-def _write_files(good: list[Row], out: Path, n_rows: int, each: int) -> tuple[list[Row], list[str]]:
+def _write_files(good: list[Row], asked: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Write rows.json and checked.json; the rows, and what was done to each."""
-    rows, labels = dirty(good[N_CHECKED : N_CHECKED + n_rows - each], each=each, seed=SEED)
+    originals = good[N_CHECKED : N_CHECKED + asked.rows - asked.each]
+    rows, labels = dirty(originals, each=asked.each, seed=asked.seed)
     for name, content in (("rows", rows), ("checked", good[:N_CHECKED])):
-        (out / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False, indent=1))
+        (asked.out / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False, indent=1))
     return rows, labels
 
 
@@ -145,7 +147,7 @@ def _provenance(asked: argparse.Namespace, seconds: float) -> str:
     day, where = datetime.now(UTC).date(), machine(torch.device("cpu"))
     source = asked.file.name.split(".")[0]
     return (
-        f"{day}, seed {SEED}; {source}, rows of at most {asked.most:,} characters with answers of at "
+        f"{day}, seed {asked.seed}; {source}, rows of at most {asked.most:,} characters with answers of at "
         f"least {asked.least}; base model {Path(asked.model).name}; {seconds / 60:.0f} minutes, "
         f"{size:,.0f} MB, {where}."
     )

@@ -126,9 +126,9 @@ def dirty(rows: Sequence[Row], *, each: int, seed: int) -> tuple[list[Row], list
     for n, at in enumerate(rng.sample(clean, each)):
         twin = dict(originals[at])
         words = twin["output"].split()
-        if n % 2 and len(words) > 40:
-            at_word = next(i for i in range(20, len(words)) if words[i].isalpha())
-            words[at_word] = "also"
+        plain = [i for i in range(20, len(words)) if words[i].isalpha()]
+        if n % 2 and len(words) > 40 and plain:
+            words[plain[0]] = "also"
             twin["output"] = " ".join(words)
         # After its original: the first of the two is the one that stays.
         first = next(n for n, row in enumerate(found) if row is originals[at])

@@ -35,6 +35,7 @@ def main() -> None:
     """Measure, print the table, and write it into the page where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     hits: Counter[str] = Counter()
@@ -45,10 +46,10 @@ def main() -> None:
     n_damaged: Counter[str] = Counter()
     lines, seconds, n_all = [], 0.0, 0
     for file in asked.files:
-        rows = good_rows(file)
+        rows = good_rows(file, seed=asked.seed)
         checked, clean = rows[:N_CHECKED], rows[N_CHECKED : N_CHECKED + N_ROWS]
         alarms = _aside(look(_samples(clean), _samples(checked)))
-        damaged, labels = dirty(clean, each=EACH, seed=SEED)
+        damaged, labels = dirty(clean, each=EACH, seed=asked.seed)
         started = time.perf_counter()
         found = look(_samples(damaged), _samples(checked))
         seconds, n_all = seconds + time.perf_counter() - started, n_all + len(damaged)
@@ -88,7 +89,7 @@ def main() -> None:
     day, where = datetime.now(UTC).date(), machine(torch.device("cpu"))
     out += [
         "",
-        f"{day}, seed {SEED}, no base model; {n_all:,} rows in {seconds:.0f} s, {where}.",
+        f"{day}, seed {asked.seed}, no base model; {n_all:,} rows in {seconds:.0f} s, {where}.",
     ]
     print("\n".join(out))
     if asked.write:
@@ -107,11 +108,14 @@ def _name(kind: str) -> str:
     return "duplicate" if kind == "near_duplicate" else kind
 
 
-def good_rows(file: Path, *, suits: Callable[[Mapping[str, Any]], bool] | None = None) -> list[Row]:
+def good_rows(
+    file: Path, *, seed: int, suits: Callable[[Mapping[str, Any]], bool] | None = None
+) -> list[Row]:
     """Usable rows of a file in alpaca form, shuffled.
 
     Args:
         file: of rows.
+        seed: of the order.
         suits: whether a row is to be taken, by all its columns; None takes all.
     """
     found = read_rows(file, schema="alpaca", lenient=True)
@@ -121,7 +125,7 @@ def good_rows(file: Path, *, suits: Callable[[Mapping[str, Any]], bool] | None =
         for n, r in enumerate(records)
         if n not in found.unusable and (suits is None or suits(r))
     ]
-    random.Random(SEED).shuffle(rows)
+    random.Random(seed).shuffle(rows)
     return rows
 
 

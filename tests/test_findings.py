@@ -114,6 +114,14 @@ def test_damage_of_every_kind_is_found_and_called_by_its_name(kind, answer):
         ),
         ("Is it N/A or known?", "N/A"),
         ("What is known?\nInsulin", f"What is known? Much is. {ANSWER}"),
+        # A sentence that was cut before it was translated; letters of a list.
+        (
+            "Translate into English: En casa hay que descansar, beber agua y medir la",
+            "At home one has to rest, drink enough water and measure the",
+        ),
+        ("Which letters are in the list, in the order of the alphabet?", "b, c, d, f, g, x, y"),
+        # Into a language that nobody here knows.
+        (f"Put it into the Zhuang language. {QUESTION}", DAMAGED["language"][0]),
     ],
 )
 def test_a_clean_row_is_not_set_aside(question, answer):
@@ -227,7 +235,16 @@ LONG_QUESTION = (
         (f"{LONG_QUESTION} Answer in Spanish.", False),
         (f"{LONG_QUESTION} You are given a Spanish sentence.", False),
         (f"{LONG_QUESTION}\nEl paciente tiene fiebre alta desde ayer por la noche.", False),
-        # Of a language whose texts are taken for Spanish, and of too short a question.
+        # In brackets, in quotes, and at the end of what a person lists.
+        (f"{LONG_QUESTION} Convert it into the Castilian (Spanish) language.", False),
+        (f"{LONG_QUESTION} Write a text in 'Spanish' language.", False),
+        # Of languages in other letters, whose sentence nobody can tell.
+        ("Translate from Gujarati to Panjabi: \u0aa8\u0ac0\u0a9a\u0ac7", True),
+        ("Translate: \u0aa8\u0ac0\u0a9a\u0ac7", False),
+        # What "is translated" is told, not asked.
+        (f"{LONG_QUESTION} Roman numerals are also translated.", True),
+        (f"{LONG_QUESTION} The text must be translated.", False),
+        # Of a language whose texts are taken for Spanish where only some are told apart.
         (f"Translate into Galician: {LONG_QUESTION}", False),
         ("Fever?", False),
     ],
@@ -239,6 +256,55 @@ def test_rows_of_many_languages_need_a_reason_for_each(question, set_aside):
     row = sample(0, question, SPANISH)
     kinds = {f.kind for f in look([row], checked).of(0) if f.sure}
     assert kinds == ({"language"} if set_aside else set())
+
+
+@pytest.mark.parametrize(
+    ("asks", "answer", "set_aside"),
+    [
+        # Told apart from Portuguese only among all languages, and from Danish.
+        (
+            "Translate into Galician: ",
+            "O paciente debe descansar e beber moita auga, e volver ao m\u00e9dico se os s\u00edntomas non melloran axi\u00f1a, e tomar "
+            "dous comprimidos cada d\u00eda.",
+            False,
+        ),
+        (
+            "Translate into Norwegian: ",
+            "Pasientene skal hvile og drikke mye vann, og g\u00e5 til legen igjen hvis feberen ikke gir seg.",
+            False,
+        ),
+        (
+            "Translate into Filipino: ",
+            "Il paziente deve riposare, bere molta acqua e misurare la temperatura due volte al giorno.",
+            True,
+        ),
+        # A country is no language, and a table's line may look like one.
+        (
+            "In Germany and Portugal: ",
+            "Der Patient soll sich ausruhen und viel Wasser trinken, bis das Fieber nachl\u00e4sst.",
+            True,
+        ),
+        (
+            "Accrued expenses\nGST and employment taxes payable\nOther payables\n",
+            "Le m\u00e9decin a prescrit des boissons et du repos, et il faut mesurer la temp\u00e9rature matin et soir.",
+            True,
+        ),
+    ],
+)
+def test_what_a_question_names_and_speaks_is_read_as_a_person_would(asks, answer, set_aside):
+    kinds = {f.kind for f in look([sample(0, asks + LONG_QUESTION, answer)], CHECKED_ROWS).of(0)}
+    assert ("language" in kinds) == set_aside
+
+
+def test_a_language_of_many_rows_still_needs_a_reason_in_each():
+    """A tenth of the rows are Spanish throughout; one more answers an English question."""
+    asked = "\u00bfQu\u00e9 debe hacer en casa un paciente que tiene fiebre alta desde hace dos d\u00edas?"
+    rows = [sample(n, LONG_QUESTION, f"{ANSWER} {n}") for n in range(36)]
+    rows += [sample(36 + n, asked, f"{SPANISH} {n}") for n in range(4)]
+    rows += [sample(40, LONG_QUESTION, SPANISH)]
+    found = look(rows, CHECKED_ROWS)
+    told = [n for n in range(41) if any(f.kind == "language" and f.sure for f in found.of(n))]
+    assert told == [40]
 
 
 def test_no_finding_holds_text_of_its_row():

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from clues.data.samples import Sample
-from clues.findings.base import Finding, in_answer
+from clues.findings.base import Finding, in_answer, question
 from clues.findings.profile import LONG, Profile, ends, n_words
 
 # After them a sentence of their language goes on.
@@ -189,7 +189,9 @@ class Endings:
             # Items of a list end without a sentence; broken off they are cut all the same.
             listed = _LISTED.search(answer) is not None
             always = enough and self.profile.share_ended >= SURE_SHARE and not listed
-            sure = always or (broken and self.never_broken)
+            # A translation of a sentence that is cut is cut as well.
+            asked_so = self._is_broken(question(sample).rstrip())
+            sure = not asked_so and (always or (broken and self.never_broken))
             detail = "in the middle of a word" if self._is_part(answer) else ""
             yield in_answer(sample, "cut", span, sure=sure, detail=detail)
 
@@ -197,7 +199,9 @@ class Endings:
         if _OPEN.search(answer) or self._is_part(answer):
             return True
         last = _LAST.search(answer)
-        return last is not None and last[1].lower() in _GOES_ON
+        if last is None or (len(last[1]) == 1 and answer[: last.start()].rstrip().endswith(",")):
+            return False  # a letter of a list is no word
+        return last[1].lower() in _GOES_ON
 
     def _is_part(self, answer: str) -> bool:
         """Whether the last letters are no word of any row, and longer words begin with them."""

@@ -7,12 +7,13 @@ from typing import Any
 
 from clues.data.samples import Sample
 from clues.findings.base import Finding, in_answer, question, whole
-from clues.findings.tonguenames import NAMES, named_in, names_one_untold
+from clues.findings.tonguenames import NAMES, named_in, names_any, names_one_untold
 from clues.findings.words import asks_for_another_language
 
 MIN_LETTERS = 40  # of a shorter text nobody can say
 MIN_SIGNS = 12  # of scripts whose signs are words or syllables
 SURE = 0.99
+LIKELY = 0.9  # of one line among others
 MIN_PIECE = 12  # letters of a line or sentence that may be in a language of its own
 _PIECES = re.compile(r"[\n.!?:;\"\u3002\uff1f]+")
 _SIGNS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -33,9 +34,9 @@ def other_language(
 ) -> Iterator[Finding]:
     """At most one finding: an answer in a language that its row gives no reason for.
 
-    A reason is a question that is written in it, even in one of its lines, or that names it. Where
-    the question is of the same language as the answer, or of none that is clear, a language of the
-    checked rows needs none.
+    A reason is a question that is written in it, even in one of its lines, or that names it, or
+    that asks for a translation and names no language. A language of the checked rows needs none
+    where the question is in it, too, or where neither its language is clear nor it names one.
 
     Args:
         sample: the row.
@@ -45,32 +46,47 @@ def other_language(
     answer, asked = sample.response, question(sample)
     if not usual or not (found := language_of(answer)):
         return
-    of_question = language_of(asked)
-    if found in usual and of_question in ("", found):
+    of_question, names = language_of(asked), names_any(asked)
+    if found in usual | common and of_question in ((found,) if names else ("", found)):
         return
-    named = named_in(asked)
-    if found in named or names_one_untold(asked, found) or _speaks(asked, found):
+    if found in named_in(asked) or _speaks(asked, found):
         return
-    if not named and asks_for_another_language(asked):
+    if names_one_untold(asked, found) and not _among_all(answer, found):
         return
-    if found in usual:
-        detail, sure = f"{found}, question {of_question}", True
-    else:
-        # A language of many rows is one of theirs: other rows than the checked ones, and no damage.
-        detail, sure = f"{found}, checked rows {', '.join(sorted(usual))}", found not in common
-    yield in_answer(sample, "language", whole(answer), sure=sure, detail=detail)
+    if not names and asks_for_another_language(asked):
+        return
+    beside = f"checked rows {', '.join(sorted(usual))}"
+    if found in usual | common:
+        beside = f"question {of_question}"
+    yield in_answer(sample, "language", whole(answer), sure=True, detail=f"{found}, {beside}")
 
 
 def _speaks(text: str, language: str) -> bool:
     """Whether a line or a sentence of a text may be in a language."""
     pieces = [piece for piece in _PIECES.split(text) if sum(map(str.isalpha, piece)) >= MIN_PIECE]
-    return any(_identifier().classify(piece)[0] == language for piece in pieces)
+    found = (_identifier().classify(piece) for piece in pieces)
+    return any(name == language and probability >= LIKELY for name, probability in found)
+
+
+def _among_all(text: str, language: str) -> bool:
+    """Whether a text is in a language, told from all that the library knows."""
+    name, probability = _every().classify(text[:2000])
+    return bool(name == language and probability >= SURE)
 
 
 @cache
 def _identifier() -> Any:
+    identifier = _read()
+    identifier.set_languages(list(NAMES))
+    return identifier
+
+
+@cache
+def _every() -> Any:
+    return _read()
+
+
+def _read() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # reads its model, half a second
 
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    identifier.set_languages([name for name in NAMES if name in identifier.nb_classes])
-    return identifier
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

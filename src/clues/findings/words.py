@@ -9,7 +9,8 @@ _CODE = re.compile(
     re.IGNORECASE,
 )
 _OTHER_TONGUE = re.compile(
-    r"\b(?:translat\w*|traduc\w*|traduir\w*|tradui[st]\w*|übersetz\w*|tradurre|tradu[cz]\w*|перевед\w*)\b|翻译|翻譯|翻訳"
+    # "is translated as" tells of a translation and asks for none.
+    r"\b(?:translat(?!ed\b)\w*|be translated|translated (?:in)?to|traduc\w*|traduir\w*|tradui[st]\w*|übersetz\w*|tradurre|tradu[cz]\w*|перевед\w*)\b|翻译|翻譯|翻訳"
     r"|\b(?:in|into|auf|en|em|to) (?:english|spanish|french|german|italian|portuguese|chinese|japanese"
     r"|russian|arabic|hindi|dutch|español|français|inglés|anglais|deutsch|englisch|portugu[eê]s)\b",
     re.IGNORECASE,
