@@ -20,7 +20,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from clues.config import LoraSettings, ModelSettings, TokenSettings, TrainSettings
+from clues.config import (
+    LINEAR_FORMS,
+    LoraSettings,
+    ModelSettings,
+    TokenSettings,
+    TrainSettings,
+)
 from clues.data.samples import Message, Sample
 from clues.data.tokens import EncodedRow
 from clues.model.adapters import (
@@ -41,7 +47,7 @@ FORMS = {
     "nf4": {"dtype": "float32", "quantization": "nf4"},
 }
 STEPS, BATCH, VALIDATION = 6, 8, 16
-SCORES = ("sgd", "less")
+SCORES = ("sgd", "adam", "adam_two_sided", "adam_exact", "cosine", "less")
 
 
 def rows_of(
@@ -91,7 +97,7 @@ def one_form(args: argparse.Namespace) -> None:
         directions = form_directions(
             model, {"v": validation}, checkpoint, form=form, weights=weights
         )
-        way = "side_branch" if form == "sgd" else "gradients"
+        way = "side_branch" if form in LINEAR_FORMS else "gradients"
         scores = form_scores(model, rows, checkpoint, [directions["v"]], form=form, way=way)
         found[form] = scores.products[:, 0].tolist()
         found["loss"] = scores.losses.tolist()

@@ -44,7 +44,10 @@ def make_job(make_lora, encoded_rows):
             {n: torch.randn(p.shape, generator=generator) for n, p in model.parameters().items()}
             for _ in range(2)
         ]
-        return model, Job(rows, Checkpoint(1, 0.1, model.state(), {}), directions, form, way, **how)
+        first = {n: torch.zeros_like(p) for n, p in model.parameters().items()}
+        second = {n: torch.ones_like(p) for n, p in model.parameters().items()}
+        checkpoint = Checkpoint(1, 0.1, model.state(), second, first, optimizer_steps=1)
+        return model, Job(rows, checkpoint, directions, form, way, **how)
 
     return make
 
@@ -61,6 +64,25 @@ def test_shards_give_the_scores_of_one_piece(make_job, tmp_path, small) -> None:
     found = score_in_shards(model, job, tmp_path)
     np.testing.assert_allclose(found.products, whole.products, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.losses, whole.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "way"), [("sgd", "side_branch"), ("less", "gradients"), ("sgd", "finite_difference")]
+)
+def test_rows_are_told_as_they_finish_and_once_each(
+    make_job, tmp_path, monkeypatch, form, way
+) -> None:
+    """A shard of long rows takes minutes; found ones are told at once."""
+    monkeypatch.setattr("clues.scoring.influence.token_budget_of", lambda *_: 1)
+    monkeypatch.setattr("clues.scoring.gradients.token_budget_of", lambda *_: 1)
+    model, job = make_job(form=form, way=way)
+    told: list[int] = []
+    score_in_shards(model, job, tmp_path, on_rows=told.append)
+    assert sum(told) == len(job.rows)
+    assert len(told) == len(job.rows) or way == "finite_difference"
+    again: list[int] = []
+    score_in_shards(model, job, tmp_path, on_rows=again.append)
+    assert again == [len(rows) for rows in job.plan]
 
 
 def test_the_order_of_rows_changes_no_bit(make_job, tmp_path, small, encoded_rows) -> None:

@@ -128,13 +128,25 @@ def score_in_shards(
     products = np.zeros((len(job.rows), len(job.directions)))
     losses = np.zeros(len(job.rows))
 
-    def take(number: int, found: RowScores, *, again: bool = False) -> None:
+    def take(number: int, found: RowScores, *, again: bool = False, n_told: int = 0) -> None:
         products[plan[number]] = found.products
         losses[plan[number]] = found.losses
         if watch:
             watch.took(len(plan[number]), found=again)
-        if on_rows:
-            on_rows(len(plan[number]))
+        if on_rows and (rest := len(plan[number]) - n_told):
+            on_rows(rest)
+
+    def here(number: int) -> None:
+        """Compute a shard; a shard of long rows takes minutes, so its rows are told as they finish."""
+        n_told = 0
+
+        def within(n: int) -> None:
+            nonlocal n_told
+            n_told += n
+            if on_rows:
+                on_rows(n)
+
+        take(number, compute_shard(model, job, number, place, on_rows=within), n_told=n_told)
 
     if watch:
         watch.begin(job.what, part="shard", n_parts=len(plan), n_rows=len(job.rows))
@@ -154,18 +166,21 @@ def score_in_shards(
             take(number, found)
         return RowScores(products, losses)
     for number in (n for n in open_ if n % team.size == team.rank):
-        take(number, read_shard(place, number, job) or compute_shard(model, job, number, place))
+        if (found := read_shard(place, number, job)) is not None:
+            take(number, found)
+        else:
+            here(number)
     theirs = [n for n in open_ if n % team.size != team.rank]
-    _take_from_others(model, job, place, theirs, take)
+    _take_from_others(job, place, theirs, take, here)
     return RowScores(products, losses)
 
 
 def _take_from_others(
-    model: LoraModel,
     job: Job,
     place: Path,
     theirs: list[int],
     take: Callable[[int, RowScores], None],
+    here: Callable[[int], None],
 ) -> None:
     waited = time.monotonic()
     while theirs:
@@ -177,22 +192,33 @@ def _take_from_others(
         if theirs and not arrived:
             if time.monotonic() - waited > PATIENCE_S:
                 log.warning("no other process brought %d shards; computing them", len(theirs))
-                number = theirs.pop()
-                take(number, compute_shard(model, job, number, place))
+                here(theirs.pop())
             else:
                 time.sleep(POLL_S)
 
 
-def compute_shard(model: LoraModel, job: Job, number: int, folder: Path) -> RowScores:
-    """Score one shard and write it."""
+def compute_shard(
+    model: LoraModel,
+    job: Job,
+    number: int,
+    folder: Path,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+) -> RowScores:
+    """Score one shard and write it; `on_rows` is called with the number of rows finished."""
     rows = job.rows_of(number)
-    found = scores_of(model, job, rows)
+    found = scores_of(model, job, rows, on_rows=on_rows)
     write_shard(folder, number, packed_scores(found, rows))
     return found
 
 
 def scores_of(
-    model: LoraModel, job: Job, rows: Sequence[EncodedRow], *, token_budget: int | None = None
+    model: LoraModel,
+    job: Job,
+    rows: Sequence[EncodedRow],
+    *,
+    token_budget: int | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> RowScores:
     """Score some rows as a job says.
 
@@ -201,6 +227,7 @@ def scores_of(
         job: its own rows do not count.
         rows: to score.
         token_budget: padded tokens per batch to begin with; by the device if None.
+        on_rows: called with the number of rows finished.
 
     Raises:
         NumericsError: a score is not finite.
@@ -212,6 +239,7 @@ def scores_of(
             rows,
             adapter=job.checkpoint.adapter,
             token_budget=token_budget,
+            on_rows=on_rows,
             skip_nonfinite=job.skip_nonfinite,
         )
         return RowScores(np.zeros((len(rows), 0)), losses)
@@ -223,6 +251,7 @@ def scores_of(
         form=job.form,
         way=job.way,
         token_budget=token_budget,
+        on_rows=on_rows,
         skip_nonfinite=job.skip_nonfinite,
     )
 
