@@ -86,7 +86,8 @@ def write_inputs(
             rows = [{**r, LABELS: x or ""} for r, x in zip(damaged, labels, strict=True)]
             write_jsonl(folder / f"{name}.jsonl", rows)
             silo = labelled_silo(name, domain=settings.source)
-            silos.append({**silo, "max_selections": 1000})
+            # Rows of a stored data set: a strict rule may keep any number, and is asked often.
+            silos.append({**silo, "max_selections": 1000, "min_kept": 1})
     tasks = [
         {**questions.ask, "path": str(_local_file("questions", questions, data).resolve())}
         for questions in scale.questions

@@ -24,7 +24,7 @@ from clues.scoring.forms import form_scores
 from clues.scoring.gradients import transformed_products
 from clues.scoring.influence import RowScores, influence_scores
 from clues.scoring.job import Job
-from clues.scoring.shards import Team, compute_shard, read_shard, score_in_shards
+from clues.scoring.shards import Team, compute_shard, read_shard, score_in_shards, spread
 
 
 @pytest.fixture
@@ -83,6 +83,19 @@ def test_rows_are_told_as_they_finish_and_once_each(
     again: list[int] = []
     score_in_shards(model, job, tmp_path, on_rows=again.append)
     assert again == [len(rows) for rows in job.plan]
+
+
+def test_any_first_part_of_the_shards_takes_about_its_share_of_the_time() -> None:
+    lengths = [400 * 0.9**n for n in range(40)]  # of a job's shards, long rows first
+    order = spread(range(40))
+    assert sorted(order) == list(range(40))
+    done = np.cumsum([lengths[n] for n in order]) / sum(lengths)
+    shares = np.arange(1, 41) / 40
+    assert np.abs(done - shares).max() < 0.1
+    in_turn = np.cumsum(lengths) / sum(lengths)
+    assert np.abs(in_turn - shares).max() > 0.4
+    assert spread([7]) == [7]
+    assert spread([]) == []
 
 
 def test_the_order_of_rows_changes_no_bit(make_job, tmp_path, small, encoded_rows) -> None:

@@ -34,3 +34,13 @@ def lines(text: str, limit: int) -> str:
 def quoted(text: object, limit: int = 40) -> str:
     """Text in quotes for an error: cut, and everything but plain ASCII is escaped."""
     return ascii(text[:limit]) if isinstance(text, str) else f"a {type(text).__name__}"
+
+
+def rows_in_words(n: int) -> str:
+    """A number of rows: "1 row", "2,000 rows"."""
+    return f"{n:,} row{'' if n == 1 else 's'}"
+
+
+def rows_are(n: int) -> str:
+    """A number of rows with its verb: "1 row is", "2,000 rows are"."""
+    return f"{rows_in_words(n)} {'is' if n == 1 else 'are'}"

@@ -14,6 +14,7 @@ from clues.cli.opening import team_for
 from clues.cli.options import Json, Map, Quiet, err, mapping_of, out
 from clues.config import BUILT_IN
 from clues.errors import UsageError
+from clues.printable import rows_in_words
 from clues.underway import run_of
 
 Rows = Annotated[
@@ -155,7 +156,7 @@ def sample(
     if as_json:
         out.print_json(json.dumps({"page": str(page), "rows": n_drawn}))
         return
-    out.print(f"{n_drawn} rows to check: open {page}", highlight=False, soft_wrap=True)
+    out.print(f"{rows_in_words(n_drawn)} to check: open {page}", highlight=False, soft_wrap=True)
     out.print(
         "The page shows rows: keep it where they may lie. Then: "
         f"clues clean {rows} --checked checked.json --rejected rejected.json",

@@ -11,6 +11,7 @@ import typer
 from clues.atomic import atomic_write_bytes
 from clues.cli.options import Json, out
 from clues.errors import UsageError
+from clues.printable import rows_are, rows_in_words
 
 if TYPE_CHECKING:
     from clues.silo.agreement import Merged
@@ -87,7 +88,7 @@ def _content(found: "Merged") -> dict[str, object]:
 def _say(found: "Merged") -> None:
     for a in found.agreements:
         kappa = "not defined: all on one side" if a.kappa is None else f"{a.kappa:.2f}"
-        text = f"{a.readers[0]} and {a.readers[1]}: both have read {a.n_read} rows"
+        text = f"{a.readers[0]} and {a.readers[1]}: both have read {rows_in_words(a.n_read)}"
         text += f" and agree about {a.n_same}; Cohen's kappa {kappa}" if a.n_read else ""
         out.print(f"{text}.", highlight=False, markup=False, soft_wrap=True)
     if found.contrary:
@@ -95,11 +96,11 @@ def _say(found: "Merged") -> None:
             ", ..." if len(found.contrary) > N_SHOWN else ""
         )
         text = (
-            f"{len(found.contrary)} rows are kept by one and set aside by another, and are in no "
+            f"{rows_are(len(found.contrary))} kept by one and set aside by another, and are in no "
         )
         text += f"merged file: {ids}. The report's search finds a row by its id."
         out.print(text, highlight=False, soft_wrap=True)
     for name, wish in found.wishes.items():
         text = f"{name} wishes for threshold {wish.threshold:.4g} instead of {wish.in_force:.4g}: "
-        text += f"{wish.kept} rows kept instead of {wish.kept_in_force}."
+        text += f"{rows_in_words(wish.kept)} kept instead of {wish.kept_in_force}."
         out.print(text, highlight=False, markup=False, soft_wrap=True)

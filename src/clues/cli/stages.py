@@ -13,6 +13,7 @@ from clues.cli.options import Config, Degenerate, Json, Out, Quiet, SkipNonfinit
 from clues.cli.whole import run
 from clues.config import RunConfig, load_config
 from clues.errors import UsageError
+from clues.printable import rows_in_words
 
 
 def train(config: Config, folder: Out = None, as_json: Json = False, quiet: Quiet = False) -> None:
@@ -126,7 +127,9 @@ def select(
         return
     for name, count in counts.items():
         share = count["kept"] / count["rows"]
-        by_hand = f", {count['by_hand']} rows decided by a person" if count["by_hand"] else ""
+        by_hand = (
+            f", {rows_in_words(count['by_hand'])} decided by a person" if count["by_hand"] else ""
+        )
         text = f"{name}: {count['kept']} of {count['rows']} kept ({share:.0%}){by_hand}"
         out.print(text, highlight=False)
     for name, overruled in given.items():
@@ -147,7 +150,7 @@ def _say_wish(name: str, wish: Any, run: str) -> None:
         return
     out.print(
         f"{name}: a person wishes for threshold {wish.threshold:.4g} instead of "
-        f"{wish.in_force:.4g}; it would keep {wish.kept} rows there instead of "
+        f"{wish.in_force:.4g}; it would keep {rows_in_words(wish.kept)} there instead of "
         f"{wish.kept_in_force}. For all silos: {program()} select {run} --dry-run --threshold "
         f"{wish.threshold:.4g}",
         highlight=False,
@@ -175,8 +178,8 @@ def _print_what_if(
             line += f"; would be refused: {silo.refused}"
         elif at is not None or given:
             line += f"; would be {silo.kept} ({(silo.kept or 0) / silo.rows:.0%})"
-            line += f": {silo.more} rows more, {silo.fewer} fewer"
-        by_hand = f", {silo.by_hand} rows decided by a person" if silo.by_hand else ""
+            line += f": {rows_in_words(silo.more)} more, {silo.fewer} fewer"
+        by_hand = f", {rows_in_words(silo.by_hand)} decided by a person" if silo.by_hand else ""
         out.print(line + by_hand, highlight=False, soft_wrap=True)
     out.print("Nothing was written.", style="dim", highlight=False)
 

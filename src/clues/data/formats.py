@@ -30,6 +30,7 @@ from clues.data.schemas import MAX_CHARACTERS, parse_row
 from clues.data.tables import Table, bad_rows, write_table
 from clues.data.values import BadRow, is_empty
 from clues.errors import ConfigError, DataError, UsageError
+from clues.printable import rows_in_words
 
 _PLAIN_KEY = re.compile(
     rf"{PLAIN_NAME.pattern}((\[\])?\.{PLAIN_NAME.pattern}){{0,6}}"
@@ -303,7 +304,7 @@ def not_read(unused: Mapping[str, int], *, option: str) -> str:
         unused: as `RowFile.unused`.
         option: what says what a column holds.
     """
-    listed = ", ".join(f"{name} ({n:,} rows)" for name, n in unused.items())
+    listed = ", ".join(f"{name} ({rows_in_words(n)})" for name, n in unused.items())
     return f"not read: {listed}. {option} says what a column holds."
 
 

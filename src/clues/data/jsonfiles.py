@@ -12,7 +12,7 @@ from typing import Any
 
 from clues.data.layouts import layouts_of
 from clues.errors import DataError
-from clues.printable import is_printable
+from clues.printable import is_printable, rows_in_words
 
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\n\r"
@@ -63,7 +63,9 @@ def _unclear(lists: Mapping[str, list[Any]]) -> str:
         key: rows for key, rows in lists.items() if rows and all(isinstance(r, dict) for r in rows)
     }
     if len(splits) > 1 and all(key.isidentifier() and is_printable(key, 40) for key in splits):
-        named = ", ".join(f"{key} ({len(rows):,} rows)" for key, rows in list(splits.items())[:5])
+        named = ", ".join(
+            f"{key} ({rows_in_words(len(rows))})" for key, rows in list(splits.items())[:5]
+        )
         return (
             f"the object holds {len(lists)} lists of rows: {named}. Write the one that is meant as a "
             "file of its own."

@@ -33,6 +33,7 @@ from clues.data.limits import (
 )
 from clues.data.packing import packing
 from clues.errors import BadRowsError, DataError
+from clues.printable import rows_in_words
 
 _N_SHOWN = 5
 _DELIMITERS = ",;\t|"
@@ -97,7 +98,7 @@ def bad_rows(path: str | Path, reasons: Sequence[tuple[str, str]]) -> BadRowsErr
     text = f"{path}: {rows}; {shown}"
     if len(reasons) > _N_SHOWN:
         counted = Counter(reason for _, reason in reasons).most_common(_N_SHOWN)
-        by_reason = "; ".join(f"{n:,} rows: {reason}" for reason, n in counted)
+        by_reason = "; ".join(f"{rows_in_words(n)}: {reason}" for reason, n in counted)
         text += f"; .... By reason: {by_reason}. clues check --bad-rows FILE lists all of them"
     return BadRowsError(f"{text}. Mend or remove them and read again.", str(path), tuple(reasons))
 

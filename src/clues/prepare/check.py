@@ -37,11 +37,11 @@ from clues.prepare.checklist import (
     Source,
     TaskCheck,
     notes_on,
-    rows_in_words,
     warnings_on,
 )
 from clues.prepare.cost import per_private_token, work_of
 from clues.prepare.pace import Pace, measured_pace
+from clues.printable import rows_in_words
 from clues.scoring.cost import Size
 from clues.scoring.direction import scored_weights
 from clues.scoring.installed import refuse_missing

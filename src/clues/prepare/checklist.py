@@ -15,6 +15,7 @@ from rich.text import Text
 from clues.atomic import atomic_write_bytes
 from clues.config import BUILT_IN, RunConfig
 from clues.data.formats import not_read
+from clues.printable import rows_are, rows_in_words
 from clues.selection.rules import fewest_anchors, tolerance_rank
 
 FEW_VALIDATION = 20
@@ -234,20 +235,20 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
     notes += [f"{rows_in_words(n)}: {kind}." for kind, n in file.findings.items()]
     if file.n_odd_turns:
         notes.append(
-            f"{file.n_odd_turns} rows are left out: the chat template refuses their turns. "
+            f"{rows_are(file.n_odd_turns)} left out: the chat template refuses their turns. "
             "recipe.tokens.odd_turns: fold keeps them."
         )
-    notes += [f"{n} rows: {remark}." for remark, n in sorted(file.remarks.items())]
-    notes += [f"{n} rows are left out: {why}." for why, n in sorted(file.as_marked.items())]
+    notes += [f"{rows_in_words(n)}: {remark}." for remark, n in sorted(file.remarks.items())]
+    notes += [f"{rows_are(n)} left out: {why}." for why, n in sorted(file.as_marked.items())]
     if file.n_pairs:
         notes.append(
-            f"{file.n_pairs} rows are pairs: the chosen answer is trained and scored, the rejected "
-            "one is not."
+            f"{rows_are(file.n_pairs)} {'a pair' if file.n_pairs == 1 else 'pairs'}: the chosen answer "
+            "is trained and scored, the rejected one is not."
         )
     if file.unused:
         notes.append(not_read(file.unused, option="The setting columns"))
-    if file.n_duplicates:
-        notes.append(f"{file.n_duplicates} rows repeat an earlier row.")
+    if n := file.n_duplicates:
+        notes.append(f"{rows_in_words(n)} repeat{'s' if n == 1 else ''} an earlier row.")
     if file.role in (Role.SILO, Role.HELD_OUT):
         return notes
     if file.role is Role.VALIDATION:
@@ -327,7 +328,9 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
             )
         )
     for task in check.tasks:
-        reasons = "; ".join(f"{n:,} rows left out: {why}" for why, n in task.left_out.items())
+        reasons = "; ".join(
+            f"{rows_in_words(n)} left out: {why}" for why, n in task.left_out.items()
+        )
         line = f"Task {task.name}: {task.n_questions:,} questions. {reasons}".rstrip()
         console.print(Text(line), soft_wrap=True)
     if check.shown:
@@ -374,11 +377,6 @@ def print_check(check: Check, console: Console, *, command: str) -> None:
             console.print(Text(f"{kind}: {line}", style=style), soft_wrap=True)
     if not check.errors:
         console.print(f"No error found. Next: {command}", highlight=False, soft_wrap=True)
-
-
-def rows_in_words(n: int) -> str:
-    """A number of rows."""
-    return f"{n:,} row{'' if n == 1 else 's'}"
 
 
 def duration(minutes: float) -> str:

@@ -16,6 +16,7 @@ from clues.config import ALIGNMENT, LOSS, REJECT, Recipe, short
 from clues.data.samples import Sample
 from clues.evaluation.detection import read_labels
 from clues.findings.base import NAMES, SAYS
+from clues.printable import rows_in_words
 from clues.report.cards import DataFacts, data_card
 from clues.report.first import first_to_read
 from clues.report.grouping import Grouping, grouping
@@ -199,7 +200,7 @@ def summary(space: Workspace) -> str:
         untrained = len(decision.get("untrained_turns", "").split())
         n_turns, n_masked = n_turns + untrained, n_masked + bool(untrained)
     reasons = ", ".join(f"{n:,} {IN_WORDS.get(name, name)}" for name, n in why.most_common())
-    text = f"{files.total():,} rows: {files['kept']:,} kept, {files['dropped']:,} set aside"
+    text = f"{rows_in_words(files.total())}: {files['kept']:,} kept, {files['dropped']:,} set aside"
     text += f" ({reasons})" if reasons else ""
     if files["unscored"]:
         text += f", {files['unscored']:,} without a score"
@@ -219,7 +220,7 @@ def _facts(space: Workspace, threshold: Threshold, *, n_rows: int) -> list[tuple
         ("Recipe", short(recipe.hash)),
     ]
     if recipe.duplicates:
-        facts.insert(1, ("Left out", f"{len(space.left_out()):,} rows: {ELSEWHERE}"))
+        facts.insert(1, ("Left out", f"{rows_in_words(len(space.left_out()))}: {ELSEWHERE}"))
     if threshold.interval:
         low, high = threshold.interval
         text = f"{low:.3f} to {high:.3f} ({threshold.confidence:.0%}, bootstrap over anchors)"
