@@ -136,6 +136,9 @@ def test_the_citation_names_the_paper_and_this_version():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "2507.03004" in paper["url"]
     assert paper["title"] in readme
+    assert f"version = {{{clues.__version__}}}" in readme
+    names = " and ".join(f"{a['family-names']}, {a['given-names']}" for a in paper["authors"])
+    assert f"author    = {{{names}}}" in readme
 
 
 def test_hooks_before_a_commit_are_those_of_make_check():
