@@ -165,11 +165,37 @@ def test_what_a_foreign_run_is_called_neither_steers_nor_floods_the_terminal(cap
 
 def test_other_budgets_machines_and_versions_are_noted():
     unequal = run_of(0, {"random": 1.0, "clues": 1.0, "length": 1.0}, kept={"length": 140})
-    (note,) = [n for n in compare_runs([unequal]).notes if "budgets" in n]
+    (note,) = [n for n in compare_runs([unequal]).notes if "numbers of rows" in n]
     assert "length" in note
-    assert "rule: ratio" in note
+    assert "equal scores" in note
     equal = run_of(0, {"random": 1.0, "clues": 1.0, "length": 1.0}, kept={"length": 101})
-    assert not [n for n in compare_runs([equal]).notes if "budgets" in n]
+    assert not [n for n in compare_runs([equal]).notes if "numbers of rows" in n]
+
+
+def test_a_share_has_no_interval_outside_of_what_it_can_be():
+    """Two seeds, whose Student's interval reaches from 0.81 to 1.01."""
+    runs = [run_of(s, {"random": 2.0, "clues": 1.0 + s}) for s in (0, 1)]
+    for run, auc in zip(runs, (0.904, 0.92), strict=True):
+        run.arms["clues"] = run.arms["clues"].model_copy(update={"auc": auc, "recall": 1.0})
+    found = compare_runs(runs)
+    auc = line(found, arm="clues", measure="auc", against="")
+    assert (auc.value, auc.high) == (pytest.approx(0.912), 1.0)
+    assert 0.8 < auc.low < 0.82
+    recall = line(found, arm="clues", measure="recall", against="")
+    assert (recall.low, recall.high, recall.over) == (None, None, "")
+    assert any("2 seeds" in note for note in found.notes)
+
+
+def test_under_the_rule_ratio_unequal_budgets_are_called_what_they_are():
+    def runs(rule):
+        made = [run_of(s, {"clues": 1.0 + s, "odd": 2.0}, kept={"odd": 130}) for s in (0, 1, 2)]
+        method = made[0].method.model_copy(update={"rule": rule})
+        return [run.model_copy(update={"method": method}) for run in made]
+
+    (note,) = compare_runs(runs("ratio")).notes
+    assert "equal scores at the cut" in note
+    (note,) = compare_runs(runs("anchor_tolerance")).notes
+    assert "set recipe.threshold.rule: ratio" in note
 
 
 def test_what_cannot_be_compared_is_refused():

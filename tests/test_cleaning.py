@@ -51,6 +51,7 @@ def files(tmp_path, monkeypatch, small_built_in) -> Path:
     rows[7]["output"] = " "
     rows[9]["output"] = f"<p>{rows[9]['output']}</p>"
     rows[11] = dict(rows[10])
+    rows[34] = dict(rows[30])  # of a checked one
     rows[13]["output"] = "It is a long story. " * 60
     rows[15]["instruction"] = "Read this. " * 90
     Path("rows.json").write_text(json.dumps(rows))
@@ -89,6 +90,7 @@ def test_one_line_cleans_a_file_and_every_row_is_somewhere(files, capsys):
     assert decided[15]["score"], "a long question has no score"
     for number in (30, 31, 32, 33):
         assert decided[number]["file"] == "kept", "a checked row is set aside"
+    assert decided[34]["why"] == "duplicate", "a checked row stays twice"
     # One set of numbers in sentence, files and page.
     assert told["rows"] == 40 == told["kept"] + sum(told["set_aside"].values())
     assert told["kept"] == len(found["kept"])
@@ -110,10 +112,34 @@ def test_one_line_cleans_a_file_and_every_row_is_somewhere(files, capsys):
 def test_without_checked_rows_the_text_alone_is_looked_at_and_that_is_said(files, capsys):
     assert call("clean", "rows.json", "--out", "by-text", "--json")[0] == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["set_aside"] == {"not usable": 2, "refusal": 1, "html": 1, "duplicate": 1}
+    assert told["set_aside"] == {"not usable": 2, "refusal": 1, "html": 1, "duplicate": 2}
+    assert told["sentence"].endswith("; decisions.csv says which, and why.")
     assert sum(map(len, written("by-text").values())) == 40
     assert any("clues sample" in warning for warning in told["warnings"])
     assert not Path("by-text/report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_chat_that_calls_tools_costs_no_other_row(files, capsys):
+    """The built-in model has no chat template, and so no form for calls."""
+
+    def chat(row):
+        turns = [("user", row["instruction"]), ("assistant", row["output"])]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    rows = [chat(row) for row in pairs(1, 16)]
+    call_of = {"type": "function", "function": {"name": "look", "arguments": "{}"}}
+    rows[4]["messages"].insert(1, {"role": "assistant", "content": "", "tool_calls": [call_of]})
+    rows[4]["messages"].insert(2, {"role": "tool", "content": "21"})
+    Path("chats.json").write_text(json.dumps(rows))
+    Path("good.json").write_text(json.dumps([chat(row) for row in pairs(2, 20)]))
+    line = ("clean", "chats.json", "--checked", "good.json", "--out", "out", "-q", "--json")
+    assert call(*line)[0] == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["unscored"] == 1
+    assert written("out")["unscored"] == [rows[4]]
+    assert "calls tools" in decisions("out")[4]["reason"]
+    assert "read these 16 first" in told["sentence"]
 
 
 @pytest.mark.walk
@@ -464,6 +490,20 @@ def test_a_person_checks_rows_from_the_keyboard_and_saves_files_that_clues_reads
         for key in "gggbsggggggb":
             page.keyboard.press(key)
         assert page.locator("#count").inner_text() == "9 good, 2 bad, 1 skipped"
+        done = "All 12 rows are decided: save checked.json and rejected.json below."
+        assert page.locator("#state").inner_text().startswith(done)
+        # One key too many judges nothing; a row that is looked up again is judged again.
+        for key in "gggg":
+            page.keyboard.press(key)
+        assert page.locator("#count").inner_text() == "9 good, 2 bad, 1 skipped"
+        assert page.locator("[data-way=good]").is_disabled()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#state").inner_text().startswith("Row 1 of 12 (row ")
+        page.keyboard.press("b")
+        assert page.locator("#count").inner_text() == "8 good, 3 bad, 1 skipped"
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("g")
         page.reload()
         assert page.locator("#count").inner_text() == "9 good, 2 bad, 1 skipped"
         for button, name, n in (

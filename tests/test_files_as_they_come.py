@@ -611,7 +611,7 @@ def test_lines_and_rows_that_are_bad_are_all_named_at_once(tmp_path):
     assert sorted(places) == sorted(f"line {n}" for n in (2, 3, 5, 6, 7, 8, 9))
     said = str(caught.value)
     assert "7 bad rows" in said
-    assert "By reason: 5 rows: output is empty; 1 rows: not valid JSON (character 2);" in said
+    assert "By reason: 5 rows: output is empty; 1 row: not valid JSON (character 2);" in said
     assert MARKER not in everything_said(caught.value)
 
 

@@ -24,7 +24,18 @@ def test_the_lowest_come_first_then_the_nearest_then_one_of_each_reason():
     assert first[:9] == list(range(9))
     assert set(first[9:18]) == set(range(46, 55)), "not the nearest to the threshold"
     assert first[18] == 70, "a reason has no row"
-    assert len(first) == len(set(first)) <= N_FIRST
+    assert len(first) == len(set(first)) == N_FIRST
+
+
+def test_twenty_are_read_where_few_are_set_aside_and_those_already_decided_are_not():
+    why = ["refusal", LOW, *[""] * 58]
+    first = first_to_read(np.arange(60.0), 1.5, why)
+    assert len(first) == len(set(first)) == N_FIRST
+    known = np.arange(60) % 2 == 0
+    unread = ["" if done else said for done, said in zip(known, why, strict=True)]
+    first = first_to_read(np.where(known, NAN, np.arange(60.0)), 1.5, unread)
+    assert len(first) == N_FIRST
+    assert not any(known[row] for row in first)
 
 
 def test_every_reason_has_a_row_among_the_first_up_to_six():

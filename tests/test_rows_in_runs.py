@@ -105,8 +105,8 @@ def test_check_lists_what_is_not_read_and_what_is_left_out(mapped):
     assert file.unused["source"] == 2
     assert "damage" not in file.unused, "a column of labels is used"
     notes = "\n".join(found.notes)
-    assert f"1 rows are left out: {UNWANTED}." in notes
-    assert "1 rows are pairs: the chosen answer is trained" in notes
+    assert f"1 row is left out: {UNWANTED}." in notes
+    assert "1 row is a pair: the chosen answer is trained" in notes
     assert "source (2 rows)" in notes
     assert json.loads(json.dumps(found.to_json()))["files"][0]["unused"]["source"] == 2
 

@@ -506,6 +506,40 @@ def test_a_finding_sets_a_row_aside_whatever_it_scores_and_a_person_keeps_it():
     assert (found.dropped, found.unscored) == ((0, 8, 9), ())
 
 
+@pytest.mark.parametrize(
+    ("first", "kept"), [("score", [0, 2]), ("refusal", [0, 2]), ("duplicate", [0, 1, 2])]
+)
+def test_to_keep_a_text_is_to_keep_it_once(first, kept):
+    """Rows 0 and 1 are the same text; the ruling is about the text, and row 1 repeats row 0."""
+    aside = {1: ("duplicate", "the same text stands in an earlier row")}
+    if first != "score":
+        aside[0] = (first, "-")
+    found = select(
+        [(0, "same"), (1, "same"), (2, "other")],
+        np.array([1.0, 5.0, 5.0]),
+        fit("preset", preset=2.0),
+        recipe_hash=fit("preset", preset=2.0).recipe_hash,
+        dropped={},
+        where="hospital-b",
+        allow_degenerate=True,
+        rulings={"same": Ruling(keep=True, reason="a checked row")},
+        aside=aside,
+    )
+    assert list(found.kept) == kept
+    dropped = select(
+        [(0, "same"), (1, "same")],
+        np.array([5.0, 5.0]),
+        fit("preset", preset=2.0),
+        recipe_hash=fit("preset", preset=2.0).recipe_hash,
+        dropped={},
+        where="hospital-b",
+        allow_degenerate=True,
+        rulings={"same": Ruling(keep=False, reason="a rejected row")},
+        aside={1: aside[1]},
+    )
+    assert [d.why for d in dropped.decisions] == ["person", "person"]
+
+
 def test_too_few_kept_rows_are_refused_even_if_degenerate_is_allowed():
     scores, threshold = np.arange(10.0), fit("preset", preset=7.0)
     assert len(decide(scores, threshold, min_kept=3).kept) == 3

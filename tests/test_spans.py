@@ -15,7 +15,7 @@ from clues.config import TokenSettings, load_config
 from clues.data.pieces import PieceTokens, Segment
 from clues.data.remarks import Remark
 from clues.data.samples import Message, Sample
-from clues.data.tokens import ODD_TURNS, RowEncoder, encode_rows
+from clues.data.tokens import NO_CALLS, ODD_TURNS, RowEncoder, encode_rows
 from clues.errors import DataError, TurnsError
 from clues.prepare.check import check_run
 
@@ -317,6 +317,35 @@ def test_odd_turns_are_named_folded_or_left_out_as_the_recipe_says(make_encoder,
     assert trained(folded, ODD[odd]) == [wanted[1]]
 
 
+CALLING = Sample(
+    7,
+    (
+        Message("user", "How warm is it?"),
+        Message("assistant", "", calls='[{"name": "look", "arguments": {"n": 1}}]'),
+        Message("tool", "21", name="look"),
+        Message("assistant", "21 degrees."),
+    ),
+)
+
+
+@pytest.mark.parametrize("odd_turns", ["error", "fold", "drop"])
+def test_a_row_that_calls_tools_costs_no_other_one_under_headings(make_encoder, odd_turns):
+    encoder = make_encoder(None, odd_turns=odd_turns)
+    kept = encode_rows([conversation("Who?", "Ann."), CALLING], encoder, where="a.jsonl")
+    assert [row.row for row in kept.rows] == [0]
+    assert kept.dropped == {7: NO_CALLS}
+    with pytest.raises(DataError, match=r"no row is left.*calls tools"):
+        encode_rows([CALLING], encoder, where="a.jsonl")
+
+
+def test_what_cannot_be_folded_is_left_out(make_encoder):
+    refuses = "{{ raise_exception('no') if messages|length > 1 and messages[0].content == 'A' }}"
+    folded = make_encoder(refuses + KEEPS_THOUGHT, odd_turns="fold")
+    kept = encode_rows([conversation("A", "B"), conversation("Who?", "Ann.")], folded, where="a")
+    assert len(kept.rows) == 1
+    assert list(kept.dropped.values()) == [ODD_TURNS]
+
+
 def test_turns_that_a_template_takes_are_not_folded(make_encoder):
     for odd in ODD.values():
         plain, fold = make_encoder(KEEPS_THOUGHT), make_encoder(KEEPS_THOUGHT, odd_turns="fold")
@@ -506,4 +535,4 @@ def test_check_counts_what_a_template_does_and_names_what_it_never_ends(tmp_path
     recipe = config.recipe.model_copy(update={"tokens": tokens})
     found = check_run(config.model_copy(update={"recipe": recipe}), n_shown=0)
     assert (found.files[0].n_odd_turns, found.files[0].n_too_long) == (1, 0)
-    assert any("1 rows are left out: the chat template refuses" in note for note in found.notes)
+    assert any("1 row is left out: the chat template refuses" in note for note in found.notes)

@@ -17,6 +17,7 @@ from clues.selection.decisions import Decision
 from clues.selection.threshold import Threshold
 
 Floats = NDArray[np.float64]
+WITH_QUANTILE = ("anchor_tolerance", "anchor_quantile")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Found:
     def __repr__(self) -> str:
         cut = self.threshold.value
         rule = f"the best {self.threshold.ratio:.0%}" if cut is None else f"threshold {cut:.4g}"
+        # The cut alone may be the same number under two quantiles, in other units.
+        if self.threshold.rule in WITH_QUANTILE and self.threshold.interval:
+            rule += f" at quantile {self.recipe.threshold.quantile:g}"
         kept = f"{len(self.positions)} of {len(self.decisions)} rows kept"
         unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
         return f"Found({kept}, {rule}{unread})"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clues.api.found import Evidence, Floats, Found
+from clues.api.found import WITH_QUANTILE, Evidence, Floats, Found
 from clues.api.manners import bars, left_as_found
 from clues.api.rows import Given, callers_words
 from clues.api.single import configure, take_all, take_rejected
@@ -34,8 +34,6 @@ from clues.selection.decisions import select as decide
 from clues.selection.threshold import Threshold, fit_threshold
 from clues.selection.turns import Turns, positions
 from clues.silo.select import set_aside
-
-WITH_QUANTILE = ("anchor_tolerance", "anchor_quantile")
 
 
 def score(
@@ -292,7 +290,8 @@ def _warned(found: Found) -> Found:
     if n_kept in (0, n_rows) and not any(d.untrained for d in found.decisions):
         what = "every row" if n_kept else "no row"
         warnings.warn(
-            f"the threshold keeps {what} of {n_rows}. Are the anchors of the rows' own subject?",
+            f"the threshold keeps {what} of the {n_rows} that it decides about. Are the anchors of the "
+            "rows' own subject?",
             stacklevel=3,
         )
     return found

@@ -74,8 +74,9 @@ def clean(
     """Clean one file of rows: no configuration, and no row lost in silence.
 
     kept.*, set_aside.* and unscored.* in the folder hold every row of the file between them, in its
-    own format; decisions.csv and report.html say why. Interrupted, the same command goes on where it
-    stopped. Without --checked no row is scored, and only what a reader sees in the text is set aside:
+    own format; decisions.csv says why, and report.html where rows were scored. Interrupted, the same
+    command goes on where it stopped. Without --checked no row is scored, and only what a reader sees in
+    the text is set aside:
 
     clues clean rows.json --checked checked.json --model ./base-model --out cleaned
 

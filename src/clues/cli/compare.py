@@ -116,7 +116,7 @@ def seeds_of(text: str) -> list[int]:
 def _shown(line: "Line") -> str:
     value = f"{line.value:+.3f}" if line.against else f"{line.value:.3f}"
     if line.low is None or line.high is None:
-        return f"{value} ({line.n} seed{'s' if line.n > 1 else ''})"
+        return f"{value} ({line.n} seeds, all the same)" if line.n > 1 else f"{value} (1 seed)"
     over = f"{line.n} seeds" if line.over == "seeds" else "over the rows of one run"
     return f"{value} ({line.low:.3f} to {line.high:.3f}, 95 %, {over})"
 

@@ -138,8 +138,8 @@ class TokenSettings(Settings):
             of the `last` turn alone. The prompt never counts.
         odd_turns: what happens to a row whose turns the chat template refuses. `error` stops.
             `fold` joins neighbours of one role, leaves out an assistant's turn at the start, and
-            puts a system turn in front of the user's where the template knows none. `drop` leaves
-            the row out and counts it.
+            puts a system turn in front of the user's where the template knows none; a row that
+            cannot be folded is left out and counted. `drop` leaves all of them out.
         date: the day, as year-month-day, that a chat template is told if it writes today's date.
     """
 

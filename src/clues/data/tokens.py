@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ODD_TURNS = "turns that the chat template refuses"
+NO_CALLS = "it calls tools, and template alpaca has no form for calls"
 UNTRAINED = "every turn of the assistant is marked as one that is not trained"
 UNWANTED = "its label is false: the answer is one not to give"
 HEADERS = {"system": "### System:\n", "user": "### Instruction:\n", "assistant": "### Response:\n"}
@@ -197,10 +198,10 @@ class RowEncoder:
             DataError: it calls tools, for which there is no heading.
         """
         turns = sample.messages
-        if any(turn.calls or turn.role == "tool" for turn in turns):
+        if _calls(sample):
             raise DataError(
-                f"row {sample.row + 1}: it calls tools, and template alpaca has no form for calls. "
-                "Use a model with a chat template, or leave the row out."
+                f"row {sample.row + 1}: {NO_CALLS}. Use a model with a chat template, or leave the "
+                "row out."
             )
         led = turns[0].role == "assistant" and self.settings.loss_on == "assistant"
         endless = self.tokenizer.eos_token_id is None
@@ -247,6 +248,11 @@ class RowEncoder:
             counts = message.trained and (asked or index == len(messages) - 1)
             has_end = self.tokenizer.eos_token_id is not None
             yield Segment(message.said, is_response=counts, ends_text=has_end, turn=index)
+
+
+def _calls(sample: Sample) -> bool:
+    """Whether tools are called, or answer, in a row."""
+    return any(turn.calls or turn.role == "tool" for turn in sample.messages)
 
 
 def _with_room(mask: Sequence[bool], limit: int) -> Sequence[int]:
@@ -333,13 +339,17 @@ def each_encoded(
     """
     limit, rule = encoder.settings.max_length, encoder.settings.overlong
     for sample in samples:
-        if reason := own_reason(sample, encoder.settings):
+        reason = own_reason(sample, encoder.settings)
+        if not reason and encoder.chat is None and _calls(sample):
+            reason = NO_CALLS
+        if reason:
             dropped[sample.row] = reason
             continue
         try:
             encoded = encoder.encode(sample)
         except TurnsError as error:
-            if encoder.settings.odd_turns != "drop":
+            # What cannot be folded is left out like any other row that cannot be used.
+            if encoder.settings.odd_turns == "error":
                 raise TurnsError(f"{where} {error}") from None
             dropped[sample.row] = ODD_TURNS
             continue
@@ -361,7 +371,7 @@ def each_encoded(
 
 def none_left(dropped: Mapping[int, str], encoder: RowEncoder, *, where: str) -> DataError:
     """The error that says why no row of a file can be used."""
-    if own := {UNTRAINED, UNWANTED} & set(dropped.values()):
+    if own := {UNTRAINED, UNWANTED, NO_CALLS} & set(dropped.values()):
         return DataError(f"{where}: no row is left to train; of the others, {own.pop()}.")
     limit = encoder.settings.max_length
     return DataError(f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length.")

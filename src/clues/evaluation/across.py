@@ -22,6 +22,8 @@ MEASURES = {
     "recall": True,
     "precision": True,
 }
+SHARES = frozenset(MEASURES) - {"heldout_loss"}  # between 0 and 1
+FEW_SEEDS = 3
 PAIRED = ("heldout_loss", "knowledge_accuracy")
 Over = Literal["seeds", "rows", ""]
 
@@ -38,7 +40,8 @@ class Line:
             `GROUP: ARM`; empty where `value` is the mean of the figure itself.
         n: seeds.
         value: mean over seeds; of a difference, positive where this arm's figure is higher.
-        low: lower end of the 95 % interval; None for one seed, where nothing is known of others.
+        low: lower end of the 95 % interval, no lower than the figure can be; None for one seed,
+            where nothing is known of others, and where all seeds have the same value.
         high: its upper end.
         over: what the interval is over: `seeds` (Student's t on one value per seed, paired by
             seed where it is a difference), `rows` (a bootstrap over the held-out rows of the one
@@ -143,8 +146,12 @@ def _arms(by_seed: Mapping[int, Results]) -> list[str]:
 
 
 def _line(group: str, arm: str, measure: str, against: str, values: Sequence[float]) -> Line:
-    ends = interval_over_seeds(values)
+    # Equal values say that the figure is coarse, and not that it is sure.
+    ends = interval_over_seeds(values) if np.ptp(values) > 0 else None
     low, high = ends or (None, None)
+    if ends and measure in SHARES:
+        least = -1.0 if against else 0.0
+        low, high = max(ends[0], least), min(ends[1], 1.0)
     over: Over = "seeds" if ends else ""
     return Line(group, arm, measure, against, len(values), float(np.mean(values)), low, high, over)
 
@@ -200,12 +207,24 @@ def _notes(groups: Mapping[str, Mapping[int, Results]]) -> Iterable[str]:
     for name, by_seed in groups.items():
         if len(by_seed) == 1:
             yield f"{name}: one seed says nothing about another; give three or more (--seeds)."
+        elif len(by_seed) < FEW_SEEDS:
+            yield (
+                f"{name}: {len(by_seed)} seeds; an interval over so few hangs on what is assumed of the "
+                "others. Give three or more (--seeds)."
+            )
         unequal = sorted({arm for run in by_seed.values() for arm in _of_other_size(run)})
         if unequal:
             yield (
                 f"{name}: {', '.join(unequal)} and the selection are trained on different numbers of "
-                "rows. For equal budgets, the fair setting, set recipe.threshold.rule: ratio."
+                f"rows. {_equal(by_seed)}"
             )
+
+
+def _equal(by_seed: Mapping[int, Results]) -> str:
+    """How budgets become equal, or why they are not."""
+    if all(run.method.rule == "ratio" for run in by_seed.values()):
+        return "Of rows with equal scores at the cut all are kept, so such a score keeps more."
+    return "For equal budgets, the fair setting, set recipe.threshold.rule: ratio."
 
 
 def _of_other_size(run: Results) -> Iterable[str]:

@@ -56,7 +56,14 @@ def look(
     for sample in samples:
         rules = [near_empty(sample, profile), refusals(sample), echo(sample), markup(sample)]
         rules += (
-            [other_language(sample, profile.languages, profile.common)]
+            [
+                other_language(
+                    sample,
+                    profile.languages,
+                    profile.common,
+                    told_by="checked rows" if checked else "most rows",
+                )
+            ]
             if "language" in kinds
             else []
         )

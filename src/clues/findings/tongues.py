@@ -30,7 +30,7 @@ def language_of(text: str) -> str:
 
 
 def other_language(
-    sample: Sample, usual: frozenset[str], common: frozenset[str]
+    sample: Sample, usual: frozenset[str], common: frozenset[str], *, told_by: str = "checked rows"
 ) -> Iterator[Finding]:
     """At most one finding: an answer in a language that its row gives no reason for.
 
@@ -42,6 +42,7 @@ def other_language(
         sample: the row.
         usual: languages of the checked rows.
         common: languages of many of the rows.
+        told_by: the rows that say what is usual, in words.
     """
     answer, asked = sample.response, question(sample)
     if not usual or not (found := language_of(answer)):
@@ -55,7 +56,7 @@ def other_language(
         return
     if not names and asks_for_another_language(asked):
         return
-    beside = f"checked rows {', '.join(sorted(usual))}"
+    beside = f"{told_by} {', '.join(sorted(usual))}"
     if found in usual | common:
         beside = f"question {of_question}"
     yield in_answer(sample, "language", whole(answer), sure=True, detail=f"{found}, {beside}")

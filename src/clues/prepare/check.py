@@ -13,6 +13,7 @@ from clues.data.formats import RowFile, read_rows
 from clues.data.roundtrip import Lost, characters_lost
 from clues.data.samples import Sample
 from clues.data.tokens import (
+    NO_CALLS,
     ODD_TURNS,
     UNTRAINED,
     UNWANTED,
@@ -286,7 +287,7 @@ def _file_check(
         return tuple(int(v) for v in np.quantile(values, [0.05, 0.5, 0.95, 1.0]))
 
     reasons = Counter(encoded.dropped.values())
-    own = {reason: reasons[reason] for reason in (UNTRAINED, UNWANTED) if reasons[reason]}
+    own = {reason: reasons[reason] for reason in (UNTRAINED, UNWANTED, NO_CALLS) if reasons[reason]}
     n_odd = reasons[ODD_TURNS]
     return FileCheck(
         name=str(source),

@@ -234,9 +234,13 @@ def _file_notes(config: RunConfig, file: FileCheck) -> list[str]:
         )
     notes += [f"{rows_in_words(n)}: {kind}." for kind, n in file.findings.items()]
     if file.n_odd_turns:
+        how = (
+            " recipe.tokens.odd_turns: fold keeps most."
+            if config.recipe.tokens.odd_turns == "drop"
+            else ""
+        )
         notes.append(
-            f"{rows_are(file.n_odd_turns)} left out: the chat template refuses their turns. "
-            "recipe.tokens.odd_turns: fold keeps them."
+            f"{rows_are(file.n_odd_turns)} left out: the chat template refuses their turns.{how}"
         )
     notes += [f"{rows_in_words(n)}: {remark}." for remark, n in sorted(file.remarks.items())]
     notes += [f"{rows_are(n)} left out: {why}." for why, n in sorted(file.as_marked.items())]

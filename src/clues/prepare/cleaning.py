@@ -25,8 +25,10 @@ from clues.prepare.estimate import minutes_ahead
 from clues.prepare.onefile import configure
 from clues.prepare.scaffold import check_data
 from clues.progress import Progress
+from clues.report.first import N_FIRST
 from clues.report.pairs import weak_promise
 from clues.scoring.shards import Team
+from clues.selection.decisions import PERSON
 from clues.selection.threshold import Threshold
 from clues.selection.weighing import FEWEST_REJECTED
 from clues.silo.overrides import Override, Overrides, check_overrides, in_force, read_overrides
@@ -34,7 +36,6 @@ from clues.underway import run_of
 
 FILES = {"kept": "kept", "dropped": "set_aside", "unscored": "unscored"}
 LONG = 2  # minutes, from which a person wants to know
-FIRST = 20  # rows that a person reads first
 CHECKED, REJECTED = "a checked row", "a rejected row"
 NAMES = {
     "score": "with a low score",
@@ -66,6 +67,7 @@ class Cleaned:
         files: what was written.
         warnings: what makes the outcome worth less than it says.
         page: the report, where rows were scored.
+        n_first: rows that a person is asked to read first.
         n_masked: kept rows in which a low turn is marked as not to be trained.
         unread: columns and keys that were not read, and in how many rows they say something; of
             the rows, and those of checked and rejected rows that no row has.
@@ -79,6 +81,7 @@ class Cleaned:
     warnings: tuple[str, ...] = field(default=())
     page: Path | None = None
     n_masked: int = 0
+    n_first: int = 0
     unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -91,7 +94,10 @@ class Cleaned:
             text += f"; {self.n_unscored:,} have no score and are in {self._named('unscored')}"
         if self.n_masked:
             text += f"; in {self.n_masked:,} kept rows a low turn is marked as not trained"
-        first = f"; read these {FIRST} first: {self.page}" if self.page and aside else ""
+        these = f"these {self.n_first}" if self.n_first > 1 else "this one"
+        first = f"; read {these} first: {self.page}" if self.page and aside and self.n_first else ""
+        if aside and not self.page:
+            first = f"; {self._named('decisions')} says which, and why"
         return f"{text}{first}."
 
     def _named(self, name: str) -> str:
@@ -336,6 +342,12 @@ def _remove_others(out: Path, files: Sequence[Path]) -> None:
                 old.unlink()
 
 
+def _is_read(decision: Mapping[str, str]) -> bool:
+    """Whether a row is among those that a person may be asked to read, as `first_to_read` has it."""
+    judged = decision.get("score") or decision["file"] != "kept"
+    return decision["why"] != PERSON and bool(judged)
+
+
 def _counts(decided: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     files = Counter(decision["file"] for decision in decided)
     why = Counter(decision["why"] for decision in decided if decision["file"] == "dropped")
@@ -344,5 +356,6 @@ def _counts(decided: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         "n_kept": files["kept"],
         "n_unscored": files["unscored"],
         "why": dict(why.most_common()),
+        "n_first": min(N_FIRST, sum(map(_is_read, decided))),
         "n_masked": sum(bool(d.get("untrained_turns")) for d in decided if d["file"] == "kept"),
     }

@@ -25,7 +25,7 @@ def first_to_read(
         n: how many rows.
 
     Returns:
-        Positions of at most `n` rows, none twice.
+        Positions of `n` rows, none twice; fewer where no more have a score or are not kept.
     """
     scored = np.flatnonzero(np.isfinite(scores))
     by_score = scored[np.argsort(scores[scored], kind="stable")]
@@ -43,7 +43,8 @@ def first_to_read(
             chosen.append(row)
     new = [row for row in named if row not in chosen]
     rest = [row for row, reason in enumerate(why) if reason and row not in {*chosen, *new}]
-    return [*chosen, *new, *rest][:n]
+    others = [row for row in near.tolist() if row not in {*chosen, *new, *rest}]
+    return [*chosen, *new, *rest, *others][:n]
 
 
 def _one_of_each(why: Sequence[str]) -> list[int]:

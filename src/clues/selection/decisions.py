@@ -30,6 +30,8 @@ class Ruling:
 # Why a row is kept or not, in a word; a finding about its text is one more.
 SCORE, PERSON, UNSCORED, UNUSABLE = "score", "person", "not scored", "not usable"
 TURN = "turn"
+# The kind of a finding: the very text stands in an earlier row.
+REPEATED = "duplicate"
 # Below the threshold by loss and alignment alone, with a cascade.
 EARLY = "early"
 
@@ -169,7 +171,10 @@ def select(
         for row, apart in dropped.items()
     ]
     decisions = [_set_aside(d, (aside or {}).get(d.row)) for d in decisions]
-    decisions = [_ruled(d, rulings or {}, where) for d in decisions]
+    # To keep a text is to keep it once: its repetitions stay aside.
+    once = {d.id for d in decisions if d.why != REPEATED}
+    again = {d.row for d in decisions if d.why == REPEATED and d.id in once}
+    decisions = [_ruled(d, rulings or {}, where, again=d.row in again) for d in decisions]
     selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
     n_kept = len(selection.kept)
     n_rows = len(rows) + sum(apart.why == EARLY for apart in dropped.values())
@@ -226,10 +231,19 @@ def _set_aside(decision: Decision, found: tuple[str, str] | None) -> Decision:
     return replace(decision, kept=False, reason=reason, why=kind, untrained=())
 
 
-def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:
-    """The decision with a person's ruling over it, if there is one for this text."""
+def _ruled(
+    decision: Decision, rulings: Mapping[str, Ruling], where: str, *, again: bool
+) -> Decision:
+    """The decision with a person's ruling over it, if there is one for this text.
+
+    Args:
+        decision: without it.
+        rulings: by content id.
+        where: for errors.
+        again: whether the row repeats one that the ruling is about.
+    """
     ruling = rulings.get(decision.id)
-    if ruling is None:
+    if ruling is None or (ruling.keep and again):
         return decision
     if ruling.keep and decision.score is None and decision.why != EARLY:
         raise DataError(

@@ -27,7 +27,10 @@ Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 
 
 class Override(Settings):
-    """One decision of a person; every row of this very text follows it."""
+    """One decision of a person; every row of this very text follows it.
+
+    A repetition that is set aside as one stays aside where the text is to be kept.
+    """
 
     id: Id
     keep: StrictBool

@@ -104,7 +104,11 @@ def review(space: Workspace) -> Review:
         why.append(words.setdefault(said, said))
         reasons.append(decision["reason"])
         aside[row] = decision["why"] in SAYS
-    first, marks_words = first_to_read(scores, cut, why), space.settings.mark_words
+    # Whoever has decided about a row has read it.
+    known = np.array([sample.id in rulings for sample in samples], bool)
+    unread = [("" if done else said) for said, done in zip(why, known, strict=True)]
+    first = first_to_read(np.where(known, np.nan, scores), cut, unread)
+    marks_words = space.settings.mark_words
     return Review(
         silo=space.name,
         facts=_facts(space, threshold, n_rows=n),

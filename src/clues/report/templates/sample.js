@@ -13,6 +13,7 @@ try {
   decided = {}; // a browser that keeps nothing for pages from disk
 }
 let at = 0;
+let resting = false; // all rows are decided, and none was looked up again: a key decides nothing
 
 function next(from) {
   for (let k = 0; k < rows.length; k++) if (!decided[(from + k) % rows.length]) return (from + k) % rows.length;
@@ -38,20 +39,31 @@ function draw() {
   const done = counts.good + counts.bad + counts.skip;
   get("progress").value = done;
   get("count").textContent = `${counts.good} good, ${counts.bad} bad, ${counts.skip} skipped`;
-  get("state").textContent = done === rows.length ? `All ${rows.length} rows are decided: save checked.json below.` : `Row ${at + 1} of ${rows.length} (row ${row} of the file).`;
+  const files = [["good", "checked.json"], ["bad", "rejected.json"]].filter(([kind]) => counts[kind]).map(([, name]) => name);
+  const here = `Row ${at + 1} of ${rows.length} (row ${row} of the file)`;
+  get("state").textContent = !resting
+    ? `${here}.`
+    : `All ${rows.length} rows are decided${files.length ? `: save ${files.join(" and ")} below` : ""}. ${here} is shown; the arrow keys go through them again.`;
+  for (const button of document.querySelectorAll("[data-way]")) button.disabled = resting;
   for (const [id, kind] of [["save-good", "good"], ["save-bad", "bad"]]) get(id).disabled = !counts[kind];
 }
 
 function decide(way) {
+  if (resting) return;
   decided[at] = way;
   try {
     localStorage.setItem(store, JSON.stringify(decided));
   } catch {
     get("state").textContent = "This browser keeps nothing for pages from disk: save before you close it.";
   }
-  at = next(at + 1);
+  rest();
+  if (!resting) at = next(at + 1);
   draw();
   window.scrollTo(0, 0);
+}
+
+function rest() {
+  resting = Object.keys(decided).length === rows.length;
 }
 
 function save(kind, name) {
@@ -71,10 +83,12 @@ document.addEventListener("keydown", (event) => {
   if (ways[event.key]) decide(ways[event.key]);
   else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
     at = (at + (event.key === "ArrowLeft" ? rows.length - 1 : 1)) % rows.length;
+    resting = false;
     draw();
   } else return;
   event.preventDefault();
 });
 at = next(0);
+rest();
 draw();
 document.documentElement.dataset.ready = "1";
