@@ -31,12 +31,19 @@ from clues.scoring.shards import Team
 from clues.selection.decisions import PERSON
 from clues.selection.threshold import Threshold
 from clues.selection.weighing import FEWEST_REJECTED
-from clues.silo.overrides import Override, Overrides, check_overrides, in_force, read_overrides
+from clues.silo.overrides import (
+    CHECKED,
+    REJECTED,
+    Override,
+    Overrides,
+    check_overrides,
+    in_force,
+    read_overrides,
+)
 from clues.underway import run_of
 
 FILES = {"kept": "kept", "dropped": "set_aside", "unscored": "unscored"}
 LONG = 2  # minutes, from which a person wants to know
-CHECKED, REJECTED = "a checked row", "a rejected row"
 NAMES = {
     "score": "with a low score",
     "person": "by a person",

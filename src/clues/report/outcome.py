@@ -27,13 +27,14 @@ class Outcome(NamedTuple):
     minutes: int
 
 
-def outcome(why: Sequence[str], *, n_rulings: int, n_first: int) -> Outcome:
+def outcome(why: Sequence[str], *, n_rulings: int, n_first: int, n_judged: int = 0) -> Outcome:
     """How many rows were set aside and why, and how many to read first.
 
     Args:
         why: for each row why it is not kept, `UNSCORED` where it has no score; empty for a kept row.
         n_rulings: decisions of a person that are in force.
         n_first: rows to read first.
+        n_judged: rows that follow the files of checked and rejected rows.
     """
     counts = Counter(reason for reason in why if reason).most_common()
     n_unscored = dict(counts).get(UNSCORED, 0)
@@ -44,6 +45,8 @@ def outcome(why: Sequence[str], *, n_rulings: int, n_first: int) -> Outcome:
     if n_rulings:
         said = "decision of a person is" if n_rulings == 1 else "decisions of a person are"
         rest += f"; {n_rulings:,} {said} in force"
+    if n_judged:
+        rest += f"; {n_judged:,} {'was' if n_judged == 1 else 'were'} checked or rejected before"
     most = max((n for _, n in counts), default=1)
     return Outcome(
         headline=f"{n_aside:,} of {len(why):,} rows {'was' if n_aside == 1 else 'were'} set aside",

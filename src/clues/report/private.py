@@ -96,6 +96,8 @@ class Review:
         why: for each row why it is not kept, in a few words; empty for a kept row. `UNSCORED` for
             one that has no score. Without it, what the scores say.
         first: positions of the rows to read first; without it, as `first_to_read` finds them.
+        again: positions of rows that repeat another one, and stay aside where it is kept.
+        judged: ids that the files of checked and rejected rows decide about, and no reader.
     """
 
     silo: str
@@ -131,6 +133,8 @@ class Review:
     first: Sequence[int] = field(default=(), repr=False)
     usable: Collection[int] = field(default=(), repr=False)
     cleans: str | None = None
+    again: Sequence[int] = field(default=(), repr=False)
+    judged: Collection[str] = field(default=frozenset(), repr=False)
 
 
 def with_defaults(review: Review) -> Review:
@@ -173,7 +177,12 @@ def render_private(review: Review) -> str:
             silo=review.silo,
             facts=review.facts,
             summary=review.summary,
-            outcome=outcome(review.why, n_rulings=len(review.rulings), n_first=len(review.first)),
+            outcome=outcome(
+                review.why,
+                n_rulings=len(review.rulings.keys() - set(review.judged)),
+                n_judged=len(review.rulings.keys() & set(review.judged)),
+                n_first=len(review.first),
+            ),
             terms=TERMS,
             charts=charts,
             anchors_from=review.anchors_from,
@@ -219,6 +228,8 @@ def _header(review: Review, chart: Chart, cut_after: int | None) -> dict[str, An
         "first": list(review.first),
         "fates": _fates(review),
         "says": sorted({mark.says for mark in review.marks}),
+        "again": list(review.again),
+        "judged": sorted(review.judged),
         "rulings": [[id_, keep, why] for id_, (keep, why) in review.rulings.items()],
         "waiting": [[id_, keep, why] for id_, (keep, why) in review.waiting.items()],
     }

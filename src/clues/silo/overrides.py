@@ -20,6 +20,8 @@ from clues.selection.decisions import Ruling
 from clues.silo.workspace import Workspace
 
 FILE = "overrides.json"
+# Reasons of decisions that the files of `clues clean` bring, and no reader of the page.
+CHECKED, REJECTED = "a checked row", "a rejected row"
 _EXPORT = "Export the overrides from the private report."
 _N_SHOWN = 3
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]

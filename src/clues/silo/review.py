@@ -24,10 +24,10 @@ from clues.report.pairs import rule_in_words, threshold_pairs
 from clues.report.private import Mark, Review, TurnMark, render_private
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.decisions import EARLY, PERSON, SCORE, TURN, cut_of
+from clues.selection.decisions import EARLY, PERSON, REPEATED, SCORE, TURN, cut_of
 from clues.selection.threshold import Threshold
 from clues.selection.units import INFLUENCE, Units, part_of
-from clues.silo.overrides import in_force, waiting
+from clues.silo.overrides import CHECKED, REJECTED, in_force, waiting
 from clues.silo.reasons import IN_WORDS, reason_in_words
 from clues.silo.select import each_decision, in_units
 from clues.silo.turns import judged_turns
@@ -98,17 +98,26 @@ def review(space: Workspace) -> Review:
     cut = cut_of(threshold, scored, where=f"silo {space.name}")
     scores, why, reasons = _spread(scored, at, n), list[str](), list[str]()
     aside, words = np.zeros(n, np.uint8), dict[str, str]()
+    repeated: list[int] = []
+    once: set[str] = set()
     for row, decision in enumerate(each_decision(space)):
         said = reason_in_words(decision)
         # One text for all rows that share it.
         why.append(words.setdefault(said, said))
         reasons.append(decision["reason"])
         aside[row] = decision["why"] in SAYS
+        if decision["why"] == REPEATED:
+            repeated.append(row)
+        else:
+            once.add(samples[row].id)
     # Whoever has decided about a row has read it.
     known = np.array([sample.id in rulings for sample in samples], bool)
     unread = [("" if done else said) for said, done in zip(why, known, strict=True)]
     first = first_to_read(np.where(known, np.nan, scores), cut, unread)
     marks_words = space.settings.mark_words
+    judged = {
+        i for i, r in rulings.items() if space.settings.cleans and r.reason in (CHECKED, REJECTED)
+    }
     return Review(
         silo=space.name,
         facts=_facts(space, threshold, n_rows=n),
@@ -142,6 +151,8 @@ def review(space: Workspace) -> Review:
         summary=summary(space),
         why=why,
         first=first,
+        again=[row for row in repeated if samples[row].id in once],
+        judged=judged,
         **_turns(space, _spread(scored, at, n)),
     )
 

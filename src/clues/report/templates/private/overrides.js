@@ -81,13 +81,14 @@ class Decisions {
 
   draw() {
     const { decided, ruled } = this.choice;
-    const ids = [...new Set([...ruled.keys(), ...decided.keys()])];
+    const mine = new Map(this.choice.mine());
+    const ids = [...new Set([...ruled.keys(), ...decided.keys()])].filter((id) => mine.has(id) || !this.choice.judged.has(id) || !decided.has(id));
     this.decisions.hidden = !ids.length;
     this.none.hidden = Boolean(ids.length);
     this.decisions.tBodies[0].replaceChildren(...ids.map((id) => this.line(id)));
     const changed = this.differs(ruled);
     const has = [];
-    if (decided.size) has.push(`${COUNT.format(decided.size)} ${decided.size === 1 ? "decision" : "decisions"}`);
+    if (mine.size) has.push(`${COUNT.format(mine.size)} ${mine.size === 1 ? "decision" : "decisions"}`);
     else if (changed) has.push("no decision any more");
     if (this.wish) has.push("a wish");
     if (!has.length && this.reading.ids.size) has.push(`${rowsOf(this.reading.ids.size)} read, nothing to change`);
@@ -101,7 +102,7 @@ class Decisions {
     this.take.title = "Decided when the rows had other scores, and not in force under this recipe";
     this["send-back"].hidden = !has.length;
     this.command.textContent = this.sentence();
-    this.reasons.replaceChildren(...[...new Set([...decided.values()].map((d) => d.why))].map((why) => Object.assign(make("option"), { value: why })));
+    this.reasons.replaceChildren(...[...new Set([...mine.values()].map((d) => d.why))].map((why) => Object.assign(make("option"), { value: why })));
   }
 
   drawWish() {
@@ -136,7 +137,7 @@ class Decisions {
   }
 
   content() {
-    const overrides = [...this.choice.decided].map(([id, { keep, why }]) => ({ id, keep, reason: why }));
+    const overrides = this.choice.mine().map(([id, { keep, why }]) => ({ id, keep, reason: why }));
     const { silo, recipe } = this.rows.header;
     return { format: "clues-overrides", version: 1, silo, recipe_hash: recipe, reviewer: this.reviewer.value.trim(), overrides, read: this.reading.content(), wish: this.wish };
   }
@@ -148,10 +149,10 @@ class Decisions {
 
   // What goes with the file, ready to be sent.
   sentence() {
-    const { decided } = this.choice;
+    const decided = this.choice.mine();
     const wish = this.wish ? `, and I wish for threshold ${shown(this.wish.threshold)}` : "";
     const { silo, cleans } = this.rows.header;
-    const told = `I have read ${rowsOf(this.reading.ids.size)} of ${cleans ?? silo} and decided about ${COUNT.format(decided.size)}${wish}; the file ${this.file()} says which and why.`;
+    const told = `I have read ${rowsOf(this.reading.ids.size)} of ${cleans ?? silo} and decided about ${COUNT.format(decided.length)}${wish}; the file ${this.file()} says which and why.`;
     const next = cleans
       ? [`To put it in force: the same clues clean command as before, with --overrides ${this.file()} at its end`]
       : [`To put it in force: clues select CONFIG --overrides ${this.file()}`, "Then, where a joint model is trained: clues run CONFIG"];

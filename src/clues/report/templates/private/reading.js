@@ -50,7 +50,7 @@ class Reading {
   draw() {
     const { first } = this.rows.header;
     const read = first.filter((row) => this.has(row)).length;
-    const decided = this.choice.decided.size;
+    const decided = this.choice.mine().length;
     const text = `${read} of ${first.length} read` + (this.ids.size > read ? `, ${COUNT.format(this.ids.size)} in all` : "");
     document.getElementById("progress-text").textContent = `${text}; ${decided ? COUNT.format(decided) : "none"} decided by you`;
     const bar = document.getElementById("progress");

@@ -5,6 +5,8 @@ class Choice {
     this.rows = rows;
     this.inForce = rows.header.cut ?? Infinity;
     this.value = this.inForce;
+    this.again = new Set(rows.header.again); // rows that repeat one: a text is kept once
+    this.judged = new Set(rows.header.judged); // decided by the files of checked and rejected rows
     this.ruled = new Map(rows.header.rulings.map(([id, keep, why]) => [id, { keep, why }]));
     this.decided = new Map(this.ruled); // what an export holds
     this.handNow = this.byHand(this.ruled);
@@ -14,8 +16,20 @@ class Choice {
   // By row 1 for keep, 2 for drop, 0 where the score decides.
   byHand(decisions) {
     const hand = new Uint8Array(this.rows.n);
-    for (const [id, { keep }] of decisions) for (const row of this.rows.withId(id)) hand[row] = keep ? 1 : 2;
+    for (const [id, { keep }] of decisions) for (const row of this.concerned(id, keep)) hand[row] = keep ? 1 : 2;
     return hand;
+  }
+
+  concerned(id, keep) {
+    return this.rows.withId(id).filter((row) => !keep || !this.again.has(row));
+  }
+
+  // What this reader has decided, without what the files of checked and rejected rows say.
+  mine() {
+    return [...this.decided].filter(([id, { keep, why }]) => {
+      const old = this.ruled.get(id);
+      return !this.judged.has(id) || old?.keep !== keep || old?.why !== why;
+    });
   }
 
   // By score and text alone, at the threshold in force.
@@ -35,7 +49,8 @@ class Choice {
   decide(id, decision) {
     if (decision) this.decided.set(id, decision);
     else this.decided.delete(id);
-    for (const row of this.rows.withId(id)) this.handHere[row] = decision ? (decision.keep ? 1 : 2) : 0;
+    for (const row of this.rows.withId(id)) this.handHere[row] = 0;
+    if (decision) for (const row of this.concerned(id, decision.keep)) this.handHere[row] = decision.keep ? 1 : 2;
   }
 
   // Rows kept, clean rows and clean rows kept, in force and here, in all or by group.
