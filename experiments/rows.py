@@ -86,7 +86,7 @@ def write_inputs(
             rows = [{**r, LABELS: x or ""} for r, x in zip(damaged, labels, strict=True)]
             write_jsonl(folder / f"{name}.jsonl", rows)
             silo = labelled_silo(name, domain=settings.source)
-            # Rows of a stored data set: a strict rule may keep any number, and is asked often.
+            # A stored data set is nobody's secret: it is asked often, and strict rules keep few.
             silos.append({**silo, "max_selections": 1000, "min_kept": 1})
     tasks = [
         {**questions.ask, "path": str(_local_file("questions", questions, data).resolve())}

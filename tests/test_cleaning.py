@@ -298,6 +298,13 @@ def test_the_page_says_what_became_of_the_rows_and_marks_what_was_found(files, c
         aside = sum(told["set_aside"].values())
         assert page.inner_text("h1") == f"{aside} of 40 rows were set aside"
         assert page.evaluate("clues.rows.header.cleans") == "rows.json"
+        # The sentence and the page name the same number of rows to read, and none that was checked.
+        first = page.evaluate("clues.rows.header.first")
+        assert f"read these {len(first)} first" in told["sentence"]
+        assert not set(first) & {30, 31, 32, 33}
+        assert "none decided by you" in page.inner_text("#progress-text")
+        assert "4 were checked or rejected before" in page.inner_text("main")
+        assert [page.evaluate(f"clues.choice.keptNow({row})") for row in (30, 34)] == [True, False]
         reasons = page.locator(".reasons li").all_inner_texts()
         assert sorted(r.split("\n") for r in reasons if "refusal" in r) == [["refusal", "1"]]
         assert lede.startswith(f"40 rows: {told['kept']} kept, {aside} set aside (")

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -511,32 +512,19 @@ def test_a_finding_sets_a_row_aside_whatever_it_scores_and_a_person_keeps_it():
 )
 def test_to_keep_a_text_is_to_keep_it_once(first, kept):
     """Rows 0 and 1 are the same text; the ruling is about the text, and row 1 repeats row 0."""
+    threshold = fit("preset", preset=2.0)
     aside = {1: ("duplicate", "the same text stands in an earlier row")}
-    if first != "score":
-        aside[0] = (first, "-")
-    found = select(
-        [(0, "same"), (1, "same"), (2, "other")],
-        np.array([1.0, 5.0, 5.0]),
-        fit("preset", preset=2.0),
-        recipe_hash=fit("preset", preset=2.0).recipe_hash,
-        dropped={},
-        where="hospital-b",
-        allow_degenerate=True,
-        rulings={"same": Ruling(keep=True, reason="a checked row")},
-        aside=aside,
-    )
+
+    def ruled(scores, *, keep, others=MappingProxyType({})):
+        ids = list(enumerate(["same", "same", "other"][: len(scores)]))
+        how = {"recipe_hash": threshold.recipe_hash, "dropped": {}, "where": "hospital-b"}
+        how |= {"allow_degenerate": True, "rulings": {"same": Ruling(keep=keep, reason="judged")}}
+        return select(ids, np.array(scores), threshold, aside={**aside, **others}, **how)
+
+    of_first = {} if first == "score" else {0: (first, "-")}
+    found = ruled([1.0, 5.0, 5.0], keep=True, others=of_first)
     assert list(found.kept) == kept
-    dropped = select(
-        [(0, "same"), (1, "same")],
-        np.array([5.0, 5.0]),
-        fit("preset", preset=2.0),
-        recipe_hash=fit("preset", preset=2.0).recipe_hash,
-        dropped={},
-        where="hospital-b",
-        allow_degenerate=True,
-        rulings={"same": Ruling(keep=False, reason="a rejected row")},
-        aside={1: aside[1]},
-    )
+    dropped = ruled([5.0, 5.0], keep=False)
     assert [d.why for d in dropped.decisions] == ["person", "person"]
 
 

@@ -339,10 +339,7 @@ def each_encoded(
     """
     limit, rule = encoder.settings.max_length, encoder.settings.overlong
     for sample in samples:
-        reason = own_reason(sample, encoder.settings)
-        if not reason and encoder.chat is None and _calls(sample):
-            reason = NO_CALLS
-        if reason:
+        if reason := own_reason(sample, encoder):
             dropped[sample.row] = reason
             continue
         try:
@@ -377,8 +374,10 @@ def none_left(dropped: Mapping[int, str], encoder: RowEncoder, *, where: str) ->
     return DataError(f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length.")
 
 
-def own_reason(sample: Sample, settings: TokenSettings) -> str:
-    """Why a row says itself that nothing of it is to be trained; empty where it does not."""
+def own_reason(sample: Sample, encoder: RowEncoder) -> str:
+    """Why nothing of a row can be trained, whatever its length; empty where something can be."""
     if sample.unwanted:
         return UNWANTED
-    return "" if sample.is_trained(last=settings.loss_on == "last") else UNTRAINED
+    if not sample.is_trained(last=encoder.settings.loss_on == "last"):
+        return UNTRAINED
+    return NO_CALLS if encoder.chat is None and _calls(sample) else ""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from clues.data.samples import Message, Sample
 
+REPEATED = "duplicate"
 # By kind, what a reader is told. The keys are those of the settings.
 SAYS = {
-    "duplicate": "the same question and answer stand in an earlier row",
+    REPEATED: "the same question and answer stand in an earlier row",
     "near_duplicate": "nearly the same question and answer stand in an earlier row",
     "html": "remains of HTML stand in the answer",
     "boilerplate": "text of a web page's frame stands in the answer",
@@ -22,7 +23,7 @@ SAYS = {
 KINDS = tuple(SAYS)
 # The same in a word or two, for lists and counts.
 NAMES = {
-    "duplicate": "repeated",
+    REPEATED: "repeated",
     "near_duplicate": "nearly repeated",
     "html": "remains of HTML",
     "boilerplate": "frame of a web page",

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from clues.data.samples import Sample
-from clues.findings.base import KINDS, Finding
+from clues.findings.base import KINDS, REPEATED, Finding
 from clues.findings.echo import echo
 from clues.findings.ending import Endings
 from clues.findings.markup import markup
@@ -73,7 +73,7 @@ def look(
         seen = [finding for rule in rules for finding in rule if finding.kind in kinds]
         if seen:
             found[sample.row] = seen
-    if {"duplicate", "near_duplicate"} & set(kinds):
+    if {REPEATED, "near_duplicate"} & set(kinds):
         worse = {row for row, seen in found.items() if any(finding.sure for finding in seen)}
         for finding in repeats(samples, worse=worse):
             if finding.kind in kinds:

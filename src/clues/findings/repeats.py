@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 
 from clues.data.samples import Sample
-from clues.findings.base import Finding, in_answer, question, whole
+from clues.findings.base import REPEATED, Finding, in_answer, question, whole
 from clues.findings.words import squeezed
 
 SIMILARITY = 0.9  # share of five-word pieces that two rows have in common
@@ -38,7 +38,7 @@ def repeats(samples: Sequence[Sample], *, worse: Collection[int] = ()) -> Iterat
         text = f"{squeezed(question(sample))} \N{BULLET} {squeezed(sample.response)}"
         before = first.setdefault(text, sample)
         if before is not sample:
-            yield _found(sample, "duplicate", before)
+            yield _found(sample, REPEATED, before)
         else:
             left.append((sample, text))
     yield from _near(left)

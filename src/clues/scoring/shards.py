@@ -137,7 +137,13 @@ def score_in_shards(
             on_rows(rest)
 
     def here(number: int) -> None:
-        """Compute a shard; a shard of long rows takes minutes, so its rows are told as they finish."""
+        """Compute a shard that nobody has brought meanwhile.
+
+        A shard of long rows takes minutes, so its rows are told as they finish.
+        """
+        if (found := read_shard(place, number, job)) is not None:
+            take(number, found)
+            return
         n_told = 0
 
         def within(n: int) -> None:
@@ -166,10 +172,7 @@ def score_in_shards(
             take(number, found)
         return RowScores(products, losses)
     for number in spread([n for n in open_ if n % team.size == team.rank]):
-        if (found := read_shard(place, number, job)) is not None:
-            take(number, found)
-        else:
-            here(number)
+        here(number)
     theirs = [n for n in open_ if n % team.size != team.rank]
     _take_from_others(job, place, theirs, take, here)
     return RowScores(products, losses)

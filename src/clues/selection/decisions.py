@@ -14,6 +14,7 @@ from clues.errors import (
     NumericsError,
     RecipeMismatchError,
 )
+from clues.findings.base import REPEATED
 from clues.selection.threshold import Threshold
 from clues.selection.turns import Turns, TurnScore
 from clues.selection.units import Array
@@ -30,8 +31,6 @@ class Ruling:
 # Why a row is kept or not, in a word; a finding about its text is one more.
 SCORE, PERSON, UNSCORED, UNUSABLE = "score", "person", "not scored", "not usable"
 TURN = "turn"
-# The kind of a finding: the very text stands in an earlier row.
-REPEATED = "duplicate"
 # Below the threshold by loss and alignment alone, with a cascade.
 EARLY = "early"
 
@@ -171,10 +170,14 @@ def select(
         for row, apart in dropped.items()
     ]
     decisions = [_set_aside(d, (aside or {}).get(d.row)) for d in decisions]
-    # To keep a text is to keep it once: its repetitions stay aside.
-    once = {d.id for d in decisions if d.why != REPEATED}
-    again = {d.row for d in decisions if d.why == REPEATED and d.id in once}
-    decisions = [_ruled(d, rulings or {}, where, again=d.row in again) for d in decisions]
+    if rulings:
+        # To keep a text is to keep it once: its repetitions stay aside.
+        keeps = {id_ for id_, ruling in rulings.items() if ruling.keep}
+        once = keeps & {d.id for d in decisions if d.why != REPEATED}
+        decisions = [
+            d if d.why == REPEATED and d.id in once else _ruled(d, rulings, where)
+            for d in decisions
+        ]
     selection = Selection(recipe_hash, tuple(sorted(decisions, key=lambda d: d.row)))
     n_kept = len(selection.kept)
     n_rows = len(rows) + sum(apart.why == EARLY for apart in dropped.values())
@@ -231,19 +234,10 @@ def _set_aside(decision: Decision, found: tuple[str, str] | None) -> Decision:
     return replace(decision, kept=False, reason=reason, why=kind, untrained=())
 
 
-def _ruled(
-    decision: Decision, rulings: Mapping[str, Ruling], where: str, *, again: bool
-) -> Decision:
-    """The decision with a person's ruling over it, if there is one for this text.
-
-    Args:
-        decision: without it.
-        rulings: by content id.
-        where: for errors.
-        again: whether the row repeats one that the ruling is about.
-    """
+def _ruled(decision: Decision, rulings: Mapping[str, Ruling], where: str) -> Decision:
+    """The decision with a person's ruling over it, if there is one for this text."""
     ruling = rulings.get(decision.id)
-    if ruling is None or (ruling.keep and again):
+    if ruling is None:
         return decision
     if ruling.keep and decision.score is None and decision.why != EARLY:
         raise DataError(

@@ -15,7 +15,7 @@ from clues.atomic import atomic_write_bytes
 from clues.config import ALIGNMENT, LOSS, REJECT, Recipe, short
 from clues.data.samples import Sample
 from clues.evaluation.detection import read_labels
-from clues.findings.base import NAMES, SAYS
+from clues.findings.base import NAMES, REPEATED, SAYS
 from clues.printable import rows_in_words
 from clues.report.cards import DataFacts, data_card
 from clues.report.first import first_to_read
@@ -24,7 +24,7 @@ from clues.report.pairs import rule_in_words, threshold_pairs
 from clues.report.private import Mark, Review, TurnMark, render_private
 from clues.scoring.parts import BEFORE, Loss, checkpoint_losses, terms
 from clues.scoring.table import ScoreTable
-from clues.selection.decisions import EARLY, PERSON, REPEATED, SCORE, TURN, cut_of
+from clues.selection.decisions import EARLY, PERSON, SCORE, TURN, cut_of
 from clues.selection.threshold import Threshold
 from clues.selection.units import INFLUENCE, Units, part_of
 from clues.silo.overrides import CHECKED, REJECTED, in_force, waiting

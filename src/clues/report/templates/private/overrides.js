@@ -60,13 +60,9 @@ class Decisions {
     this.draw();
   }
 
-  static same(a, b) {
-    return a?.keep === b?.keep && a?.why === b?.why;
-  }
-
   differs(from) {
     const ids = new Set([...from.keys(), ...this.choice.decided.keys()]);
-    return [...ids].some((id) => !Decisions.same(from.get(id), this.choice.decided.get(id)));
+    return [...ids].some((id) => !Choice.same(from.get(id), this.choice.decided.get(id)));
   }
 
   isUnsaved() {
@@ -76,13 +72,13 @@ class Decisions {
   state(id) {
     const [old, own] = [this.choice.ruled.get(id), this.choice.decided.get(id)];
     if (!own) return "taken back";
-    return !old ? "new" : Decisions.same(old, own) ? "in force" : "changed";
+    return !old ? "new" : Choice.same(old, own) ? "in force" : "changed";
   }
 
   draw() {
     const { decided, ruled } = this.choice;
     const mine = new Map(this.choice.mine());
-    const ids = [...new Set([...ruled.keys(), ...decided.keys()])].filter((id) => mine.has(id) || !this.choice.judged.has(id) || !decided.has(id));
+    const ids = [...new Set([...ruled.keys(), ...decided.keys()])].filter((id) => mine.has(id) || !decided.has(id));
     this.decisions.hidden = !ids.length;
     this.none.hidden = Boolean(ids.length);
     this.decisions.tBodies[0].replaceChildren(...ids.map((id) => this.line(id)));

@@ -16,20 +16,21 @@ class Choice {
   // By row 1 for keep, 2 for drop, 0 where the score decides.
   byHand(decisions) {
     const hand = new Uint8Array(this.rows.n);
-    for (const [id, { keep }] of decisions) for (const row of this.concerned(id, keep)) hand[row] = keep ? 1 : 2;
+    for (const [id, { keep }] of decisions) this.mark(hand, id, keep);
     return hand;
   }
 
-  concerned(id, keep) {
-    return this.rows.withId(id).filter((row) => !keep || !this.again.has(row));
+  mark(hand, id, keep) {
+    for (const row of this.rows.withId(id)) if (!keep || !this.again.has(row)) hand[row] = keep ? 1 : 2;
+  }
+
+  static same(a, b) {
+    return a?.keep === b?.keep && a?.why === b?.why;
   }
 
   // What this reader has decided, without what the files of checked and rejected rows say.
   mine() {
-    return [...this.decided].filter(([id, { keep, why }]) => {
-      const old = this.ruled.get(id);
-      return !this.judged.has(id) || old?.keep !== keep || old?.why !== why;
-    });
+    return [...this.decided].filter(([id, own]) => !this.judged.has(id) || !Choice.same(own, this.ruled.get(id)));
   }
 
   // By score and text alone, at the threshold in force.
@@ -50,7 +51,7 @@ class Choice {
     if (decision) this.decided.set(id, decision);
     else this.decided.delete(id);
     for (const row of this.rows.withId(id)) this.handHere[row] = 0;
-    if (decision) for (const row of this.concerned(id, decision.keep)) this.handHere[row] = decision.keep ? 1 : 2;
+    if (decision) this.mark(this.handHere, id, decision.keep);
   }
 
   // Rows kept, clean rows and clean rows kept, in force and here, in all or by group.
