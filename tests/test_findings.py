@@ -120,8 +120,9 @@ def test_damage_of_every_kind_is_found_and_called_by_its_name(kind, answer):
             "At home one has to rest, drink enough water and measure the",
         ),
         ("Which letters are in the list, in the order of the alphabet?", "b, c, d, f, g, x, y"),
-        # Into a language that nobody here knows.
+        # Into a language that nobody here knows, whatever the answer is taken for.
         (f"Put it into the Zhuang language. {QUESTION}", DAMAGED["language"][0]),
+        (f"Put it into the Zhuang language. {QUESTION}", DAMAGED["language"][1]),
     ],
 )
 def test_a_clean_row_is_not_set_aside(question, answer):
@@ -294,6 +295,27 @@ def test_rows_of_many_languages_need_a_reason_for_each(question, set_aside):
 def test_what_a_question_names_and_speaks_is_read_as_a_person_would(asks, answer, set_aside):
     kinds = {f.kind for f in look([sample(0, asks + LONG_QUESTION, answer)], CHECKED_ROWS).of(0)}
     assert ("language" in kinds) == set_aside
+
+
+def test_a_question_that_ends_with_a_colon_excuses_no_answer_that_is_cut():
+    for asked in (f"{QUESTION}\nAnswer:", f"{QUESTION}\nRest, drink water and"):
+        found_here = sure("Rest, drink enough water and measure the temperature twice a", asked)
+        assert ("cut" in found_here) == asked.endswith(":")
+
+
+def test_what_is_beside_the_language_is_said_and_is_never_empty():
+    """German is a language of the checked rows; the question's own language is not clear."""
+    german = "Was soll ein Kind mit hohem Fieber zu Hause tun, wenn es nicht trinken will?"
+    answer = DAMAGED["language"][1]
+    checked = [*CHECKED_ROWS, *(sample(50 + n, german, f"{answer} {n}") for n in range(20))]
+    asked = "Translate from Gujarati into Oriya: \u0aa8\u0ac0\u0a9a\u0ac7"
+    (finding,) = look([sample(0, asked, answer)], checked).of(0)
+    assert finding.detail == "de, the question names others"
+    (finding,) = look([sample(0, LONG_QUESTION, answer)], checked).of(0)
+    assert finding.detail == "de, question en"
+    rows = [*CHECKED_ROWS, sample(40, QUESTION, SPANISH)]
+    (finding,) = [f for f in look(rows).of(40) if f.kind == "language"]
+    assert finding.detail == "es, most rows en"
 
 
 def test_a_language_of_many_rows_still_needs_a_reason_in_each():

@@ -189,8 +189,9 @@ class Endings:
             # Items of a list end without a sentence; broken off they are cut all the same.
             listed = _LISTED.search(answer) is not None
             always = enough and self.profile.share_ended >= SURE_SHARE and not listed
-            # A translation of a sentence that is cut is cut as well.
-            asked_so = self._is_broken(question(sample).rstrip())
+            # A translation of a sentence that is cut is cut as well; a colon ends a question.
+            asked = question(sample).rstrip()
+            asked_so = not asked.endswith(":") and self._is_broken(asked)
             sure = not asked_so and (always or (broken and self.never_broken))
             detail = "in the middle of a word" if self._is_part(answer) else ""
             yield in_answer(sample, "cut", span, sure=sure, detail=detail)

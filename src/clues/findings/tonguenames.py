@@ -84,8 +84,12 @@ def named_in(text: str) -> set[str]:
 
 def names_one_untold(text: str, language: str) -> bool:
     """Whether a text names a language whose texts may be taken for one in `language`."""
-    unknown = any(not _KNOWN.match(name) for name in _SAID.findall(text))
-    return unknown or _UNTOLD[language not in NOT_LATIN].search(text) is not None
+    return _UNTOLD[language not in NOT_LATIN].search(text) is not None
+
+
+def names_one_unknown(text: str) -> bool:
+    """Whether a text names a language of which nothing is known here."""
+    return any(not _KNOWN.match(name) for name in _SAID.findall(text))
 
 
 def names_any(text: str) -> bool:

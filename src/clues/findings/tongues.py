@@ -7,7 +7,13 @@ from typing import Any
 
 from clues.data.samples import Sample
 from clues.findings.base import Finding, in_answer, question, whole
-from clues.findings.tonguenames import NAMES, named_in, names_any, names_one_untold
+from clues.findings.tonguenames import (
+    NAMES,
+    named_in,
+    names_any,
+    names_one_unknown,
+    names_one_untold,
+)
 from clues.findings.words import asks_for_another_language
 
 MIN_LETTERS = 40  # of a shorter text nobody can say
@@ -30,7 +36,7 @@ def language_of(text: str) -> str:
 
 
 def other_language(
-    sample: Sample, usual: frozenset[str], common: frozenset[str], *, told_by: str = "checked rows"
+    sample: Sample, usual: frozenset[str], common: frozenset[str], *, told_by: str
 ) -> Iterator[Finding]:
     """At most one finding: an answer in a language that its row gives no reason for.
 
@@ -48,17 +54,19 @@ def other_language(
     if not usual or not (found := language_of(answer)):
         return
     of_question, names = language_of(asked), names_any(asked)
-    if found in usual | common and of_question in ((found,) if names else ("", found)):
+    is_theirs = found in usual | common
+    if is_theirs and of_question in ((found,) if names else ("", found)):
         return
-    if found in named_in(asked) or _speaks(asked, found):
+    if found in named_in(asked) or names_one_unknown(asked) or _speaks(asked, found):
         return
     if names_one_untold(asked, found) and not _among_all(answer, found):
         return
     if not names and asks_for_another_language(asked):
         return
-    beside = f"{told_by} {', '.join(sorted(usual))}"
-    if found in usual | common:
-        beside = f"question {of_question}"
+    if is_theirs:
+        beside = f"question {of_question}" if of_question else "the question names others"
+    else:
+        beside = f"{told_by} {', '.join(sorted(usual))}"
     yield in_answer(sample, "language", whole(answer), sure=True, detail=f"{found}, {beside}")
 
 
