@@ -520,7 +520,7 @@ def test_a_training_that_stays_inside_hides_single_rows_too(
         {"batch_size": 2, "steps": 8, "checkpoints": 4, "weight_decay": 1e5, "learning_rate": 1.0},
         {"batch_size": 2, "steps": 8, "checkpoints": 4},
     ):
-        with pytest.raises(DataError, match=r"rows per step|forget more|would train on 1 rows"):
+        with pytest.raises(DataError, match=r"rows per step|forget more|would train on 1 row "):
             asked(**train)
     assert not taken
     asked(batch_size=8, steps=4)

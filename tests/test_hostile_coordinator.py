@@ -202,7 +202,7 @@ def test_an_arm_of_fewer_rows_than_the_silo_demands_is_refused(world, tmp_path):
     request = world.request("fit")
     for arm in ("clues", "random"):
         crafted = replace(request, arm=arm, combine=merged(request.combine, {"local_steps": 50}))
-        with pytest.raises(DataError, match=rf"arm {arm} would train on 1 rows"):
+        with pytest.raises(DataError, match=rf"arm {arm} would train on 1 row "):
             silo.answer(crafted.to_bytes())
 
 

@@ -451,7 +451,7 @@ def test_anchors_in_the_held_out_set_stop_the_run(model, tmp_path) -> None:
     row = json.loads(text) | {"choices": ["a", "b"], "answer": 0}
     with (public / "heldout.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
-    with pytest.raises(ConfigError, match="1 rows also stand in the held-out set"):
+    with pytest.raises(ConfigError, match="1 row also stands in the held-out set"):
         run_micro(config, tmp_path / "run")
 
 

@@ -289,7 +289,7 @@ def test_a_row_without_a_finite_score_is_named_or_dropped(model, tmp_path, monke
     config = write_micro(tmp_path, model, changes={"evaluate": {"arms": ["clues"]}})
     bad = read_rows(tmp_path / "silos/north.jsonl").samples[5].id
     monkeypatch.setattr(shards, "form_scores", poisoned(shards.form_scores, bad))
-    with pytest.raises(NumericsError, match=f"score of 1 rows is not finite: {bad}") as raised:
+    with pytest.raises(NumericsError, match=f"score of 1 row is not finite: {bad}") as raised:
         run_until(open_micro(config, tmp_path / "run"))
     assert "--skip-nonfinite" in str(raised.value)
     run = open_micro(config, tmp_path / "run", skip_nonfinite=True)

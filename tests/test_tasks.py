@@ -105,7 +105,7 @@ def test_a_limit_draws_the_same_questions_in_every_run(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        ([{"prompt": "SECRET-7", "completion": "SECRET-8"}], {}, "no question in 1 rows"),
+        ([{"prompt": "SECRET-7", "completion": "SECRET-8"}], {}, "no question in 1 row"),
         ([LISTED], {"where": {"split": "test"}}, "no column split"),
         ([LISTED], {"where": {"language": "it"}}, "leaves no row"),
         ([{**LISTED, "answer": "A,C"}], {}, "1: several right answers"),
@@ -326,7 +326,7 @@ def test_anchors_that_are_also_asked_stop_the_run(finished, tmp_path):
     copied = {**row, "choices": [row["output"], "x"], "answer": 0}
     write_rows(config.parent / "leak.jsonl", [copied])
     edit_config(config, {"evaluate": {"tasks": [{"path": "leak.jsonl"}]}})
-    with pytest.raises(ConfigError, match=r"1 rows also stand in task file leak\.jsonl"):
+    with pytest.raises(ConfigError, match=r"1 row also stands in task file leak\.jsonl"):
         run_micro(config, tmp_path / "run")
 
 

@@ -16,6 +16,7 @@ from clues.data.samples import Sample
 from clues.errors import ConfigError
 from clues.evaluation.harness import check_harness
 from clues.evaluation.questions import asked_rows, read_tasks
+from clues.printable import rows_are, rows_in_words
 
 
 def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
@@ -46,7 +47,7 @@ def check_public_rows(recipe: Recipe, evaluate: EvaluateSettings) -> None:
             both = len(anchor_ids & ids)
             if both:
                 raise ConfigError(
-                    f"public sets of {domain}: {both} rows are both anchors and rows of validation "
+                    f"public sets of {domain}: {rows_are(both)} both anchors and rows of validation "
                     f"set {name}, which lifts the threshold. Remove them from one of the two."
                 )
         if public.reject:
@@ -65,7 +66,8 @@ def _check_untested(what: str, samples: Sequence[Sample], test: Mapping[str, set
         both = len(ids & {sample.id for sample in samples})
         if both:
             raise ConfigError(
-                f"{what}: {both} rows also stand in {where}, so its figures would be too good. "
+                f"{what}: {rows_in_words(both)} also stand{'s' if both == 1 else ''} in {where}, so its "
+                "figures would be too good. "
                 "Remove them from one of the two."
             )
 

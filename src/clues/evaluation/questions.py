@@ -15,6 +15,7 @@ from clues.config import TaskSettings, derived_seed
 from clues.data.formats import RowFile, read_file
 from clues.data.samples import Message, Sample
 from clues.errors import DataError
+from clues.printable import rows_in_words
 
 SEVERAL, UNCLEAR = "several right answers", "no clear list of choices"
 _MARKED = re.compile(r"\s*\(?(?P<mark>[A-Za-z]|\d{1,2})[.)]\s*(?P<text>\S.*)")
@@ -98,7 +99,7 @@ def _read_file(settings: TaskSettings) -> list[Task]:
     if not found:
         reasons = ", ".join(f"{n}: {r}" for c in left_out.values() for r, n in c.items())
         raise DataError(
-            f"{settings.path}: no question in {len(wanted)} rows ({reasons}). A question has "
+            f"{settings.path}: no question in {rows_in_words(len(wanted))} ({reasons}). A question has "
             "`choices` and `answer`, or a prompt that ends in a list of choices such as 'A. ...' "
             "and an `answer` that is one of the marks."
         )

@@ -32,6 +32,7 @@ from clues.data.tokens import EncodedRow
 from clues.data.views import View
 from clues.errors import DataError
 from clues.model.recording import Schedule
+from clues.printable import rows_in_words
 from clues.rundir import hash_of
 from clues.silo.workspace import Workspace
 from clues.wall.container import checksum_of
@@ -174,7 +175,7 @@ def _check(
     if n_seen < fewest:
         spared = f" ({aside} are set aside)" if aside else ""
         raise DataError(
-            f"silo {space.name}: {what} would train on {n_seen} rows{spared} before its update "
+            f"silo {space.name}: {what} would train on {rows_in_words(n_seen)}{spared} before its update "
             f"leaves, and min_kept is {fewest}. An update of so few rows can give them away. More "
             "local steps or larger batches make it more."
         )

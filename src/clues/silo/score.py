@@ -12,6 +12,7 @@ from clues.data.tokens import EncodedRow
 from clues.data.views import View
 from clues.errors import DataError
 from clues.model.adapters import AdapterState
+from clues.printable import rows_in_words
 from clues.scoring.batches import SHOWN_IDS, refuse_nonfinite
 from clues.scoring.cascade import score_in_stages
 from clues.scoring.compared import (
@@ -141,7 +142,7 @@ def nonfinite_text(ids: Sequence[str]) -> str:
     """What to say, inside the silo, of rows whose score is not finite."""
     more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
     return (
-        f"the score of {len(ids)} rows is not finite: {', '.join(ids[:SHOWN_IDS])}{more} (content "
+        f"the score of {rows_in_words(len(ids))} is not finite: {', '.join(ids[:SHOWN_IDS])}{more} (content "
         "ids, as in decisions.csv). Score in float32, lower recipe.train.learning_rate, or drop "
         "these rows with --skip-nonfinite."
     )
