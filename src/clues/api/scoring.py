@@ -290,7 +290,7 @@ def _warned(found: Found) -> Found:
     if n_kept in (0, n_rows) and not any(d.untrained for d in found.decisions):
         what = "every row" if n_kept else "no row"
         warnings.warn(
-            f"the threshold keeps {what} of the {n_rows} that it decides about. Are the anchors of the "
+            f"the threshold keeps {what} of {n_rows} that it decides about. Are the anchors of the "
             "rows' own subject?",
             stacklevel=3,
         )
