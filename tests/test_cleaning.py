@@ -137,6 +137,7 @@ def test_a_chat_that_calls_tools_costs_no_other_row(files, capsys):
     assert call(*line)[0] == 0
     told = json.loads(capsys.readouterr().out)
     assert told["unscored"] == 1
+    assert "; 1 has no score and is in unscored.json; read " in told["sentence"]
     assert written("out")["unscored"] == [rows[4]]
     assert "calls tools" in decisions("out")[4]["reason"]
     assert "read these 16 first" in told["sentence"]

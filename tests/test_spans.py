@@ -334,7 +334,7 @@ def test_a_row_that_calls_tools_costs_no_other_one_under_headings(make_encoder, 
     kept = encode_rows([conversation("Who?", "Ann."), CALLING], encoder, where="a.jsonl")
     assert [row.row for row in kept.rows] == [0]
     assert kept.dropped == {7: NO_CALLS}
-    with pytest.raises(DataError, match=r"no row is left.*calls tools"):
+    with pytest.raises(DataError, match=r"no row is left.*calls tools.*\. Use a model with a chat"):
         encode_rows([CALLING], encoder, where="a.jsonl")
 
 

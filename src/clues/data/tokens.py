@@ -369,7 +369,9 @@ def each_encoded(
 def none_left(dropped: Mapping[int, str], encoder: RowEncoder, *, where: str) -> DataError:
     """The error that says why no row of a file can be used."""
     if own := {UNTRAINED, UNWANTED, NO_CALLS} & set(dropped.values()):
-        return DataError(f"{where}: no row is left to train; of the others, {own.pop()}.")
+        how = " Use a model with a chat template." if NO_CALLS in own else ""
+        why = " and ".join(sorted(own))
+        return DataError(f"{where}: no row is left to train; of the others, {why}.{how}")
     limit = encoder.settings.max_length
     return DataError(f"{where}: no row fits into {limit} tokens. Raise recipe.tokens.max_length.")
 

@@ -98,7 +98,8 @@ class Cleaned:
         said = ", ".join(f"{n:,} {NAMES.get(why, why)}" for why, n in self.why.items())
         text = f"{aside:,} of {self.n_rows:,} rows set aside" + (f": {said}" if said else "")
         if self.n_unscored:
-            text += f"; {self.n_unscored:,} have no score and are in {self._named('unscored')}"
+            verbs = ("has", "is") if self.n_unscored == 1 else ("have", "are")
+            text += f"; {self.n_unscored:,} {verbs[0]} no score and {verbs[1]} in {self._named('unscored')}"
         if self.n_masked:
             text += f"; in {self.n_masked:,} kept rows a low turn is marked as not trained"
         these = f"these {self.n_first}" if self.n_first > 1 else "this one"
